@@ -1,0 +1,117 @@
+"""The clock: only it knows how much of the budget is spent (protocol: T-on, T-stop, T-sched).
+
+Monotonic nanoseconds; what counts is from the first batch request to the end of the last update that was kept.
+"""
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from bench.spec import Budget
+
+
+class Clock:
+    """Training time and updates of one run. ``now`` (nanoseconds) and ``synchronize`` are injected: tests use fakes.
+
+    ``total_updates`` is the number of updates of a budget in updates or epochs; None for a budget in time.
+    ``seconds`` and ``updates`` continue an interrupted run: a duration is restored, never a time stamp.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        total_updates: int | None,
+        *,
+        seconds: float = 0.0,
+        updates: int = 0,
+        durations: list[float] | None = None,
+        now: Callable[[], int] = time.monotonic_ns,
+        synchronize: Callable[[], None] = lambda: None,
+    ) -> None:
+        assert (total_updates is None) == (budget.unit == "seconds")
+        self.budget, self.total_updates = budget, total_updates
+        self.updates = updates
+        self.durations = deque(durations or [], maxlen=200)  # of the newest updates, in seconds
+        self.paused: dict[str, float] = {}  # reason -> seconds off the clock
+        self._now, self._synchronize = now, synchronize
+        self._kept = self._spent = seconds  # up to the last kept update; up to the last stop
+        self._started: int | None = None
+
+    def start(self) -> None:
+        """The first batch is about to be asked for."""
+        self._synchronize()
+        self._started = self._now()
+
+    def stop(self) -> None:
+        """Charge what has passed since start."""
+        self._synchronize()
+        self._spent, self._started = self.seconds, None
+
+    @contextmanager
+    def pause(self, reason: str) -> Iterator[None]:
+        """Time inside is off the clock and logged with its reason."""
+        self.stop()
+        before = self._now()
+        try:
+            yield
+        finally:
+            self.start()
+            assert self._started is not None
+            self.paused[reason] = self.paused.get(reason, 0.0) + (self._started - before) / 1e9
+
+    @property
+    def seconds(self) -> float:
+        """Charged so far, the update under way included."""
+        if self._started is None:
+            return self._spent
+        return self._spent + (self._now() - self._started) / 1e9
+
+    @property
+    def train_seconds(self) -> float:
+        """Charged up to the end of the last update that was kept."""
+        return self._kept
+
+    def tick(self) -> bool:
+        """An update is complete. False if it ended past the budget: it must be undone and does not count."""
+        seconds = self.seconds
+        if self.budget.unit == "seconds" and seconds > self.budget.amount:
+            return False
+        self.durations.append(seconds - self._kept)
+        self._kept = seconds
+        self.updates += 1
+        return True
+
+    @property
+    def median_update(self) -> float:
+        """Median duration of the newest updates in seconds; 0 before the first."""
+        return statistics.median(self.durations) if self.durations else 0.0
+
+    @property
+    def exhausted(self) -> bool:
+        """No update may start: the updates are done, or the next would probably end past the budget.
+
+        Probably: the 95th percentile of the newest durations, but at most 1.5 medians, so that no more than that
+        stays unused; an update that takes longer all the same is undone (tick).
+        """
+        if self.total_updates is not None:
+            return self.updates >= self.total_updates
+        if not self.durations:
+            return self.seconds >= self.budget.amount
+        p95 = sorted(self.durations)[int(0.95 * (len(self.durations) - 1))]
+        return self.seconds + min(p95, 1.5 * self.median_update) > self.budget.amount
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget spent, in [0, 1]; drives every schedule."""
+        if self.total_updates is not None:
+            return min(self.updates / self.total_updates, 1.0)
+        return min(self.seconds / self.budget.amount, 1.0)
+
+    @property
+    def seconds_left(self) -> float:
+        """Expected training time left, in seconds."""
+        if self.total_updates is not None:
+            return (self.total_updates - self.updates) * self.median_update
+        return max(self.budget.amount - self.seconds, 0.0)

@@ -1,0 +1,69 @@
+"""Folders are registries: a file in methods/, attacks/ or bench/datasets/ is a plug-in, and its name is its name.
+
+A path to a .py file counts too, and so does an entry point of the group ``bench.methods`` (``bench.attacks``,
+``bench.datasets``) when it is asked for by name. Listing reads docstrings only and imports nothing.
+"""
+
+import ast
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from bench.spec import UsageError, unknown
+
+Kind = Literal["method", "attack", "dataset"]
+PACKAGES: dict[Kind, str] = {"method": "methods", "attack": "attacks", "dataset": "bench.datasets"}
+
+
+def folder(kind: Kind) -> Path:
+    """The folder whose files are the plug-ins of this kind."""
+    return Path(__file__).parent.parent / PACKAGES[kind].replace(".", "/")
+
+
+def names(kind: Kind) -> list[str]:
+    """Sorted names of everything in the folder."""
+    return sorted(file.stem for file in folder(kind).glob("*.py") if not file.stem.startswith("_"))
+
+
+def describe(kind: Kind, name: str) -> str:
+    """First line of the file's docstring: what it is and where it comes from."""
+    tree = ast.parse((folder(kind) / f"{name}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+def load(kind: Kind, name: str) -> ModuleType:
+    """The plug-in's module: from the folder, a path to a .py file, or an entry point. Raises UsageError."""
+    if name.endswith(".py"):
+        return _load_file(kind, Path(name))
+    if name in names(kind):
+        return importlib.import_module(f"{PACKAGES[kind]}.{name}")
+    for point in importlib.metadata.entry_points(group=f"bench.{kind}s", name=name):
+        module = point.load()
+        if isinstance(module, ModuleType):
+            return module
+    raise UsageError(unknown(kind, name, names(kind)))
+
+
+def _load_file(kind: Kind, path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"expected a {kind} file, got {path}: no such file")
+    if path.stem in names(kind):
+        raise UsageError(f"the {kind} file {path} has the name of a known {kind}; give it another name")
+    spec = importlib.util.spec_from_file_location(f"bench_plugin_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"the {kind} file {path} cannot be imported: {type(error).__name__}: {error}") from error
+    wanted = {"method": ("Config", "Method"), "attack": ("Attack",), "dataset": ("Dataset",)}[kind]
+    missing = [name for name in wanted if not hasattr(module, name)]
+    if missing:
+        raise UsageError(f"the {kind} file {path} must define {' and '.join(wanted)}; missing: {', '.join(missing)}")
+    return module

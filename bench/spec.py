@@ -1,0 +1,303 @@
+"""Every record that crosses a border, as pure data: what is asked for (RunSpec) and what is found (Record).
+
+Accuracies and eps are fractions in [0, 1]; times are seconds; a count is two integers, correct and total.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Status = Literal["finished", "diverged", "oom", "preempted", "failed"]
+Level = Literal["quick", "standard", "full"]
+
+
+class UsageError(ValueError):
+    """A mistake of the user's: one clear line, exit code 2, nothing overwritten."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """``unknown method 'simclrr'; did you mean 'simclr'? known: ...``"""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}"
+
+
+class Data(BaseModel):
+    """Base of all records: immutable, unknown keys refused, no NaN or infinity in JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+class Budget(Data):
+    """How much training each run gets, in exactly one unit.
+
+    >>> str(Budget.parse("2h")), Budget.parse("2h").amount
+    ('2h', 7200.0)
+    """
+
+    amount: float = Field(gt=0)
+    unit: Literal["seconds", "epochs", "updates"]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Budget from ``90s``, ``30m``, ``2h``, ``20ep`` (epochs) or ``5000up`` (updates). Raises UsageError."""
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", text)
+        units = {"s": 1.0, "m": 60.0, "h": 3600.0, "ep": None, "up": None}
+        known = "90s, 30m, 2h (time), 20ep (epochs) or 5000up (updates)"
+        if match is None or match[2] not in units:
+            raise UsageError(f"expected a budget such as {known}, got {text!r}; give a number and one unit")
+        number, seconds = float(match[1]), units[match[2]]
+        if number <= 0:
+            raise UsageError(f"expected a budget above 0, got {text!r}; known: {known}")
+        if seconds is not None:
+            return cls(amount=number * seconds, unit="seconds")
+        if match[2] == "up" and number != int(number):
+            raise UsageError(f"expected a whole number of updates, got {text!r}")
+        return cls(amount=number, unit="epochs" if match[2] == "ep" else "updates")
+
+    def __str__(self) -> str:
+        if self.unit == "epochs":
+            return f"{self.amount:g}ep"
+        if self.unit == "updates":
+            return f"{int(self.amount)}up"
+        size, letter = next(
+            (size, u) for size, u in ((3600, "h"), (60, "m"), (1, "s")) if self.amount % size == 0 or u == "s"
+        )
+        return f"{self.amount / size:g}{letter}"
+
+
+def parse_eps(text: str) -> float:
+    """eps as a fraction of the pixel range from ``8/255`` or ``0.1``. Raises UsageError outside [0, 1].
+
+    >>> parse_eps("8/255") == 8 / 255
+    True
+    """
+    try:
+        eps = float(Fraction(text.strip())) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"expected eps such as 8/255 or 0.1, got {text!r}") from None
+    if not 0 <= eps <= 1 or math.isnan(eps):
+        hint = f"; did you mean {text.strip()}/255?" if 1 < eps <= 255 else ""
+        raise UsageError(f"expected eps in [0, 1], got {text}{hint}")
+    return eps
+
+
+def format_eps(eps: float) -> str:
+    """The shortest decimal where it is exact, else ``8/255`` where eps is a whole number of 255ths.
+
+    >>> format_eps(8 / 255), format_eps(0.1), format_eps(0.0)
+    ('8/255', '0.1', '0')
+    """
+    short = f"{eps:g}"
+    if float(short) != eps and abs(eps * 255 - round(eps * 255)) < 1e-9:
+        return f"{round(eps * 255)}/255"
+    return short
+
+
+class ThreatModel(Data):
+    """What the adversary may do: an l-inf ball of radius eps around the picture (``image``) or each crop (``crop``)."""
+
+    eps: float = Field(ge=0, le=1)
+    norm: Literal["linf"] = "linf"
+    space: Literal["image", "crop"] = "image"
+
+
+class DataSpec(Data):
+    """Which images: a name in bench/datasets, a folder where the name needs one, and how many (None: all)."""
+
+    name: str
+    path: str | None = None
+    root: str | None = None
+    train_images: int | None = Field(default=None, gt=0)
+    test_images: int | None = Field(default=None, gt=0)
+
+
+class EvalSpec(Data):
+    """How an encoder is scored (protocol of the project, sections 1.1 to 1.6)."""
+
+    level: Level = "quick"
+    attacks: tuple[str, ...] = ("pgd", "autoattack")
+    eps: tuple[float, ...] = (0.05, 0.1)
+    main_eps: float = 0.1
+    protocols: tuple[str, ...] = ("linear", "multi_patch")
+    crops: int = Field(default=16, gt=0)  # n of multi_patch
+    crop_seed: int = 0
+    restarts: int = Field(default=1, gt=0)  # of PGD
+    pgd_images: int | None = 300  # None: the whole test set
+    autoattack_images: dict[str, int | None] = {"linear": 64, "multi_patch": 32}
+    autoattack_batch: int = Field(default=500, gt=0)  # part of the result: its draws depend on the place in the batch
+    chunk: int = Field(default=512, gt=0)  # encoder passes at once; PGD's draws are made chunk by chunk
+    band_images: int = Field(default=100, gt=0)  # for the probe band
+    curve_images: int = 300
+    curve: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # times the main eps
+
+
+class RunSpec(Data):
+    """One run: a method trained with one seed under one budget, then evaluated."""
+
+    method: str
+    method_path: str | None = None  # a .py file of the user's own
+    settings: dict[str, Any] = {}  # --set and suites; the dataset's OVERRIDES are applied below them
+    data: DataSpec
+    seed: int = Field(default=0, ge=0)
+    budget: Budget
+    device: str = "cpu"
+    threads: int | None = None
+    encoder: str | None = None  # None: the dataset's default
+    eval: EvalSpec = EvalSpec()
+
+    @property
+    def name(self) -> str:
+        """Folder name of the run: method and seed."""
+        return f"{self.method}-s{self.seed}"
+
+
+# ---------------------------------------------------------------- what is found
+
+
+class Setting(Data):
+    """One resolved setting of a method and where its value comes from (text, sound, code, the dataset, --set)."""
+
+    name: str
+    value: Any
+    source: str
+
+
+class Environment(Data):
+    """The machine and the software that made a number."""
+
+    python: str
+    torch: str
+    versions: dict[str, str]
+    platform: str
+    cpu: str
+    cores: int
+    threads: int
+    device: str  # as asked for: cpu, cuda:0
+    device_name: str  # the GPU's name, or the CPU's
+    precision: str
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+class DataInfo(Data):
+    """What was loaded: label as shown in every table, counts, and hashes of the pixels and labels."""
+
+    label: str
+    train: int
+    test: int
+    classes: int
+    image_shape: tuple[int, int, int]
+    train_sha256: str
+    test_sha256: str
+    subset: bool
+
+
+class TrainResult(Data):
+    """What training gave and what it cost. ``..._per_image``: per image of the training set and epoch."""
+
+    status: Status
+    updates: int
+    epochs: float
+    train_seconds: float
+    compile_seconds: float
+    progress: float  # share of the budget spent, in [0, 1]
+    images_per_second: float
+    forward_per_image: float
+    backward_input_per_image: float
+    backward_weight_per_image: float
+    flops_per_image: float
+    peak_memory_bytes: int
+    median_update_seconds: float
+    first_loss: float | None = None
+    last_loss: float | None = None
+    last_lr: float
+    losses: list[tuple[float, float]] = []  # (progress, loss)
+    note: str = ""
+
+
+class ProbeResult(Data):
+    """A linear classifier on frozen features: the chosen penalty and what it does on clean images."""
+
+    protocol: str
+    feature_width: int
+    penalty: float  # lambda
+    gradient_norm: float
+    scale: float  # the one number that features are divided by
+    held_out: list[tuple[float, int, int]]  # (lambda, correct, total) on held-out training images
+    train_correct: int
+    train_total: int
+    seconds: float
+    band: list[tuple[float, int, int]] = []  # (lambda, correct, total) under PGD at the main eps
+    note: str = ""
+
+
+class EvalResult(Data):
+    """One attack at one eps under one protocol. ``outcomes``: '1' where the image stands, in the fixed test order."""
+
+    protocol: str
+    attack: str
+    threat_space: Literal["image", "crop"]
+    eps: float
+    outcomes: str = Field(pattern="^[01]*$")
+    curve: bool = False  # drawn for the curve over eps, not asked for with --eps
+    seconds: float
+    config: dict[str, Any] = {}
+    config_hash: str = ""
+    note: str = ""
+
+    @property
+    def correct(self) -> int:
+        return self.outcomes.count("1")
+
+    @property
+    def total(self) -> int:
+        return len(self.outcomes)
+
+
+class Record(Data):
+    """Everything that is known of one run; ``train`` is None before training has ended."""
+
+    spec: RunSpec
+    adversary: str = "none"
+    data: DataInfo | None = None
+    settings: list[Setting] = []
+    environment: Environment | None = None
+    train: TrainResult | None = None
+    probes: list[ProbeResult] = []
+    results: list[EvalResult] = []
+    status: Status | Literal["pending"] = "pending"
+    message: str = ""
+
+    @model_validator(mode="after")
+    def _one_result_per_cell(self) -> Self:
+        cells = [(r.protocol, r.attack, r.eps) for r in self.results]
+        if len(set(cells)) != len(cells):
+            raise ValueError(f"expected one result per cell, got {sorted(cells)}")
+        return self
+
+
+class Manifest(Data):
+    """What was asked of a whole run folder, and where it was made (manifest.json)."""
+
+    schema_version: int = 1
+    bench_version: str
+    command: list[str]
+    created: str  # ISO 8601, for people only
+    budget: Budget
+    total_budget: Budget | None = None
+    runs: list[RunSpec]
+    seeds: list[int]
+    data: DataInfo
+    dataset_source: str = ""
+    main_eps: float
+    environment: Environment
