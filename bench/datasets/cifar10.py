@@ -1,0 +1,80 @@
+"""CIFAR-10: 50,000 train and 10,000 test photos of 10 classes, 3x32x32, downloaded on first use (Krizhevsky, 2009)."""
+
+import hashlib
+import shutil
+import warnings
+from contextlib import suppress
+from http.client import HTTPException
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.request import urlopen
+
+import torch
+
+from bench.data import BaseDataset, ImageSet, Split
+from bench.spec import UsageError
+
+TIMEOUT_SECONDS = 30.0  # without a single byte from the host
+
+
+class Dataset(BaseDataset):
+    torchvision_class = "CIFAR10"
+
+    def load(self, root: Path, split: Split) -> ImageSet:
+        from torchvision import datasets
+
+        cifar = getattr(datasets, self.torchvision_class)
+        folder = root / cifar.base_folder
+        if not folder.exists():
+            unpack(cifar, root)
+        # a batch is a pickle and may run code: every use hashes it first
+        for name, md5 in (*cifar.train_list, *cifar.test_list, (cifar.meta["filename"], cifar.meta["md5"])):
+            check_md5(folder / name, md5, str(folder / name), f"delete {folder} to have it made again")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"dtype\(\): align")  # numpy 2.4.0 to 2.4.4, at old pickles
+            loaded = cifar(root, train=split == "train")
+        images = torch.from_numpy(loaded.data).permute(0, 3, 1, 2).contiguous()
+        label = self.torchvision_class.lower()
+        return ImageSet(images, torch.tensor(loaded.targets), classes=len(loaded.classes), label=label)
+
+
+def unpack(cifar: Any, root: Path) -> None:
+    """Put the batches of `cifar`, a class of torchvision's, into `root`, from the archive there or from its host.
+
+    The work is done in a scratch folder and ends with one rename: what is found later is whole. Raises UsageError.
+    """
+    from torchvision.datasets.utils import extract_archive
+
+    archive = root / cifar.filename
+    remedy = f"download {cifar.url} by hand and put it at {archive}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".unpack-", dir=root) as scratch:
+            if archive.exists():
+                check_md5(archive, cifar.tgz_md5, str(archive), f"delete it, or {remedy}")
+            else:
+                archive = download(cifar.url, Path(scratch) / cifar.filename)
+                check_md5(archive, cifar.tgz_md5, f"the download from {cifar.url}", f"try again, or {remedy}")
+            extract_archive(archive, scratch)
+            with suppress(OSError):  # another process was faster; the files are checked in any case
+                (Path(scratch) / cifar.base_folder).rename(root / cifar.base_folder)
+    except (OSError, HTTPException) as error:
+        raise UsageError(f"cannot fetch {cifar.url} into {root}: {error}; {remedy}") from error
+
+
+def download(url: str, path: Path) -> Path:
+    """`path`, filled from `url`. Raises OSError, also after TIMEOUT_SECONDS without data, or HTTPException."""
+    with urlopen(url, timeout=TIMEOUT_SECONDS) as response, path.open("wb") as file:
+        shutil.copyfileobj(response, file)
+    return path
+
+
+def check_md5(path: Path, expected: str, what: str, remedy: str) -> None:
+    """Raises UsageError unless the file at `path` has the md5 `expected`."""
+    if not path.is_file():
+        raise UsageError(f"expected {what}, found no such file; {remedy}")
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if got != expected:
+        raise UsageError(f"{what} is damaged: expected md5 {expected}, got {got}; {remedy}")
