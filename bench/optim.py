@@ -1,0 +1,89 @@
+"""LARS as the paper's released code has it, and the learning rate as a function of the share of the budget spent."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with Nesterov momentum under clipped layer-wise rates (LARC); You et al., 2017, arXiv:1708.03888.
+
+    Each parameter that is not a vector moves at the rate min(lr, eta |w| / (|g| + weight_decay |w| + eps)), so lr is
+    only a ceiling for it. Vectors (biases, gains of batch norm) take the plain gradient at the full lr, undecayed.
+    Nothing in a step waits for the device. The parameters of one group live on one device.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 0.3,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        eta: float = 0.005,
+        eps: float = 1e-8,
+    ) -> None:
+        for name, value in {"lr": lr, "weight_decay": weight_decay, "eta": eta, "eps": eps}.items():
+            if not value >= 0:
+                raise ValueError(f"expected {name} >= 0, got {value}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"expected momentum in [0, 1), got {momentum}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update; parameters without a gradient stay. Returns the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights = [w for w in group["params"] if w.grad is not None]
+            vectors = [w for w in weights if w.ndim == 1]
+            others = [w for w in weights if w.ndim != 1]
+            if weights:
+                self._descend(vectors + others, gradients_of(vectors) + adapted(others, group), group)
+        return loss
+
+    def _descend(self, weights: list[Tensor], gradients: list[Tensor], group: dict[str, Any]) -> None:
+        """SGD with Nesterov momentum, in place."""
+        lr, momentum = group["lr"], group["momentum"]
+        for w in weights:
+            if not self.state[w]:
+                self.state[w]["momentum_buffer"] = torch.zeros_like(w)
+        buffers = [self.state[w]["momentum_buffer"] for w in weights]
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+        torch._foreach_add_(weights, torch._foreach_add(gradients, buffers, alpha=momentum), alpha=-lr)
+
+
+def adapted(weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+    """(g + weight_decay w) min(rate / lr, 1) of each weight, with rate as in LARS; g where g or w is all zero."""
+    if not weights:
+        return []
+    gradients = gradients_of(weights)
+    w_norm = torch.stack(torch._foreach_norm(weights))
+    g_norm = torch.stack(torch._foreach_norm(gradients))
+    rate = group["eta"] * w_norm / (g_norm + group["weight_decay"] * w_norm + group["eps"])
+    share = (rate / group["lr"]).clamp(max=1)  # lr = 0 gives 1
+    share = torch.where(w_norm == 0, 1.0, share)
+    share = torch.where(g_norm == 0, 0.0, share)  # no gradient, no decay either
+    decayed = torch._foreach_add(gradients, weights, alpha=group["weight_decay"])
+    torch._foreach_mul_(decayed, share.unbind())
+    return list(decayed)
+
+
+def gradients_of(weights: list[Tensor]) -> list[Tensor]:
+    """Gradients of the weights that have one."""
+    return [w.grad for w in weights if w.grad is not None]
+
+
+def cosine(progress: float, peak: float) -> float:
+    """Learning rate when ``progress`` (in [0, 1]) of the budget is spent: a half cosine wave from peak to 0.
+
+    >>> cosine(0.0, 0.3), cosine(0.5, 0.3), cosine(1.0, 0.3)
+    (0.3, 0.15, 0.0)
+    """
+    return peak * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,1 @@
+"""What methods share: the base class, the adversaries, the augmentation, the losses."""

@@ -1,0 +1,195 @@
+"""The base of every method: its settings with their sources, its views, features and embeddings.
+
+Sources of settings: ``text`` (the paper), ``sound`` (where the released code is faulty), ``code`` (the released code),
+``own`` (the method's file). A dataset and --set may change them, and say so.
+"""
+
+import dataclasses
+import itertools
+import typing
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from bench.spec import Setting, UsageError, unknown
+from methods.common.augment import Draws, augment
+
+AdversaryName = Literal["none", "pgd", "free"]
+BatchNormMode = Literal["batch", "eval", "released"]
+
+
+def setting(default: Any, source: str) -> Any:
+    """A field of a Config with its default and where that comes from."""
+    return dataclasses.field(default=default, metadata={"source": source})
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Settings that every method has; the defaults are those of the paper's SimCLR rows."""
+
+    views: int = setting(2, "text")  # V, or C in the paper
+    batch: int = setting(512, "code")  # b
+    crop_scale: tuple[float, float] = setting((0.08, 1.0), "text")  # share of the image's area
+    crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "code")
+    flip: float = setting(0.5, "code")
+    jitter: tuple[float, float, float, float] = setting((0.4, 0.4, 0.4, 0.1), "code")  # brightness ... hue
+    jitter_probability: float = setting(0.8, "code")
+    gray: float = setting(0.2, "code")
+    blur: float = setting(0.0, "code")
+    solarize: float = setting(0.0, "code")
+    feature_width: int = setting(4096, "code")  # the layer that the probe reads
+    hidden_width: int = setting(4096, "code")
+    embedding_width: int = setting(128, "code")
+    lr: float = setting(0.3, "code")
+    momentum: float = setting(0.9, "code")
+    weight_decay: float = setting(1e-4, "code")
+    trust: float = setting(0.005, "code")  # eta of LARS
+    adversary: AdversaryName = setting("none", "text")
+    eps: float = setting(8 / 255, "text")  # of the training adversary
+    step: float = setting(0.01, "code")  # alpha
+    steps: int = setting(5, "text")  # of PGD
+    replays: int = setting(3, "text")  # m of free adversarial training
+    attack_batch_norm: BatchNormMode = setting("batch", "sound")
+
+    def __post_init__(self) -> None:
+        def check(name: str, fine: bool, expected: str) -> None:
+            if not fine:
+                raise UsageError(f"expected {name} {expected}, got {getattr(self, name)!r}")
+
+        for name in ("batch", "views"):
+            check(name, getattr(self, name) >= 2, "of at least 2")
+        for name in ("steps", "replays", "feature_width", "hidden_width", "embedding_width"):
+            check(name, getattr(self, name) >= 1, "of at least 1")
+        for name in ("flip", "jitter_probability", "gray", "blur", "solarize", "eps", "step"):
+            check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        check("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "in (0, 1], smaller value first")
+        check("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "above 0, smaller value first")
+        check("lr", self.lr > 0, "above 0")
+
+    @property
+    def traits(self) -> set[str]:
+        """What a dataset's OVERRIDES may ask for: all, pair or multi, patch or crop, and the adversary's name."""
+        views = "pair" if self.views == 2 else "multi"
+        return {"all", views, "patch" if self.crop_scale[0] == self.crop_scale[1] else "crop", self.adversary}
+
+    @property
+    def updates_per_batch(self) -> int:
+        """Each replay of free adversarial training is an update."""
+        return self.replays if self.adversary == "free" else 1
+
+
+class BaseMethod(nn.Module):
+    """An objective over views. A subclass builds its heads and gives the loss; it knows no attack and no clock."""
+
+    moves: ClassVar[slice] = slice(None)  # the views that an adversary may move
+    config: BaseConfig
+    encoder: nn.Module
+    projector: nn.Module
+
+    def __init__(self, config: BaseConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def attach(self, encoder: nn.Module) -> Self:
+        """Give the method its encoder, (B, C, H, W) in [0, 1] -> features (B, encoder.width), and build the heads."""
+        self.encoder = encoder
+        self.build(int(encoder.width))  # type: ignore[arg-type]
+        return self
+
+    def build(self, width: int) -> None:
+        """Make the heads for features of this width."""
+        raise NotImplementedError
+
+    def loss(self, views: Tensor) -> Tensor:
+        """The scalar to minimize, for views (V, B, C, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    def clean(self, views: Tensor) -> Any:
+        """What the adversary needs of the unmoved views, computed once per attack without gradients."""
+        return None
+
+    def adversarial_loss(self, moved: Tensor, clean: Any) -> Tensor:
+        """The scalar that the adversary maximizes over the views that it moves, (len(moves), B, C, H, W)."""
+        return self.loss(moved)
+
+    def after_update(self) -> None:
+        """Called after every optimizer step (momentum teachers)."""
+
+    def augment(self, images: Tensor, draws: Draws) -> Tensor:
+        """Training views (V, B, C, H, W) in [0, 1] of images (B, C, H, W), uint8 or in [0, 1]."""
+        c = self.config
+        return augment(
+            images,
+            draws,
+            views=c.views,
+            size=images.shape[-1],
+            scale=c.crop_scale,
+            ratio=c.crop_ratio,
+            flip=c.flip,
+            jitter=c.jitter,
+            jitter_probability=c.jitter_probability,
+            gray=c.gray,
+            blur=c.blur,
+            solarize=c.solarize,
+        )
+
+    def embed(self, views: Tensor) -> Tensor:
+        """Unit embeddings (V, B, D) by one forward over all views: batch norm sees them together."""
+        embeddings: Tensor = self.projector(self.encoder(views.flatten(0, 1)))
+        return F.normalize(embeddings, dim=1).reshape(*views.shape[:2], -1)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with batch norm and ReLU between them."""
+    layers: list[nn.Module] = []
+    for inside, outside in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(inside, outside), nn.BatchNorm1d(outside), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def resolve(
+    config: type[BaseConfig], dataset: str, overrides: dict[str, dict[str, Any]], chosen: dict[str, Any]
+) -> tuple[BaseConfig, list[Setting]]:
+    """The settings of one run and where each comes from: the method's, then the dataset's, then the user's.
+
+    ``overrides`` maps traits ("multi pgd") to changed settings and applies where the config has all of them;
+    ``chosen`` may hold text (from --set) or values (from a suite). Raises UsageError naming the bad key or value.
+    """
+    default = config()
+    known = {field.name: field for field in dataclasses.fields(config)}
+    types = typing.get_type_hints(config)
+    values = {name: getattr(default, name) for name in known}
+    sources = {name: str(field.metadata.get("source", "own")) for name, field in known.items()}
+    for key in chosen:
+        if key not in known:
+            raise UsageError(unknown("setting", key, known))
+    layers = [(dataset, changed) for traits, changed in overrides.items() if set(traits.split()) <= default.traits]
+    layers.append(("--set", {key: _parse(key, value, types[key]) for key, value in chosen.items()}))
+    for source, changed in layers:
+        values.update(changed)
+        sources.update(dict.fromkeys(changed, source))
+    return config(**values), [Setting(name=name, value=values[name], source=sources[name]) for name in known]
+
+
+def _parse(name: str, value: Any, kind: Any) -> Any:
+    """The value as the field's type; text may be 0.3, 8/255, or 0.3,1 for a pair."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.strip("()[] ").split(",")]
+        numbers = [str(float(Fraction(part))) if part.count("/") == 1 else part for part in parts]
+        value = tuple(numbers) if typing.get_origin(kind) is tuple else ",".join(numbers)
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except (ValidationError, ValueError, ZeroDivisionError):
+        expected = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
+        raise UsageError(f"expected {name} as {expected.replace('typing.', '')}, got {value!r}") from None
+
+
+@torch.no_grad()
+def parameter_count(module: nn.Module) -> int:
+    """Number of trainable numbers."""
+    return sum(parameter.numel() for parameter in module.parameters())
