@@ -1,0 +1,1 @@
+"""What attacks share: projection, random start, steepest step, the loop."""

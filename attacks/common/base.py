@@ -1,0 +1,137 @@
+"""What every attack shares: its form, the geometry of the l-inf ball, and the one loop that climbs a loss.
+
+Images are (B, C, H, W) in [0, 1]; in crop space (B, n, C, H, W), and nothing here looks at the trailing shape.
+An attack pass over a frozen encoder costs 2 F (forward and gradient of the images), never 3 F.
+"""
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from bench.spec import ThreatModel
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> (B,), to be maximized
+Draw = Callable[[Tensor, float, Generator], Tensor]  # clean, eps, generator -> a start in the ball
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseAttack(ABC):
+    """Settings of an attack; ``Attack()`` works. ``space`` says what moves: the picture, or each crop on its own."""
+
+    space: ClassVar[Literal["image", "crop"]] = "image"
+    chunk: int | None = 250  # images per call, a setting because draws depend on it; None: the attack batches by itself
+
+    @abstractmethod
+    def perturb(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, generator: Generator
+    ) -> Tensor:
+        """Images of the same shape and range inside the threat model, meant to be misclassified.
+
+        model: frozen, in eval mode, images -> logits (B, K). labels: (B,) int64. generator: on the CPU.
+        Leaves no trace: gradients, modes, buffers, global random state and trace function stay as they were.
+        """
+
+    def describe(self, classes: int) -> dict[str, Any]:
+        """All that decides the outcome on so many classes, JSON-able; goes into the config hash."""
+        return {"attack": type(self).__module__.rpartition(".")[2], "space": self.space} | asdict(self)
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of canonical JSON. Raises ValueError on NaN and TypeError on other objects.
+
+    >>> config_hash({"a": 1, "b": 2}) == config_hash({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def project(images: Tensor, clean: Tensor, eps: float) -> Tensor:
+    """Nearest point in the l-inf ball of radius eps around ``clean``, and then in [0, 1].
+
+    Bounds, not a clamped difference: the distance exceeds eps by at most one rounding (below 1e-7).
+    """
+    return images.clamp(clean - eps, clean + eps).clamp(0, 1)
+
+
+def random_start(clean: Tensor, eps: float, generator: Generator) -> Tensor:
+    """Uniform in the ball, then in [0, 1]. Drawn on the CPU, so that the draw is the same for every device."""
+    noise = torch.rand(clean.shape, generator=generator).to(clean)
+    return project(clean + eps * (2 * noise - 1), clean, eps)
+
+
+def steepest(gradient: Tensor) -> Tensor:
+    """Direction of steepest ascent under the l-inf norm; 0 where the gradient is 0."""
+    return gradient.sign()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each image. logits: (B, K), labels: (B,) -> (B,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def maximize(
+    model: nn.Module,
+    clean: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    step: float,
+    generator: Generator,
+    restarts: int = 1,
+    random_start: bool = True,
+    loss: Loss = cross_entropy,
+    draw: Draw = random_start,
+) -> Tensor:
+    """Best iterate in the ball around ``clean``: a misclassified one if any was seen, else that of the highest loss.
+
+    ``steps`` ascents of length ``step`` (in [0, 1] pixel units) from each start: ``steps`` passes of 2 F and one of
+    F for the last iterate. A random start adds F once, because only what is correctly classified is attacked; from
+    zero the first pass sees the clean image itself, and a second restart would repeat the first.
+    Images leave the work as soon as they are misclassified, those that were so from the start as they came.
+    Returns a new tensor.
+    """
+    clean = clean.detach()
+    best = clean.clone()
+    if threat.eps == 0 or len(clean) == 0:
+        return best
+    best_loss = torch.full((len(clean),), -math.inf, device=clean.device)
+    standing = torch.arange(len(clean), device=clean.device)
+    if random_start:
+        with torch.no_grad():
+            standing = standing[model(clean).argmax(1) == labels]
+
+    for _ in range(restarts if random_start else 1):
+        # for the whole chunk, whoever still stands: the fate of one image never changes the draw of another
+        start = draw(clean, threat.eps, generator) if random_start else clean
+        images = start[standing]
+        for remaining in reversed(range(steps + 1)):
+            if len(standing) == 0:
+                return best
+            climbing = remaining > 0
+            images.requires_grad_(climbing)
+            with torch.set_grad_enabled(climbing):
+                logits = model(images)
+                losses = loss(logits, labels[standing])
+                gradient = torch.autograd.grad(losses.sum(), images)[0] if climbing else None
+            images = images.detach()
+
+            fooled = logits.argmax(1) != labels[standing]
+            losses = losses.detach().float().masked_fill(fooled, math.inf)  # nothing beats a success
+            better = losses > best_loss[standing]
+            best[standing[better]] = images[better]
+            best_loss[standing[better]] = losses[better]
+
+            standing = standing[~fooled]
+            if gradient is not None:
+                images = project(images[~fooled] + step * steepest(gradient[~fooled]), clean[standing], threat.eps)
+    return best

@@ -1,0 +1,44 @@
+"""PGD (Madry et al., 2018, arXiv:1706.06083): signed gradient ascent; the best iterate is kept, not the last."""
+
+from dataclasses import dataclass
+
+from torch import Generator, Tensor, nn
+
+from attacks.common.base import BaseAttack, maximize
+from bench.spec import ThreatModel, UsageError
+
+
+@dataclass(frozen=True)
+class Attack(BaseAttack):
+    """The one PGD of every ranked number. As published by CF-AMC-SSL: ``absolute_step=0.01, random_start=False``."""
+
+    steps: int = 20
+    relative_step: float = 0.25  # step / eps, so that one setting serves every eps
+    restarts: int = 5
+    random_start: bool = True  # False: from the clean image, and then restarts have no meaning
+    absolute_step: float | None = None  # in [0, 1] pixel units; replaces relative_step
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "relative_step", "restarts", "absolute_step"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"expected {name} of pgd above 0, got {value}")
+
+    def step(self, eps: float) -> float:
+        """Length of one step in [0, 1] pixel units."""
+        return self.relative_step * eps if self.absolute_step is None else self.absolute_step
+
+    def perturb(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, generator: Generator
+    ) -> Tensor:
+        return maximize(
+            model,
+            images,
+            labels,
+            threat,
+            steps=self.steps,
+            step=self.step(threat.eps),
+            restarts=self.restarts,
+            random_start=self.random_start,
+            generator=generator,
+        )

@@ -1,0 +1,269 @@
+"""Attacks against answers known without them: linear models in closed form, and the package called directly."""
+
+import logging
+import sys
+import types
+
+import pyautoattack
+import pytest
+import torch
+from torch import nn
+
+from attacks import autoattack, fgsm, noise, pgd
+from attacks.common.base import random_start
+from bench.spec import ThreatModel, UsageError
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def correct(model, images, labels):
+    with torch.no_grad():
+        return model(images).argmax(1) == labels
+
+
+# ---------------------------------------------------------------- linear models: the worst case is known
+
+
+def linear_model(classes, seed=0):
+    """Frozen linear model on (3, 4, 4) images; the weights of a class sum to zero, so that no class is favoured."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, classes, bias=False)).requires_grad_(False)
+    weight = torch.randn(classes, 48, generator=generator(seed))
+    model[1].weight.copy_(weight - weight.mean(1, keepdim=True))
+    return model.eval()
+
+
+def slack(model, images, labels, eps):
+    """What the worst perturbation leaves of the margin, min over j of z_y - z_j - eps ||w_y - w_j||_1: (B,).
+
+    arXiv:1412.6572, sec. 5. Images lie in [.3, .7] and eps is below .3, so that the box never binds.
+    Negative: some perturbation succeeds.
+    """
+    logits, weight = model(images), model[1].weight
+    left = []
+    for z, y in zip(logits, labels.tolist(), strict=True):
+        others = [j for j in range(len(weight)) if j != y]
+        left.append(min(z[y] - z[j] - eps * (weight[y] - weight[j]).abs().sum() for j in others))
+    return torch.stack(left)
+
+
+def linear_scene(classes, count, eps):
+    """Model, images, labels (one in twenty is wrong) and which images are robust; none within 1e-4 of the border.
+
+    1e-4 of a logit is a hundred times the rounding of a logit here.
+    """
+    model = linear_model(classes)
+    images = 0.3 + 0.4 * torch.rand(count + 20, 3, 4, 4, generator=generator(1))
+    labels = model(images).argmax(1)
+    labels[::20] = (labels[::20] + 1) % classes
+    margin = slack(model, images, labels, eps)
+    clear = (margin.abs() > 1e-4).nonzero().flatten()[:count]
+    assert len(clear) == count
+    return model, images[clear], labels[clear], margin[clear] > 0
+
+
+def test_pgd_reaches_the_exact_optimum_of_a_linear_model():
+    """Two classes: the l-inf ball lowers the margin by exactly eps * ||w0 - w1||_1 (arXiv:1412.6572, sec. 5)."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).requires_grad_(False)
+    model[1].weight.copy_(linear_model(2)[1].weight)
+    reduction = 0.1 * (model[1].weight[0] - model[1].weight[1]).abs().sum()
+    model[1].bias.copy_(torch.stack([reduction + 1, torch.zeros(())]))  # class 0 stands, so that no image stops early
+    images, labels = torch.full((8, 3, 4, 4), 0.5), torch.zeros(8, dtype=torch.long)
+    threat = ThreatModel(norm="linf", eps=0.1)
+    for attack in (pgd.Attack(steps=10, restarts=1), fgsm.Attack()):
+        adversarial = attack.perturb(model, images, labels, threat, generator())
+        drop = torch.sub(*(model(x).diff(dim=1).neg().squeeze(1) for x in (images, adversarial)))
+        torch.testing.assert_close(drop, reduction.expand(8), rtol=0, atol=1e-5)
+
+
+def test_pgd_and_fgsm_are_exact_on_two_classes_and_nothing_exceeds_them():
+    eps = 0.015
+    model, images, labels, robust = linear_scene(classes=2, count=1000, eps=eps)
+    assert 200 < int(robust.sum()) < 800  # both outcomes are common
+    for attack in (pgd.Attack(), fgsm.Attack()):
+        adversarial = attack.perturb(model, images, labels, ThreatModel(eps=eps), generator())
+        assert torch.equal(correct(model, adversarial, labels), robust)
+    adversarial = noise.Attack().perturb(model, images, labels, ThreatModel(eps=eps), generator())
+    assert not (robust & ~correct(model, adversarial, labels)).any()
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "eps"), [(10, 1000, 0.01), (5, 100, 0.01), (3, 100, 0.02), (2, 1000, 0.015)]
+)
+def test_autoattack_is_exact_on_linear_models(classes, count, eps, caplog):
+    model, images, labels, robust = linear_scene(classes, count, eps)
+    assert 0.2 * count < int(robust.sum()) < 0.8 * count
+    adversarial = autoattack.Attack().perturb(model, images, labels, ThreatModel(eps=eps), generator())
+    assert torch.equal(correct(model, adversarial, labels), robust)
+    said = [record.getMessage() for record in caplog.records if record.name == "attacks"]
+    attacks = "apgd-ce, apgd-t, fab-t, square" if classes >= 4 else "apgd-ce, fab-t, square"
+    reduced = f"autoattack on {classes} classes is reduced to {attacks} with {classes - 1} target classes"
+    assert said == ([] if classes == 10 else [reduced])
+
+
+# ---------------------------------------------------------------- AutoAttack: the package itself
+
+
+@pytest.fixture
+def scene():
+    """A small frozen convolution on 10 classes, 20 images and the labels that it predicts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
+        model = nn.Sequential(*layers).eval().requires_grad_(False)
+        images = torch.rand(20, 3, 6, 6)
+    return model, images, model(images).argmax(1)
+
+
+def directly(model, images, labels, eps, seed, batch):
+    """The package called as its documentation says, with what it does to the process undone."""
+    trace = sys.gettrace()
+    with torch.random.fork_rng(devices=[]):
+        attack = pyautoattack.AutoAttack(model, norm="Linf", eps=eps, seed=seed, version="standard")
+        adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=batch)
+    sys.settrace(trace)
+    return adversarial
+
+
+def test_autoattack_returns_the_images_of_the_package_bit_for_bit(scene, caplog):
+    model, images, labels = scene
+    expected = directly(model, images, labels, eps=0.01, seed=3, batch=12)
+    caplog.set_level(logging.DEBUG, "auto-attack")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state, trace = torch.get_rng_state(), sys.gettrace()
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's precision has no say
+        actual = autoattack.Attack(batch=12).perturb(model, images, labels, ThreatModel(eps=0.01), generator(3))
+    assert torch.equal(actual, expected)
+    assert not torch.equal(actual, images)
+    assert "robust accuracy after SQUARE" in caplog.text  # images stood to the end: all four attacks ran
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sys.gettrace() is trace
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 9])
+def test_a_reduced_ensemble_keeps_the_settings_of_standard(classes, monkeypatch):
+    """A 'custom' version would run APGD and FAB with the 5 restarts of the constructor instead of 1."""
+    made = []
+
+    class Spy(pyautoattack.AutoAttack):
+        def run_standard_evaluation(self, images, labels, **options):
+            made.append(self)
+            return images, labels
+
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Spy)
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
+    for number in (classes, 10):
+        autoattack.Attack().perturb(linear_model(number), images, labels, ThreatModel(eps=0.01), generator())
+    reduced, standard = made
+    assert reduced.apgd_targeted.n_target_classes == reduced.fab.n_target_classes == classes - 1
+    assert standard.apgd_targeted.n_target_classes == standard.fab.n_target_classes == 9
+    for name in ("apgd", "apgd_targeted", "fab", "square"):
+        ours, theirs = ({**vars(getattr(attack, name))} for attack in made)
+        differing = {key for key in theirs if ours[key] is not theirs[key] and ours[key] != theirs[key]}
+        assert differing <= {"model", "predict", "n_target_classes"}
+
+
+def test_autoattack_describes_what_runs():
+    ten, two = (autoattack.Attack().describe(classes) for classes in (10, 2))
+    assert ten["ensemble"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert (ten["targets"], ten["batch"], ten["version"]) == (9, 500, "standard")
+    assert ten["package"].startswith("pyautoattack ")
+    assert two["ensemble"] == ["apgd-ce", "fab-t", "square"]
+    assert two["targets"] == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_autoattack_takes_very_few_images(scene, count):
+    model, images, labels = scene
+    adversarial = autoattack.Attack().perturb(model, images[:count], labels[:count], ThreatModel(eps=0.05), generator())
+    assert adversarial.shape == (count, 3, 6, 6)
+    assert not correct(model, adversarial, labels[:count]).any()
+
+
+def test_a_warning_about_one_model_is_not_repeated_for_the_next(scene, monkeypatch, caplog):
+    """The package counts gradient calls inside a model over the whole process."""
+    monkeypatch.setitem(pyautoattack.checks.funcs, "grad", 1)
+    model, images, labels = scene
+    autoattack.Attack().perturb(model, images, labels, ThreatModel(eps=0.05), generator())
+    assert "dynamic" not in caplog.text
+
+
+def test_out_of_memory_starts_again_at_half_the_batch(scene, monkeypatch, caplog):
+    model, images, labels = scene
+    batches, run = [], autoattack.run
+
+    def small(*arguments):
+        batches.append(arguments[-1])
+        if arguments[-1] > 5:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return run(*arguments)
+
+    monkeypatch.setattr(autoattack, "run", small)
+    threat = ThreatModel(eps=0.05)
+    adversarial = autoattack.Attack().perturb(model, images, labels, threat, generator(1))
+    assert batches == [20, 10, 5]
+    assert "starts again at batch 5, not 500" in caplog.text
+    assert torch.equal(adversarial, autoattack.Attack(batch=5).perturb(model, images, labels, threat, generator(1)))
+
+
+def test_out_of_memory_at_one_image_is_an_error(scene, monkeypatch):
+    def never(*arguments):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(autoattack, "run", never)
+    model, images, labels = scene
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        autoattack.Attack().perturb(model, images, labels, ThreatModel(eps=0.05), generator())
+
+
+def test_a_missing_package_says_what_to_install(scene, monkeypatch):
+    monkeypatch.setattr(autoattack, "PACKAGES", ("no_such_package",))
+    model, images, labels = scene
+    with pytest.raises(UsageError, match="pip install pyautoattack"):
+        autoattack.Attack().perturb(model, images, labels, ThreatModel(eps=0.05), generator())
+    with pytest.raises(UsageError, match="pip install pyautoattack"):
+        autoattack.Attack().describe(10)
+
+
+def test_the_authors_own_package_is_accepted(scene, monkeypatch, caplog, capsys):
+    """Same attacks, other signatures: ``bs`` for the batch, one tensor back, and a logger that prints."""
+
+    class Official(pyautoattack.AutoAttack):
+        verbose = True
+
+        def run_standard_evaluation(self, images, labels, bs=250, return_labels=False):
+            self.logger.log("Warning: from the checks")
+            assert not self.verbose
+            return self.attack(images, labels, batch_size=bs)[0]
+
+        def attack(self, images, labels, batch_size):
+            self.logger = self.apgd.logger = self.apgd_targeted.logger = logging.getLogger("silent")
+            return super().run_standard_evaluation(images, labels, batch_size=batch_size)
+
+    package = types.ModuleType("autoattack")
+    package.AutoAttack, package.checks = Official, pyautoattack.checks
+    monkeypatch.setitem(sys.modules, "autoattack", package)
+    monkeypatch.setattr(autoattack, "PACKAGES", ("autoattack",))
+    model, images, labels = scene
+    actual = autoattack.Attack(batch=12).perturb(model, images, labels, ThreatModel(eps=0.05), generator(3))
+    assert torch.equal(actual, directly(model, images, labels, eps=0.05, seed=3, batch=12))
+    assert [record.getMessage() for record in caplog.records if record.name == "auto-attack"] == [
+        "Warning: from the checks"
+    ]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_the_draws_are_the_same_and_its_random_state_stays(scene):
+    model, images, labels = (part.to("cuda") for part in scene)
+    states = torch.cuda.get_rng_state_all()
+    adversarial = autoattack.Attack().perturb(model, images, labels, ThreatModel(eps=0.05), generator())
+    assert adversarial.device.type == "cuda"
+    assert all(torch.equal(a, b) for a, b in zip(torch.cuda.get_rng_state_all(), states, strict=True))
+    start = random_start(images, 0.05, generator()).cpu()
+    torch.testing.assert_close(start, random_start(images.cpu(), 0.05, generator()), rtol=0, atol=1e-6)
