@@ -1,0 +1,355 @@
+"""The command line: ``bench run | plan | check | list | report | doctor``.
+
+Exit codes: 0 fine, 1 failure, 2 usage, 3 some cells failed, 4 regression found, 130 interrupted, 143 terminated.
+Nothing here imports torch before a command needs it.
+"""
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench import __version__
+from bench.spec import UsageError, unknown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bench.plan import Estimate
+    from bench.run import Options
+    from bench.spec import RunSpec
+
+FAILED_CELLS, REGRESSION = 3, 4
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="bench")
+def cli() -> None:
+    """Clean accuracy, adversarial robustness and cost of self-supervised methods under equal training time."""
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what is run, shared by run, plan and check."""
+    options = [
+        click.option("--methods", help="all, paper, names with commas, or a path to a method file  [all]"),
+        click.option("--budget", multiple=True, help="training of each run: 90s, 30m, 2h, 20ep (epochs), 5000up"),
+        click.option("--total-budget", multiple=True, help="training of all runs together, split evenly"),
+        click.option("--data", help="digits, cifar10, cifar100, parquet:DIR, folder:DIR, synthetic  [cifar10]"),
+        click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)"),
+        click.option("--train-images", type=int, help="the first N of a fixed balanced shuffle"),
+        click.option("--test-images", type=int, help="the first N of a fixed balanced shuffle"),
+        click.option("--seeds", help="how many, from 0; or a list with a comma: 0,7  [1]"),
+        click.option("--attacks", help="names with commas  [pgd,autoattack]"),
+        click.option("--eps", help="radii of evaluation: 4/255,8/255  [the dataset's]"),
+        click.option("--protocols", help="linear, multi_patch, published_eval  [all three]"),
+        click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),
+        click.option("--encoder", help="resnet18 or resnet8  [the dataset's]"),
+        click.option("--suite", help="options from a file: a name of `bench list suites` or a .toml"),
+        click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),
+        click.option("--threads", type=int, help="CPU threads of torch  [all cores]"),
+        click.option("--device", help="auto, cpu or cuda:0  [auto]"),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def gather(given: dict[str, Any]) -> "Options":
+    """Options from the command line on top of those of a suite. Raises UsageError."""
+    from bench.run import load_suite, options_of, parse_settings
+
+    given = {key: value for key, value in given.items() if value not in (None, ())}
+    values: dict[str, Any] = load_suite(given.pop("suite")) if "suite" in given else {}
+    settings = {target: dict(changed) for target, changed in values.get("settings", {}).items()}
+    for target, changed in parse_settings(given.pop("settings", ())).items():
+        settings.setdefault(target, {}).update(changed)
+    for key in ("budget", "total_budget"):
+        if key in given and len(given[key]) != 1:
+            raise UsageError(f"expected one budget, got {' and '.join(given[key])}; a run has exactly one")
+        if key in given:
+            given[key] = given[key][0]
+            if not ("budget" in given and "total_budget" in given):
+                values.pop("total_budget" if key == "budget" else "budget", None)  # the command line wins
+    return options_of(values | given | {"settings": settings})
+
+
+@cli.command()
+@run_options
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the results  [runs/<data>-<budget>-<hash>]")
+@click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
+def run(out: Path | None, dry_run: bool, **given: Any) -> int:
+    """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
+    from bench.engine import signals_raise
+    from bench.progress import Display
+    from bench.run import default_out, make_manifest, measure_plan, open_folder, resolve, run_all
+    from bench.store import load_records
+    from reports.build import build
+
+    options = gather(given)
+    specs, budget, total, data = resolve(options)
+    if dry_run:
+        return show_plan(specs, data.label, as_json=False)
+    with signals_raise():
+        out = out or default_out(options, specs)
+        open_folder(out, make_manifest(options, specs, budget, total, data, ["bench", *sys.argv[1:]]))
+        with Display() as display:
+            display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
+            todo = [record.spec for record in load_records(out) if record.status in ("pending", "preempted", "failed")]
+            estimates = measure_plan(todo, out / "plan-log.txt") if todo else []
+            if estimates:
+                display.line(summary(estimates))
+            by_name = {f"{each.method}-s{each.seed}": each for each in estimates}
+            known = [by_name[spec.name] for spec in specs if spec.name in by_name]
+            unfinished = run_all(out, specs, display, known if len(known) == len(specs) else None)
+            display.line("building tables and figures")
+            warnings = build(out)
+            for warning in warnings:
+                display.line(f"warning: {warning}", "yellow")
+    print_leaderboard(out)
+    click.echo(f"tables: {out / 'leaderboard.csv'}, {out / 'results.csv'}")
+    if (out / "report.pdf").is_file():
+        click.echo(f"report: {out / 'report.pdf'}")
+    if unfinished:
+        click.echo(f"not finished: {', '.join(unfinished)}", err=True)
+    return FAILED_CELLS if unfinished else 0
+
+
+@cli.command()
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="one JSON document")
+def plan(as_json: bool, **given: Any) -> int:
+    """What a run would take: cells, training and evaluation time, memory, from a few measured steps."""
+    from bench.run import resolve
+
+    specs, _, _, data = resolve(gather(given))
+    return show_plan(specs, data.label, as_json)
+
+
+def show_plan(specs: list["RunSpec"], label: str, as_json: bool) -> int:
+    """Measure and print the plan."""
+    import tempfile
+
+    from bench.engine import signals_raise
+    from bench.run import measure_plan
+
+    with tempfile.TemporaryDirectory() as folder, signals_raise():
+        log = Path(folder) / "log.txt"
+        try:
+            estimates = measure_plan(specs, log)
+        except UsageError:
+            if log.is_file():
+                click.echo(log.read_text(encoding="utf-8"), err=True, nl=False)
+            raise
+    if as_json:
+        total = sum(each.seconds for each in estimates)
+        runs = [each.model_dump() | {"seconds": each.seconds} for each in estimates]
+        document = {"dataset": label, "budget": str(specs[0].budget), "device": specs[0].device, "seconds": total}
+        click.echo(json.dumps(document | {"runs": runs}, indent=1))
+        return 0
+    from bench.plan import duration
+
+    rows = [
+        [
+            each.method,
+            str(each.seed),
+            str(each.cells),
+            duration(each.train_seconds),
+            duration(each.evaluate_seconds),
+            f"{each.peak_memory_bytes / 2**30:.2f} GiB",
+        ]
+        for each in estimates
+    ]
+    heads = ["method", "seed", "cells", "training", "evaluation", "memory up to"]
+    show(table(f"{label}, {specs[0].budget} of training for each run, on {specs[0].device}", heads, rows))
+    click.echo(summary(estimates))
+    return 0
+
+
+def summary(estimates: list["Estimate"]) -> str:
+    """The plan in one line."""
+    from bench.plan import duration
+
+    training = sum(each.train_seconds for each in estimates)
+    evaluation = sum(each.evaluate_seconds for each in estimates)
+    cells = sum(each.cells for each in estimates)
+    memory = max(each.peak_memory_bytes for each in estimates) / 2**30
+    return (
+        f"plan: {len(estimates)} runs with {cells} cells, training {duration(training)}, evaluation about "
+        f"{duration(evaluation)}, in all about {duration(training + evaluation)}, memory up to {memory:.1f} GiB"
+    )
+
+
+@cli.command()
+@click.argument("finished_run", metavar="[RUN]", required=False, type=click.Path(path_type=Path))
+@click.option("--suite", default="ci", show_default=True, help="the small suite to run when no RUN is given")
+@click.option("--baseline", type=click.Path(path_type=Path), help="the file to compare with  [the project's own]")
+@click.option("--update", is_flag=True, help="write the baseline instead of comparing")
+@click.option("--out", type=click.Path(path_type=Path), help="keep the run of the suite in this folder")
+def check(finished_run: Path | None, suite: str, baseline: Path | None, update: bool, out: Path | None) -> int:
+    """Compare the correct counts of a small fixed run with a baseline, exactly: exit 4 with a line per difference."""
+    from bench.check import check_run, run_suite
+    from reports.regression import default_baseline
+
+    file = baseline or default_baseline(suite)
+    if not update and not file.is_file():
+        raise UsageError(f"nothing to compare with: no baseline {file}; make one with bench check --update")
+    with contextlib.ExitStack() as stack:
+        folder = finished_run or run_suite(suite, out, stack)
+        findings = check_run(folder, file, update)
+    if update:
+        click.echo(f"baseline written: {file}")
+        return 0
+    for finding in findings:
+        click.echo(finding)
+    click.echo(f"{len(findings)} differences from {file}" if findings else f"equal to {file}")
+    return REGRESSION if findings else 0
+
+
+@cli.command("list")
+@click.argument("kind", metavar="methods|attacks|datasets|suites")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document")
+def list_(kind: str, as_json: bool) -> int:
+    """What there is, a line each: name, what it is, where it comes from."""
+    from bench import registry
+
+    plural: dict[str, registry.Kind] = {"methods": "method", "attacks": "attack", "datasets": "dataset"}
+    if kind in plural:
+        items = {name: registry.describe(plural[kind], name) for name in registry.names(plural[kind])}
+    elif kind == "suites":
+        import tomllib
+
+        folder = Path(__file__).parent / "suites"
+        files = sorted(folder.glob("*.toml"))
+        items = {f.stem: tomllib.loads(f.read_text(encoding="utf-8")).get("description", "") for f in files}
+    else:
+        raise UsageError(unknown("list", kind, [*plural, "suites"]))
+    if as_json:
+        click.echo(json.dumps([{"name": name, "description": text} for name, text in items.items()], indent=1))
+    else:
+        width = max(map(len, items), default=0)
+        for name, text in items.items():
+            click.echo(f"{name:<{width}}  {text}")
+    return 0
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def report(folder: Path) -> int:
+    """Rebuild all tables, figures and the PDF of a run from what is stored."""
+    from reports.build import build
+
+    try:
+        warnings = build(folder)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    print_leaderboard(folder)
+    click.echo(f"report: {folder / 'report.pdf'}")
+    return 1 if warnings else 0
+
+
+@cli.command()
+@click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document")
+def doctor(data_root: str | None, as_json: bool) -> int:
+    """What this machine has: torch, GPU, data, optional extras, and packages that shadow ours."""
+    from bench.doctor import examine
+
+    found = examine(data_root)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        for section, lines in found.items():
+            click.echo(section)
+            for name, value in lines.items():
+                click.echo(f"  {name:<16} {value}")
+    return 1 if found["shadowed packages"] else 0
+
+
+# ---------------------------------------------------------------- for people
+
+
+def table(title: str, heads: list[str], rows: list[list[str]]) -> "Table":
+    """A table for the terminal; text is data, never markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
+    for place, head in enumerate(heads):
+        drawn.add_column(Text(head), justify="left" if place == 0 else "right", no_wrap=place == 0)
+    for row in rows:
+        drawn.add_row(*[Text(cell) for cell in row])
+    return drawn
+
+
+def show(drawn: "Table") -> None:
+    """Print a table on standard output, as wide as the terminal or 120 columns into a file."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(drawn)
+
+
+def print_leaderboard(folder: Path) -> None:
+    """The leaderboard of a folder, as it stands in its CSV."""
+    import pandas
+
+    file = folder / "leaderboard.csv"
+    if not file.is_file():
+        return
+    board = pandas.read_csv(file, dtype={"rank": "Int64"})
+
+    def percent(value: float) -> str:
+        return "" if pandas.isna(value) else f"{100 * value:.1f}"
+
+    def interval(row: Any, name: str) -> str:
+        low, high = row[f"{name}_lo"], row[f"{name}_hi"]
+        return "" if pandas.isna(low) else f"{percent(row[name])} [{percent(low)}, {percent(high)}]"
+
+    for protocol, part in board.groupby("protocol", sort=False):
+        rows = [
+            ["" if pandas.isna(row["rank"]) else str(row["rank"]), str(row["method"])]
+            + [interval(row, "clean"), percent(row["pgd"]), percent(row["autoattack"]), interval(row, "worst")]
+            + ["" if pandas.isna(row[key]) else f"{row[key]:.0f}" for key in ("n", "train_seconds")]
+            + [str(row["status"])]
+            for _, row in part.iterrows()
+        ]
+        heads = ["rank", "method", "clean %", "PGD %", "AutoAttack %", "worst %", "n", "train s", "status"]
+        first = part.iloc[0]
+        quick = " (quick, not comparable)" if first["eval"] == "quick" else ""
+        show(table(f"{first['dataset']}, {protocol}{quick}", heads, rows))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: one clear line for a mistake, the right exit code for everything."""
+    from bench.engine import EXIT_INTERRUPTED, Interrupted
+
+    try:
+        code = cli.main(args=arguments, prog_name="bench", standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        code = leaving.exit_code
+    except click.Abort:
+        code = 130
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "bench"
+        click.echo(f"bench: {error.format_message()}; see {where} --help", err=True)
+        code = 2
+    except UsageError as error:
+        click.echo(f"bench: {error}", err=True)
+        code = 2
+    except Interrupted as stopped:
+        click.echo("bench: stopped; the same command goes on from here", err=True)
+        code = EXIT_INTERRUPTED[signal.Signals(stopped.signum)]
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

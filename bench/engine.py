@@ -1,0 +1,241 @@
+"""The engine: runs each cell of the plan in a fresh process, so that memory peaks and generators are its own.
+
+The child is ``python -m bench.engine``; it reads one JSON document from its standard input and writes one JSON event
+per line to its standard output: progress for whoever shows it, never a result. Results go to the store only.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from bench.spec import RunSpec, UsageError
+
+Report = Callable[[dict[str, Any]], None]
+EXIT_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Interrupted(BaseException):
+    """A signal asked to stop; not an Exception, so that nothing takes it for a failure."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+# ---------------------------------------------------------------- the parent's side
+
+
+def run_child(task: dict[str, Any], report: Report, log: Path) -> int:
+    """Do one task in a fresh process: its exit code, 0 when it went well. Its complaints go to the file ``log``.
+
+    A signal that reaches the parent is passed on, and the child is given time to save.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    root = str(Path(__file__).parent.parent)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    }
+    with log.open("a", encoding="utf-8") as errors:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bench.engine"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches the parent only, which passes it on once
+        )
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(json.dumps(task))
+                child.stdin.close()
+            for line in child.stdout:
+                with contextlib.suppress(json.JSONDecodeError):
+                    report(json.loads(line))
+            return child.wait()
+        except Interrupted as interrupted:
+            child.send_signal(interrupted.signum)
+            try:
+                child.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            raise
+        finally:
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+            child.stdout.close()
+
+
+@contextlib.contextmanager
+def signals_raise() -> Any:
+    """SIGINT and SIGTERM raise Interrupted in the main thread, once; a second one ends the process at once."""
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        for each in EXIT_INTERRUPTED:
+            signal.signal(each, signal.SIG_DFL)
+        raise Interrupted(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum in EXIT_INTERRUPTED}
+    try:
+        yield
+    finally:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
+
+
+# ---------------------------------------------------------------- the child's side
+
+
+class StopFlag:
+    """While training, a signal only sets a flag that the loop reads; elsewhere it raises, and the open cell is lost."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.training = False
+        for signum in EXIT_INTERRUPTED:
+            signal.signal(signum, self._handle)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if not self.training or self.signum is not None:
+            raise Interrupted(signum)
+        self.signum = signum
+
+    def __call__(self) -> bool:
+        return self.signum is not None
+
+
+def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
+    """Train and evaluate one run; what the store already has is not done again."""
+    from bench import device as devices
+    from bench import registry
+    from bench.data import data_info, load_data
+    from bench.evaluate import evaluate
+    from bench.repro import environment
+    from bench.spec import Record
+    from bench.store import RunFolder
+    from bench.train import train
+
+    folder = RunFolder(out, spec)
+    device = devices.resolve(spec.device)
+    devices.prepare(device, spec.threads)
+    dataset = registry.load("dataset", spec.data.name).Dataset()
+    train_set, test_set = load_data(dataset, spec.data)
+    method, settings = build_method(spec, dataset, train_set.image_shape[0])
+    record = Record(
+        spec=spec,
+        adversary=method.config.adversary,
+        data=data_info(train_set, test_set),
+        settings=settings,
+        environment=environment(str(device), "fp32"),
+    )
+    folder.save_record(record)
+
+    def ended(status: str, message: str = "") -> None:
+        folder.save_record(record.model_copy(update={"status": status, "message": message}))
+        report({"event": "ended", "status": status, "message": message})
+
+    trained = folder.trained()
+    if trained is None:
+        flag.training = True
+        resume = folder.checkpoint()
+        result, state = train(
+            method, train_set, spec.budget, spec.seed, device, resume=resume, report=report, stop=flag
+        )
+        if result.status == "preempted":
+            folder.save_checkpoint(state)
+            ended("preempted", f"stopped after {result.updates} updates; the same command goes on from there")
+            raise Interrupted(flag.signum or signal.SIGTERM)
+        folder.save_trained(result, dict(method.encoder.state_dict()))
+        flag.training = False
+        if flag():
+            ended("preempted", "trained; the same command goes on with the evaluation")
+            raise Interrupted(flag.signum or signal.SIGTERM)
+    else:
+        result, weights = trained
+        if result.status == "finished":
+            method.encoder.load_state_dict(weights)
+            devices.place(method.encoder, device)
+    if result.status != "finished":
+        ended(result.status, result.note or f"after {result.updates} updates")
+        return
+    report({"event": "trained", "updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss})
+    try:
+        evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
+    except Interrupted:
+        ended("preempted", "stopped in the evaluation; the same command goes on from there")
+        raise
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        ended("oom", f"out of memory in the evaluation: {error}".splitlines()[0])
+        return
+    ended("finished")
+
+
+def build_method(spec: RunSpec, dataset: Any, channels: int) -> Any:
+    """(the method on its encoder, its settings with their sources); weights are a function of the seed.
+
+    Raises UsageError for an unknown method, encoder or setting, or a bad value.
+    """
+    import torch
+
+    from bench import registry
+    from bench.encoder import build_encoder
+    from bench.repro import stream
+    from methods.common.base import resolve
+
+    module = registry.load("method", spec.method_path or spec.method)
+    config, settings = resolve(module.Config, spec.data.name, dataset.OVERRIDES, spec.settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(spec.seed, "init").initial_seed())
+        encoder = build_encoder(spec.encoder or dataset.encoder, channels, config.feature_width)
+        return module.Method(config).attach(encoder), settings
+
+
+def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
+    """The child process: one task in, events out. Exit codes as everywhere."""
+    flag = StopFlag()
+
+    def report(event: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(event), file=stdout, flush=True)
+
+    task = json.loads(stdin.read())
+    try:
+        if task["task"] == "measure":
+            from bench.plan import measure
+
+            specs = [RunSpec.model_validate(spec) for spec in task["specs"]]
+            measure(specs, report)
+        else:
+            execute(Path(task["out"]), RunSpec.model_validate(task["spec"]), report, flag)
+    except Interrupted as interrupted:
+        return EXIT_INTERRUPTED[signal.Signals(interrupted.signum)]
+    except UsageError as error:
+        report({"event": "error", "message": str(error), "usage": True})
+        return 2
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        report({"event": "error", "message": f"{type(error).__name__}: {error}"})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

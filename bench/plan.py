@@ -1,0 +1,166 @@
+"""What a run will take: cells, training time, evaluation time and memory, from a few measured steps.
+
+The time of a pass is measured for two batch sizes and taken as a + b * n; what an attack costs is counted in passes
+(protocol: an attack step on a frozen encoder is 2 F, AutoAttack about 11.7 kF for an image that survives it).
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bench.spec import Data, EvalSpec, RunSpec
+
+Report = Callable[[dict[str, Any]], None]
+
+STANDING = {"none": 0.0, "pgd": 0.45, "free": 0.45}  # assumed robust accuracy at the main eps, by training adversary
+AUTOATTACK_PASSES = 11_700  # of an image that survives all four attacks
+EARLY_PASSES = 10  # of an image that falls at once
+START_SECONDS = 8.0  # imports, data and probes of one run
+
+
+class Measured(Data):
+    """A few steps of one method: seconds of an update, of a pass (a + b * images) by protocol, and peak memory."""
+
+    method: str
+    adversary: str
+    updates: int | None  # of the whole training; None for a budget in time
+    update_seconds: float
+    warm_up_seconds: float
+    passes: dict[str, tuple[float, float]]
+    test_images: int
+    peak_memory_bytes: int
+
+
+class Estimate(Data):
+    """What one run is expected to take."""
+
+    method: str
+    seed: int
+    train_seconds: float
+    evaluate_seconds: float
+    peak_memory_bytes: int
+    cells: int
+
+    @property
+    def seconds(self) -> float:
+        return self.train_seconds + self.evaluate_seconds
+
+
+def estimate(spec: RunSpec, measured: Measured) -> Estimate:
+    """Expected training and evaluation time of one run."""
+    from bench.evaluate import plan_cells
+
+    timed = spec.budget.unit == "seconds"
+    training = spec.budget.amount if timed else (measured.updates or 0) * measured.update_seconds
+    evaluation = START_SECONDS
+    cells = plan_cells(spec.eval, measured.test_images)
+    for cell in cells:
+        a, b = measured.passes[cell.protocol]
+        evaluation += cell_seconds(cell.attack, cell.eps, cell.images, spec.eval, measured.adversary, a, b)
+    return Estimate(
+        method=spec.method,
+        seed=spec.seed,
+        train_seconds=training + measured.warm_up_seconds,
+        evaluate_seconds=evaluation,
+        peak_memory_bytes=measured.peak_memory_bytes,
+        cells=len(cells),
+    )
+
+
+def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, adversary: str, a: float, b: float) -> float:
+    """Expected seconds of one cell, where a pass of n images takes a + b * n."""
+    share = max(0.0, 1 - (1 - STANDING[adversary]) * eps / spec.main_eps) if STANDING[adversary] else 0.0
+    standing = images * share
+    if attack == "none":
+        return a + b * images
+    if attack == "autoattack":
+        return AUTOATTACK_PASSES * (a + b * standing) * (standing >= 1) + 4 * EARLY_PASSES * (a + b * images)
+    restarts = spec.restarts if attack == "pgd" else 1
+    return 41 * restarts * (a + b * standing) + EARLY_PASSES * (a + b * images)
+
+
+def measure(specs: list[RunSpec], report: Report) -> None:
+    """Measure a few steps of every method in this process, and report a Measured for each.
+
+    Memory is the peak of the process so far, so methods that need less than one before them show that one's.
+    """
+    from bench import device as devices
+    from bench import registry
+    from bench.data import load_data
+    from bench.engine import build_method
+    from bench.spec import Budget
+    from bench.train import Course, train
+
+    passes: dict[tuple[str, int], tuple[float, float]] = {}
+    for spec in specs:
+        device = devices.resolve(spec.device)
+        devices.prepare(device, spec.threads)
+        dataset = registry.load("dataset", spec.data.name).Dataset()
+        train_set, test_set = load_data(dataset, spec.data)
+        method, _ = build_method(spec, dataset, train_set.image_shape[0])
+        course = Course(len(train_set), method.config.batch, method.config.updates_per_batch)
+        total = course.total_updates(spec.budget)
+        few = Budget(amount=min(3, total or 1), unit="updates")
+        result, _ = train(method, train_set, few, spec.seed, device)
+        for protocol in spec.eval.protocols:
+            key = (protocol, method.config.feature_width)
+            if key not in passes:
+                passes[key] = pass_seconds(method.encoder, test_set.images, spec.eval, protocol, device)
+        report(
+            {
+                "event": "measured",
+                **Measured(
+                    method=spec.method,
+                    adversary=method.config.adversary,
+                    updates=total,
+                    update_seconds=result.median_update_seconds,
+                    warm_up_seconds=result.compile_seconds,
+                    passes={p: passes[p, method.config.feature_width] for p in spec.eval.protocols},
+                    test_images=len(test_set),
+                    peak_memory_bytes=devices.peak_memory_bytes(device),
+                ).model_dump(),
+            }
+        )
+
+
+def pass_seconds(encoder: Any, images: Any, spec: EvalSpec, protocol: str, device: Any) -> tuple[float, float]:
+    """(a, b): seconds of a forward pass of n images are a + b * n; half of a pass with the images' gradient."""
+    import torch
+
+    from bench import device as devices
+    from bench.evaluate import chunk_images
+    from bench.protocols import build_classifier
+
+    base = encoder.backbone if protocol == "linear_backbone" else encoder
+    classifier = build_classifier(protocol, base, images.shape[2:], spec.crops, spec.crop_seed).to(device)
+    sizes = (4, min(len(images), max(8, chunk_images(spec, protocol) // 4)))
+    times = []
+    for size in sizes:
+        batch = images[:size].to(device).float() / 255
+        best = float("inf")
+        for _ in range(4):  # the first one warms up
+            devices.synchronize(device)
+            began = time.perf_counter()
+            moved = batch.clone().requires_grad_()
+            torch.autograd.grad(classifier(moved).square().sum(), moved)
+            devices.synchronize(device)
+            best = min(best, time.perf_counter() - began)
+        times.append(best / 2)
+    slope = max((times[1] - times[0]) / (sizes[1] - sizes[0]), times[1] / sizes[1] / 10)
+    return max(times[0] - slope * sizes[0], times[0] / 10), slope
+
+
+def total_seconds(estimates: list[Estimate]) -> float:
+    """Expected seconds of all runs, one after the other."""
+    return sum(each.seconds for each in estimates)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(42.3), duration(150), duration(9000)
+    ('42 s', '2.5 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
