@@ -1,0 +1,1 @@
+"""Tables, figures and documents from stored rows; imports no torch and never writes back."""

@@ -1,0 +1,107 @@
+"""The leaderboard: one line per method and protocol, the mean over seeds, ranked by ``worst`` at the main eps.
+
+Only attacks on the image count. A line is ranked where every seed finished and was attacked by PGD and AutoAttack;
+the others are listed below without a rank.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.stats import wilson
+
+COLUMNS = {
+    "rank": "Int64",
+    "method": "object",
+    "dataset": "object",
+    "protocol": "object",
+    "seeds": "Int64",
+    "clean": "float64",
+    "clean_lo": "float64",
+    "clean_hi": "float64",
+    "pgd": "float64",
+    "autoattack": "float64",
+    "worst": "float64",
+    "worst_lo": "float64",
+    "worst_hi": "float64",
+    "n": "Int64",
+    "train_seconds": "float64",
+    "compile_seconds": "float64",
+    "flops_per_image": "float64",
+    "peak_memory_bytes": "Int64",
+    "device": "object",
+    "eval": "object",
+    "status": "object",
+}
+PROTOCOLS = ("linear", "multi_patch")
+
+
+def leaderboard(rows: pd.DataFrame, main_eps: float) -> pd.DataFrame:
+    """Ranked table of the ``rows``; equal accuracies share a rank."""
+    protocols = [name for name in PROTOCOLS if (rows["protocol"] == name).any()] or PROTOCOLS
+    lines = [
+        _line(str(method), protocol, of_method, main_eps)
+        for protocol in protocols
+        for method, of_method in rows.groupby("method", sort=False)
+    ]
+    table = pd.DataFrame(lines, columns=[*COLUMNS, "ranked"])
+    accuracy = table["worst"].astype("float64").round(12)  # equal but for the rounding of a mean: a tie
+    accuracy = accuracy.where(table["ranked"].astype(bool))
+    table["rank"] = accuracy.groupby(table["protocol"]).rank(ascending=False, method="min")
+    return table.sort_values(["protocol", "rank", "method"], ignore_index=True)[list(COLUMNS)].astype(COLUMNS)
+
+
+def _line(method: str, protocol: str, of_method: pd.DataFrame, main_eps: float) -> dict[str, Any]:
+    runs = of_method.drop_duplicates("seed")
+    scored = of_method[of_method["protocol"] == protocol]
+    clean = scored[scored["attack"] == "none"]
+    attacked = scored[np.isclose(scored["eps"], main_eps) & (scored["threat_space"] == "image")]
+    worst = attacked[attacked["attack"] == "worst"]
+    finished = runs[runs["status"] == "finished"]
+    costs = runs if finished.empty else finished  # the cost of the models that are scored
+    return {
+        "method": method,
+        "dataset": _names(runs["dataset"]),
+        "protocol": protocol,
+        "seeds": scored["seed"].nunique(),
+        **_accuracy("clean", clean),
+        "pgd": attacked.loc[attacked["attack"] == "pgd", "accuracy"].mean(),
+        "autoattack": attacked.loc[attacked["attack"] == "autoattack", "accuracy"].mean(),
+        **_accuracy("worst", worst),
+        "n": worst["total"].min(),
+        "train_seconds": costs["train_seconds"].mean(),
+        "compile_seconds": costs["compile_seconds"].mean(),
+        "flops_per_image": costs["flops_per_image"].mean(),
+        "peak_memory_bytes": _whole(costs["peak_memory_bytes"]),
+        "device": _names(runs["device"]),
+        "eval": _names(runs["eval"]),
+        "status": _status(runs["status"]),
+        "ranked": len(finished) == len(worst) == len(runs),
+    }
+
+
+def _accuracy(name: str, results: pd.DataFrame) -> dict[str, float]:
+    """Mean over seeds with its interval. Seeds share their test images: their counts are no independent draws, so the
+    interval is that of the mean accuracy over the images of *one* seed. It speaks of the images, not of the seeds."""
+    if results.empty:
+        return {}
+    accuracy, total = float(results["accuracy"].mean()), int(results["total"].min())
+    lo, hi = wilson(accuracy * total, total)
+    return {name: accuracy, f"{name}_lo": lo, f"{name}_hi": hi}
+
+
+def _status(statuses: pd.Series) -> str:
+    """``finished`` or ``diverged`` where all seeds agree, else ``1 of 3 diverged``."""
+    counts = statuses.value_counts()
+    if len(counts) == 1:
+        return str(counts.index[0])
+    return ", ".join(f"{counts[s]} of {len(statuses)} {s}" for s in sorted(counts.index) if s != "finished")
+
+
+def _names(values: pd.Series) -> str | None:
+    return ", ".join(values.dropna().unique()) or None
+
+
+def _whole(values: pd.Series) -> int | None:
+    return None if values.isna().all() else round(float(values.mean()))

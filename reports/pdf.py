@@ -1,0 +1,349 @@
+"""report.pdf: everything that a reader needs to trust or doubt the table, typeset by typst.
+
+The template knows the looks, this file the content. Values reach the template as JSON and stay text, so no name of a
+method is ever markup; the date is the manifest's, so the same records give the same bytes.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import typst
+
+from bench.spec import Manifest, Record, format_eps
+
+TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
+TITLE = "Robust self-supervised learning at equal training time"
+PROTOCOLS = {"linear": "Linear probe", "multi_patch": "Multi-patch probe"}
+CAPTIONS = {
+    "clean_vs_robust": "Robust against clean accuracy. Bars are 95 % intervals over test images; the dashed line joins "
+    "the methods that no other beats on both axes. An open mark is PGD alone, an upper bound.",
+    "robust_vs_eps": "Accuracy under PGD over eps, with the range over seeds; the open mark is the ranked worst case.",
+    "accuracy_vs_cost": "Clean and robust accuracy against training time and against training computation.",
+}
+
+# The results table of arXiv:2501.03507: its rows, and accuracy in % (clean, PGD at 4/255, PGD at 8/255) per data set
+PAPER_ROWS = {
+    "emp_ssl_patch_adv": "Patch-based EMP-SSL",
+    "emp_ssl_adv": "Crop-based EMP-SSL",
+    "simclr_adv": "Crop-based SimCLR",
+    "simclr_patch_adv": "Patch-based SimCLR",
+    "emp_ssl_patch_free": "Patch-based EMP-FreeAdv",
+    "simclr_free": "Crop-based SimCLR-FreeAdv",
+    "cf_amc_ssl": "CF-AMC-SSL",
+}
+PAPER = {
+    "cifar100": {
+        "emp_ssl_patch_adv": (39.26, 14.38, 4.22),
+        "emp_ssl_adv": (51.71, 33.88, 19.35),
+        "simclr_adv": (44.57, 19.84, 5.68),
+        "simclr_patch_adv": (43.71, 21.87, 8.33),
+        "emp_ssl_patch_free": (40.31, 23.78, 12.13),
+        "simclr_free": (47.64, 26.53, 11.7),
+        "cf_amc_ssl": (50.74, 31.73, 17.19),
+    },
+    "cifar10": {
+        "emp_ssl_patch_adv": (61.0, 37.65, 16.95),
+        "emp_ssl_adv": (76.55, 53.3, 28.49),
+        "simclr_adv": (72.86, 47.98, 16.81),
+        "simclr_patch_adv": (65.44, 41.85, 17.19),
+        "emp_ssl_patch_free": (61.83, 42.28, 21.53),
+        "simclr_free": (70.25, 48.34, 24.5),
+        "cf_amc_ssl": (75.88, 55.97, 33.34),
+    },
+}
+PAPER_EPS = (0.0, 4 / 255, 8 / 255)
+
+
+def render(
+    manifest: Manifest,
+    records: Sequence[Record],
+    rows: pd.DataFrame,
+    board: pd.DataFrame,
+    figures: dict[str, bytes],
+) -> bytes:
+    """The report as PDF. ``figures``: name -> SVG; a figure that is missing is left out."""
+    report: bytes = compile_report(content(manifest, records, rows, board, figures))
+    return report
+
+
+def compile_report(data: dict[str, Any], **options: Any) -> Any:
+    """``data`` in the template; ``options`` are those of typst.compile, for instance ``format="png"``."""
+    inputs = {"data": json.dumps(data)}
+    return typst.compile(TEMPLATE.read_bytes(), sys_inputs=inputs, ignore_system_fonts=True, **options)  # its own fonts
+
+
+def content(
+    manifest: Manifest,
+    records: Sequence[Record],
+    rows: pd.DataFrame,
+    board: pd.DataFrame,
+    figures: dict[str, bytes],
+) -> dict[str, Any]:
+    """Everything that the template shows, as JSON values; all numbers are rendered here."""
+    day = datetime.fromisoformat(manifest.created)
+    quick = "quick" in set(rows["eval"])
+    return {
+        "title": TITLE,
+        "author": f"bench {manifest.bench_version}",
+        "date": {"year": day.year, "month": day.month, "day": day.day},
+        "dataset": f"{manifest.data.label}{' (a subset)' if manifest.data.subset else ''}",
+        "mark": "Quick evaluation: few images, one restart. These numbers are not comparable." if quick else "",
+        "facts": _facts(manifest, rows),
+        "definitions": _definitions(manifest),
+        "leaderboards": [_board(name, lines) for name, lines in board.groupby("protocol", sort=False)],
+        "figures": [{"caption": CAPTIONS.get(name, name), "svg": svg.decode()} for name, svg in figures.items()],
+        "sections": [section for section in _sections(manifest, records, rows) if section["tables"]],
+    }
+
+
+def _facts(manifest: Manifest, rows: pd.DataFrame) -> list[list[str]]:
+    data, machine = manifest.data, manifest.environment
+    shape = " x ".join(str(size) for size in data.image_shape)
+    versions = {"bench": manifest.bench_version, "Python": machine.python, "torch": machine.torch} | machine.versions
+    eps = sorted({eps for spec in manifest.runs for eps in spec.eval.eps})
+    changed = " with uncommitted changes" if machine.dirty else ""
+    facts = {
+        "Data set": f"{data.label}: {data.train} training and {data.test} test images, {data.classes} classes, {shape}",
+        "Data source": manifest.dataset_source,
+        "Command": shlex.join(manifest.command),
+        "Date": manifest.created,
+        "Budget": f"{manifest.budget} of training per run"
+        + f", {manifest.total_budget} in all" * bool(manifest.total_budget),
+        "Runs": f"{rows['method'].nunique()} methods, seeds {', '.join(map(str, manifest.seeds))}",
+        "Evaluation": f"{', '.join(sorted(set(rows['eval'])))}; eps {', '.join(map(format_eps, eps))}",
+        "Hardware": f"{machine.device_name} ({machine.device}, {machine.precision})",
+        "Processor": f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads used",
+        "System": machine.platform,
+        "Software": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Commit": f"{machine.commit}{changed}" if machine.commit else "",
+    }
+    return [[name, value] for name, value in facts.items() if value]
+
+
+def _definitions(manifest: Manifest) -> list[list[str]]:
+    eps = format_eps(manifest.main_eps)
+    return [
+        [
+            "The clock",
+            "Every run trains for the same budget. On the clock is all that the method does from the first batch "
+            "request to the last update: loading, augmentation, copies to the device, its own adversary, forward and "
+            "backward passes, the optimizer. Off the clock are imports, the download and decoding of the data, "
+            "building the model, warm-up and compilation (reported as compile seconds), checkpoints, the probe and the "
+            "evaluation. No update starts that would exceed the budget, and learning-rate schedules follow the share "
+            "of the budget that is spent.",
+        ],
+        [
+            "The adversary",
+            "It knows the model and moves each test image once, inside an l-inf ball of radius eps and inside the "
+            "pixel range; gradients flow through the crops of the multi-patch probe. The ranked number is the worst "
+            f"case over PGD and AutoAttack at eps {eps}: the share of images, among those that both attacked, on "
+            "which neither succeeded. Where AutoAttack did not run, only PGD is shown (pgd_only): an upper bound, not "
+            "ranked.",
+        ],
+        [
+            "The intervals",
+            "95 % Wilson intervals over test images. Seeds share their images, so several seeds narrow no interval: it "
+            "belongs to the mean accuracy over the images of one seed. Two methods whose intervals overlap "
+            "are not told apart by this report.",
+        ],
+        [
+            "The settings",
+            "Each method runs with its settings as published: this compares recipes, not objectives alone.",
+        ],
+    ]
+
+
+def _board(protocol: object, lines: pd.DataFrame) -> dict[str, Any]:
+    name = str(protocol)
+    rows = [
+        [
+            _whole(line["rank"]),
+            line["method"] if line["status"] == "finished" else f"{line['method']} ({line['status']})",
+            _whole(line["seeds"]),
+            *_interval(line, "clean"),
+            _percent(line["pgd"]),
+            _percent(line["autoattack"]),
+            *_interval(line, "worst"),
+            _whole(line["n"]),
+            _number(line["train_seconds"], ".1f"),
+            _number(line["peak_memory_bytes"], ".2f", per=1e9),
+        ]
+        for line in lines.to_dict("records")
+    ]
+    titles = "# | Method | Seeds | Clean % | 95 % | PGD % | AA % | Worst % | 95 % | n | Train s | GB"
+    caption = f"{PROTOCOLS.get(name, name)}, ranked by the worst case over PGD and AutoAttack (AA) on n images."
+    return _table(caption, titles, rows, left="Method", wide="Method", quiet="95 %")
+
+
+def _sections(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": "Beside the paper",
+            "text": "The published protocol: a linear classifier fitted with Adam (3e-4, 20 epochs), PGD with 20 steps "
+            "of .01 from a zero start. Budgets and hardware differ from the paper's; these rows are not ranked.",
+            "tables": _beside_the_paper(manifest, rows),
+        },
+        {
+            "title": "Every attack",
+            "text": "All results, also those that are not ranked. (curve): drawn for the figure over eps.",
+            "tables": _attacks(rows),
+        },
+        {
+            "title": "Cost",
+            "text": "Passes and FLOPs per training image and epoch. Forward, backward to the input and backward to the "
+            "weights are counted apart.",
+            "tables": _costs(records),
+        },
+        {"title": "Runs that did not finish", "text": "", "tables": _unfinished(records)},
+        {
+            "title": "Settings",
+            "text": "Value and source of every setting: what the paper says (text), what is sound where its code is "
+            "not (sound), or what its code does (code); else the data set or the command.",
+            "tables": _settings(records),
+            "columns": 2,
+        },
+    ]
+
+
+def _beside_the_paper(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    ours = rows[(rows["protocol"] == "published_eval") & rows["attack"].isin(["none", "pgd"])]
+    if ours.empty:
+        return []
+    label, tried = manifest.data.label, sorted(set(ours["eps"]))
+    paper = next((table for name, table in PAPER.items() if label.startswith(name)), {})
+    titles = ["Method", *map(_attack_name, tried), "Seeds"]
+    if paper:
+        titles += ["Row of the paper", *(f"{_attack_name(eps)}*" for eps in PAPER_EPS)]
+    lines = []
+    for name, results in ours.groupby("method", sort=False):
+        method = str(name)
+        means = [results.loc[results["eps"] == eps, "accuracy"].mean() for eps in tried]
+        theirs = [PAPER_ROWS[method], *(f"{value:.2f}" for value in paper[method])] if method in paper else []
+        line = [method, *map(_percent, means), str(results["seed"].nunique()), *theirs]
+        lines.append(line + [""] * (len(titles) - len(line)))
+    source = " *: as printed in arXiv:2501.03507." if paper else ""
+    caption = f"{label}, published evaluation, accuracy in %, mean over seeds.{source}"
+    wide = "Method | Row of the paper"
+    return [_table(caption, " | ".join(titles), lines, left=wide, wide=wide, size=8)]
+
+
+def _attack_name(eps: float) -> str:
+    return f"PGD {format_eps(eps)}" if eps else "Clean"
+
+
+def _attacks(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    lines = [
+        [
+            row["method"],
+            _whole(row["seed"]),
+            _text(row["protocol"]),
+            _text(row["attack"]) + (" (curve)" if row["curve"] is True else ""),
+            _text(row["threat_space"]),
+            "" if pd.isna(row["eps"]) else format_eps(row["eps"]),
+            *_interval(row, "accuracy", "lo", "hi"),
+            _whole(row["total"]),
+            row["status"],
+        ]
+        for row in rows.to_dict("records")
+    ]
+    titles = "Method | Seed | Protocol | Attack | Space | eps | Acc. % | 95 % | n | Status"
+    left = "Method | Protocol | Attack | Space | Status"
+    return [
+        _table("Accuracy of every run under every attack.", titles, lines, left, "Method | Status", "95 %", size=7.5)
+    ]
+
+
+def _costs(records: Sequence[Record]) -> list[dict[str, Any]]:
+    lines = [
+        [
+            record.spec.method,
+            str(record.spec.seed),
+            str(record.spec.budget),
+            f"{cost.train_seconds:.1f}",
+            f"{cost.compile_seconds:.1f}",
+            str(cost.updates),
+            f"{cost.epochs:.2f}",
+            f"{cost.images_per_second:.0f}",
+            f"{cost.forward_per_image:.1f}",
+            f"{cost.backward_input_per_image:.1f}",
+            f"{cost.backward_weight_per_image:.1f}",
+            f"{cost.flops_per_image / 1e9:.3f}",
+            f"{cost.peak_memory_bytes / 1e9:.2f}",
+        ]
+        for record in records
+        if (cost := record.train) is not None
+    ]
+    titles = (
+        "Method | Seed | Budget | Train s | Compile s | Updates | Epochs | Images/s "
+        "| Forward | Back. input | Back. weights | GFLOPs | GB"
+    )
+    return [_table("Cost of every training run.", titles, lines, "Method", "Method", size=7.5)] if lines else []
+
+
+def _unfinished(records: Sequence[Record]) -> list[dict[str, Any]]:
+    runs = [record for record in records if record.status != "finished"]
+    lines = [[run.spec.method, str(run.spec.seed), run.status, run.message] for run in runs]
+    titles = "Method | Seed | Status | Message"
+    return [_table("Runs without a full result, and why.", titles, lines, titles, "Method | Message")] if lines else []
+
+
+def _settings(records: Sequence[Record]) -> list[dict[str, Any]]:
+    titles = "Setting | Value | Source"
+    methods: dict[str, Record] = {}
+    for record in records:
+        methods.setdefault(record.spec.method, record)
+    return [
+        _table(
+            method, titles, [[each.name, _shown(each.value), each.source] for each in record.settings], titles, titles
+        )
+        for method, record in methods.items()
+        if record.settings
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _table(
+    caption: str, titles: str, rows: list[list[str]], left: str = "", wide: str = "", quiet: str = "", size: float = 8.5
+) -> dict[str, Any]:
+    """A table of the template; ``left``, ``wide`` and ``quiet`` name columns as ``titles`` does: ``A | B``."""
+    columns = [
+        {
+            "title": title,
+            "right": title not in left.split(" | "),
+            "wide": title in wide.split(" | "),
+            "quiet": title in quiet.split(" | "),
+        }
+        for title in titles.split(" | ")
+    ]
+    return {"caption": caption, "columns": columns, "rows": rows, "size": size}
+
+
+def _percent(share: float) -> str:
+    return "" if pd.isna(share) else f"{100 * share:.1f}"
+
+
+def _interval(line: dict[Any, Any], name: str, lo: str = "", hi: str = "") -> list[str]:
+    low, high = line[lo or f"{name}_lo"], line[hi or f"{name}_hi"]
+    return [_percent(line[name]), "" if pd.isna(low) else f"{_percent(low)}–{_percent(high)}"]
+
+
+def _whole(count: Any) -> str:
+    return "" if pd.isna(count) else str(int(count))
+
+
+def _number(value: Any, form: str, per: float = 1.0) -> str:
+    return "" if pd.isna(value) else format(value / per, form)
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)

@@ -1,0 +1,247 @@
+"""The figures: trade-off, robustness over eps, accuracy against cost. Same rows, same bytes.
+
+A colour is a method (in the manifest's order), a marker is its adversary; every figure names the data set and its n.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from bench.spec import Manifest, Record, format_eps
+from reports.stats import pareto
+
+# "muted" of Paul Tol's colour-blind safe schemes (https://sronpersonalpages.nl/~pault), neighbours set apart
+PALETTE = ("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#882255", "#999933", "#aa4499")
+MARKERS = {"none": "o", "pgd": "s", "free": "^"}
+NAMES = {"linear": "linear probe", "multi_patch": "multi-patch probe"}
+PERCENT = ("clean", "clean_lo", "clean_hi", "pgd", "autoattack", "worst", "worst_lo", "worst_hi")
+DARK = "#222222"
+STYLE = seaborn.axes_style("ticks") | {  # type: ignore[no-untyped-call]
+    "axes.grid": True,
+    "axes.labelsize": 9,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same letters on every machine
+    "font.size": 9,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "bench",
+    "text.parse_math": False,  # a name is a name, whatever is in it
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+
+
+class Look(NamedTuple):
+    """How a method is drawn, the same in every figure."""
+
+    colour: str
+    marker: str
+    label: str
+
+
+class Material(NamedTuple):
+    """What a figure is drawn from."""
+
+    manifest: Manifest
+    rows: pd.DataFrame
+    board: pd.DataFrame  # accuracies in percent
+    flops: dict[str, float]  # method -> floating-point operations of one training
+    looks: dict[str, Look]
+
+    def panels(self) -> list[tuple[str, pd.DataFrame]]:
+        """Each protocol with its lines; ``robust`` is the worst case, or PGD alone (drawn open) where there is none."""
+        board = self.board.assign(robust=self.board["worst"].fillna(self.board["pgd"]))
+        return [(str(name), lines.dropna(subset=["clean"])) for name, lines in board.groupby("protocol", sort=False)]
+
+
+def render(
+    name: str, manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame, board: pd.DataFrame
+) -> dict[str, bytes]:
+    """One of FIGURES as ``{"png": ..., "svg": ...}``, from the ``rows`` and the leaderboard of a run folder."""
+    board = board.assign(**{name: 100 * board[name] for name in PERCENT})
+    with matplotlib.rc_context(STYLE):
+        figure = FIGURES[name](Material(manifest, rows, board, _flops(manifest, records), _looks(rows, board)))
+        return {kind: _bytes(figure, kind) for kind in ("png", "svg")}
+
+
+def clean_vs_robust(material: Material) -> Figure:
+    """Robust against clean accuracy; size is training time, bars are 95 % intervals, the line is the Pareto front."""
+    figure, axes = _figure(material, 1, len(material.panels()))
+    size = _sizes(material.board["train_seconds"])
+    for panel, (protocol, points) in zip(axes[0], material.panels(), strict=True):
+        for point in points.to_dict("records"):
+            colour, marker, _ = material.looks[point["method"]]
+            fill, edge = (colour, DARK) if point["worst"] == point["robust"] else ("white", colour)
+            panel.hlines(point["robust"], point["clean_lo"], point["clean_hi"], colors=colour, linewidth=0.9, alpha=0.6)
+            panel.vlines(point["clean"], point["worst_lo"], point["worst_hi"], colors=colour, linewidth=0.9, alpha=0.6)
+            panel.plot(
+                point["clean"], point["robust"], marker, color=fill, mec=edge, mew=0.8, ms=size(point["train_seconds"])
+            )
+        front = points[pareto(points[["clean", "worst"]])].sort_values("clean")
+        panel.plot(front["clean"], front["worst"], color="#555555", linewidth=1, linestyle="--", zorder=1.5)
+        panel.set(title=_title(protocol, points["n"]), xlabel="clean accuracy (%)")
+    axes[0][0].set_ylabel(f"robust accuracy at eps {format_eps(material.manifest.main_eps)} (%)")
+    drawn = material.board.loc[material.board["clean"].notna(), "train_seconds"]
+    times = {f"{seconds:.3g} s": seconds for seconds in (drawn.min(), drawn.max()) if seconds > 0}
+    trained = [_dot("o", "white", text, size(seconds)) for text, seconds in times.items()]
+    front_line = Line2D([], [], color="#555555", linestyle="--", linewidth=1, label="Pareto front")
+    _legend(figure, material, {"training time": trained, "dashed line": [front_line]})
+    return figure
+
+
+def robust_vs_eps(material: Material) -> Figure:
+    """Accuracy under PGD over eps: mean and range over seeds; the ranked worst case is a mark of its own."""
+    figure, axes = _figure(material, 1, len(material.panels()))
+    main, rows = material.manifest.main_eps, material.rows
+    rows = rows[(rows["attack"] == "none") | ((rows["attack"] == "pgd") & (rows["threat_space"] == "image"))]
+    tried = sorted(rows.loc[rows["protocol"].isin(NAMES), "eps"].unique())
+    unit = 255 if any("/" in format_eps(eps) for eps in tried) else 1
+    for panel, (protocol, points) in zip(axes[0], material.panels(), strict=True):
+        shown = rows[rows["protocol"] == protocol]
+        for method, cells in shown.groupby("method", sort=False):
+            colour, marker, _ = material.looks[str(method)]
+            curve = 100 * cells.groupby("eps")["accuracy"].agg(["mean", "min", "max"])
+            panel.fill_between(curve.index * unit, curve["min"], curve["max"], color=colour, alpha=0.15, linewidth=0)
+            panel.plot(curve.index * unit, curve["mean"], color=colour, marker=marker, markersize=4, linewidth=1.4)
+        for point in points.to_dict("records"):
+            colour, marker, _ = material.looks[point["method"]]
+            panel.plot(main * unit, point["worst"], marker, color="white", mec=colour, mew=1.6, ms=8, zorder=4)
+        pgd = shown.loc[shown["attack"] == "pgd", "total"]
+        panel.set(title=_title(protocol, pgd), xlabel=f"eps of the l-inf ball{' (255ths)' * (unit == 255)}")
+        panel.set_xticks([eps * unit for eps in tried], [f"{eps * unit:.4g}" for eps in tried])
+        panel.set_ylim(-3, 103)
+    axes[0][0].set_ylabel("accuracy under PGD (%)")
+    worst = f"worst of PGD and\nAutoAttack at {format_eps(main)},\n{_count(material.board['n'])}"
+    _legend(figure, material, {"open mark": [_dot("o", "white", worst, 8)]})
+    return figure
+
+
+def accuracy_vs_cost(material: Material) -> Figure:
+    """What training time and computation buy: clean accuracy (open) above robust accuracy (filled)."""
+    figure, axes = _figure(material, len(material.panels()), 2, sharex="col")
+    for line, (protocol, points) in zip(axes, material.panels(), strict=True):
+        costs = {
+            "training time (s)": points["train_seconds"],
+            "training computation (FLOPs)": points["method"].map(material.flops),
+        }
+        for panel, (label, cost) in zip(line, costs.items(), strict=True):
+            for point, x in zip(points.to_dict("records"), cost, strict=True):
+                colour, marker, _ = material.looks[point["method"]]
+                panel.plot([x, x], [point["worst"], point["clean"]], color=colour, linewidth=1.2, alpha=0.5, zorder=1.5)
+                panel.plot(x, point["clean"], marker, color="white", mec=colour, mew=1.4, ms=7)
+                panel.plot(x, point["worst"], marker, color=colour, mec=DARK, mew=0.6, ms=7)
+            panel.set(title=_title(protocol, points["n"]), xlabel=label, ylim=(-3, 103))
+            panel.label_outer()
+            _scale(panel, cost)
+        line[0].set_ylabel("accuracy (%)")
+    robust = f"robust at eps {format_eps(material.manifest.main_eps)}"
+    _legend(figure, material, {"accuracy": [_dot("o", "white", "clean", 7), _dot("o", "#555555", robust, 7)]})
+    return figure
+
+
+FIGURES: dict[str, Callable[[Material], Figure]] = {
+    "clean_vs_robust": clean_vs_robust,
+    "robust_vs_eps": robust_vs_eps,
+    "accuracy_vs_cost": accuracy_vs_cost,
+}
+
+
+def _figure(material: Material, lines: int, columns: int, sharex: Literal["all", "col"] = "all") -> tuple[Figure, Any]:
+    """Empty panels under one line that says what the numbers stand on."""
+    figure = Figure(figsize=(3.4 * columns + 2.2, 3.2 * lines + 0.8), layout="constrained")
+    seeds = len(material.manifest.seeds)
+    said = [material.manifest.data.label, f"{seeds} seed{'s' * (seeds != 1)}", f"budget {material.manifest.budget}"]
+    if "quick" in set(material.rows["eval"]):
+        said.append("quick evaluation, not comparable")
+    figure.suptitle(" · ".join(said), fontsize=10, fontweight="bold")
+    return figure, figure.subplots(lines, columns, sharex=sharex, sharey=True, squeeze=False)
+
+
+def _looks(rows: pd.DataFrame, board: pd.DataFrame) -> dict[str, Look]:
+    status = dict(zip(board["method"], board["status"], strict=True))
+    adversaries = rows.drop_duplicates("method")[["method", "adversary"]].to_numpy()
+    return {
+        method: Look(
+            PALETTE[place % len(PALETTE)],
+            MARKERS.get(adversary, "D"),
+            _short(method) if status[method] == "finished" else f"{_short(method)}\n({status[method]})",
+        )
+        for place, (method, adversary) in enumerate(adversaries)
+    }
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else f"{name[:27]}…"
+
+
+def _flops(manifest: Manifest, records: Sequence[Record]) -> dict[str, float]:
+    """Mean over scored seeds of what a whole training took: operations per image and epoch, times epochs and images."""
+    work: dict[str, list[float]] = {}
+    for record in records:
+        if record.train is not None and record.results:
+            images = (record.data or manifest.data).train
+            work.setdefault(record.spec.method, []).append(record.train.flops_per_image * record.train.epochs * images)
+    return {method: sum(each) / len(each) for method, each in work.items()}
+
+
+def _sizes(times: pd.Series) -> Callable[[float], float]:
+    """Marker size whose area grows with the training time."""
+    longest = times.max()
+    return lambda seconds: 5 + 7 * float(np.sqrt(seconds / longest)) if longest > 0 else 8.0
+
+
+def _title(protocol: str, totals: pd.Series) -> str:
+    return f"{NAMES.get(protocol, protocol)}, {_count(totals)}"
+
+
+def _count(totals: pd.Series) -> str:
+    counts = sorted(set(totals.dropna()))
+    return "n = " + (" to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]])) if counts else "0")
+
+
+def _dot(marker: str, colour: str, label: str, size: float) -> Line2D:
+    return Line2D([], [], linestyle="", marker=marker, color=colour, mec=DARK, mew=0.8, ms=size, label=label)
+
+
+def _legend(figure: Figure, material: Material, others: dict[str, list[Line2D]]) -> None:
+    """One column beside the panels, in groups with headings: methods, their adversaries, and ``others``."""
+    looks = list(material.looks.values())
+    used = {look.marker for look in looks}
+    groups = {"method": [_dot(look.marker, look.colour, look.label, 6) for look in looks]}
+    groups["trained against"] = [_dot(m, "#bbbbbb", name, 6) for name, m in MARKERS.items() if m in used]
+    handles = [line for title, dots in (groups | others).items() for line in (_dot("", "none", title, 0), *dots)]
+    legend = figure.legend(handles=handles, loc="outside right center", labelspacing=0.6)
+    for text in legend.get_texts():
+        text.set_fontweight("bold" if text.get_text() in groups | others else "normal")
+
+
+def _scale(panel: Axes, cost: pd.Series) -> None:
+    """Log axis where the costs differ more than tenfold."""
+    if cost.min() > 0 and cost.max() > 10 * cost.min():
+        panel.set_xscale("log")
+        panel.xaxis.set_major_locator(LogLocator(10))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        panel.ticklabel_format(axis="x", useOffset=False)
+        panel.locator_params(axis="x", nbins=5)
+
+
+def _bytes(figure: Figure, kind: str) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=160, metadata={"png": {"Software": None}, "svg": {"Date": None}}[kind])
+    return file.getvalue()

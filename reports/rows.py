@@ -1,0 +1,117 @@
+"""The rows of results.csv: one per method, seed, protocol, attack and eps; a run without results is one row with gaps.
+
+Two attacks are derived here from the stored outcomes of single images. ``worst``: the image stands under PGD and under
+AutoAttack, over the images that both attacked. ``pgd_only``: PGD where AutoAttack did not run, an upper bound.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.spec import EvalResult, Manifest, Record, TrainResult
+from reports.stats import wilson
+
+COLUMNS = {
+    "method": "object",
+    "adversary": "object",
+    "dataset": "object",
+    "seed": "Int64",
+    "protocol": "object",
+    "attack": "object",
+    "threat_space": "object",
+    "eps": "float64",
+    "correct": "Int64",
+    "total": "Int64",
+    "accuracy": "float64",
+    "lo": "float64",
+    "hi": "float64",
+    "curve": "boolean",
+    "budget": "object",
+    "train_seconds": "float64",
+    "compile_seconds": "float64",
+    "updates": "Int64",
+    "images_per_second": "float64",
+    "forward_per_image": "float64",
+    "backward_input_per_image": "float64",
+    "backward_weight_per_image": "float64",
+    "flops_per_image": "float64",
+    "peak_memory_bytes": "Int64",
+    "eval_seconds": "float64",
+    "device": "object",
+    "eval": "object",
+    "config_hash": "object",
+    "status": "object",
+    "note": "object",
+}
+COSTS = (COLUMNS.keys() & TrainResult.model_fields.keys()) - {"status", "note"}
+ATTACKS = ("none", "fgsm", "noise", "pgd", "autoattack", "worst", "pgd_only", "pgd_crop")  # the order of the rows
+
+
+def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
+    """All results of a run folder, in a fixed order; accuracies and eps are fractions, missing values are gaps."""
+    methods = list(dict.fromkeys([run.method for run in manifest.runs] + [record.spec.method for record in records]))
+    lines: list[dict[str, Any]] = []
+    for record in sorted(records, key=lambda record: (methods.index(record.spec.method), record.spec.seed)):
+        results = sorted([*record.results, *derived(record.results)], key=_place)
+        lines += [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
+    return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def derived(results: Iterable[EvalResult]) -> list[EvalResult]:
+    """``worst`` or ``pgd_only`` for every PGD result that was asked for: not the curve, not the paper's protocol."""
+    cells = {(r.protocol, r.attack, r.eps): r for r in results if not r.curve and r.protocol != "published_eval"}
+    return [
+        _worst(pgd, cells.get((protocol, "autoattack", eps)))
+        for (protocol, attack, eps), pgd in cells.items()
+        if attack == "pgd"
+    ]
+
+
+def _worst(pgd: EvalResult, autoattack: EvalResult | None) -> EvalResult:
+    if autoattack is None or not pgd.threat_space == autoattack.threat_space == "image":
+        note = _join("upper bound: no AutoAttack on the image at this eps", pgd.note)
+        return pgd.model_copy(update={"attack": "pgd_only", "seconds": 0.0, "note": note})
+    both = zip(pgd.outcomes, autoattack.outcomes, strict=False)  # one fixed test order: the first images are shared
+    return EvalResult(
+        protocol=pgd.protocol,
+        attack="worst",
+        threat_space="image",
+        eps=pgd.eps,
+        outcomes="".join(min(pair) for pair in both),
+        seconds=0.0,  # costs nothing of its own
+        config_hash=f"{pgd.config_hash}+{autoattack.config_hash}",
+    )
+
+
+def _place(result: EvalResult) -> tuple[str, int, str, float]:
+    known = ATTACKS.index(result.attack) if result.attack in ATTACKS else len(ATTACKS)
+    return result.protocol, known, result.attack, result.eps
+
+
+def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -> dict[str, Any]:
+    spec = record.spec
+    row: dict[str, Any] = {
+        "method": spec.method,
+        "adversary": record.adversary if record.environment else None,  # not known before a run begins
+        "dataset": (record.data or manifest.data).label,
+        "seed": spec.seed,
+        "budget": str(spec.budget),
+        "device": record.environment.device_name if record.environment else None,
+        "eval": spec.eval.level,
+        "status": record.status,
+    }
+    if record.train is not None:
+        row |= record.train.model_dump(include=COSTS)
+    if result is not None:
+        lo, hi = wilson(result.correct, result.total)
+        row |= result.model_dump(include={"protocol", "attack", "threat_space", "eps", "correct", "total", "curve"})
+        row |= {"correct": result.correct, "total": result.total, "lo": lo, "hi": hi}
+        row |= {"accuracy": result.correct / result.total if result.total else None, "eval_seconds": result.seconds}
+        row |= {"config_hash": result.config_hash or None}
+    notes = (record.message, record.train.note if record.train else "", result.note if result else "")
+    return row | {"note": _join(*notes) or None}
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(dict.fromkeys(note for note in notes if note))

@@ -1,0 +1,112 @@
+"""Ranks, ties, intervals and what is not ranked."""
+
+import pandas as pd
+import pytest
+from report_fixtures import manifest, records, result
+
+from reports.leaderboard import COLUMNS, leaderboard
+from reports.rows import rows
+from reports.stats import wilson
+
+
+def ranked(outcomes, main_eps=0.1, **others):
+    """Leaderboard of methods a, b, ... with these outcomes of ``none``, ``pgd`` and ``autoattack`` for each seed."""
+    asked = manifest(tuple(outcomes), seeds=max(len(seeds) for seeds in outcomes.values()))
+    found = []
+    for record in records(asked, diverged=()):
+        cells = outcomes[record.spec.method][record.spec.seed]
+        results = [
+            result("linear", attack, 0.0 if attack == "none" else 0.1, bits, **others)
+            for attack, bits in zip(("none", "pgd", "autoattack"), cells, strict=False)
+        ]
+        found.append(record.model_copy(update={"results": results}))
+    return leaderboard(rows(asked, found), main_eps).set_index("method")
+
+
+def test_columns():
+    asked = manifest(seeds=2)
+    table = leaderboard(rows(asked, records(asked)), 0.1)
+    assert {name: str(kind) for name, kind in table.dtypes.items()} == COLUMNS
+    assert list(table["protocol"]) == ["linear"] * 9 + ["multi_patch"] * 9
+    assert table["rank"].tolist()[:4] == [1, 2, 3, 4]
+    assert table["method"][0] == table["method"][9] == "cf_amc_ssl"
+
+
+def test_ranked_by_worst_and_ties_share_a_rank():
+    table = ranked(
+        {
+            "a": [("1111", "1110", "1100")],
+            "b": [("1111", "1111", "1110")],
+            "c": [("1110", "1100", "1111")],
+            "d": [("1111", "0000", "1111")],
+        }
+    )
+    assert table["worst"].to_dict() == {"b": 0.75, "a": 0.5, "c": 0.5, "d": 0.0}
+    assert table["rank"].to_dict() == {"b": 1, "a": 2, "c": 2, "d": 4}
+    assert list(table.index) == ["b", "a", "c", "d"]
+    assert table.loc["a", ["clean", "pgd", "autoattack", "n"]].tolist() == [1.0, 0.75, 0.5, 4]
+
+
+def test_a_tie_survives_the_rounding_of_a_mean():
+    tenth, two, three = ("1" * k + "0" * (10 - k) for k in (1, 2, 3))
+    table = ranked(
+        {
+            "a": [(tenth,) * 3, (two,) * 3, (three,) * 3],
+            "b": [(three,) * 3, (two,) * 3, (tenth,) * 3],
+            "c": [(two,) * 3, (two,) * 3, (two,) * 3],
+        }
+    )
+    assert table["rank"].tolist() == [1, 1, 1]
+
+
+def test_one_seed_has_wilsons_interval_and_several_seeds_do_not_narrow_it():
+    bits = "1" * 30 + "0" * 34
+    one, three = ranked({"a": [(bits,) * 3]}).loc["a"], ranked({"a": [(bits,) * 3] * 3}).loc["a"]
+    assert (one["worst_lo"], one["worst_hi"]) == (one["clean_lo"], one["clean_hi"]) == wilson(30, 64)
+    assert (three["worst_lo"], three["worst_hi"]) == pytest.approx(wilson(30, 64))
+    assert (one["seeds"], one["n"], three["seeds"], three["n"]) == (1, 64, 3, 64)
+
+
+def test_without_autoattack_at_the_main_eps_there_is_no_rank():
+    table = ranked({"a": [("11", "11")], "b": [("11", "10", "10")]})
+    assert list(table.index) == ["b", "a"]
+    assert pd.isna(table.loc["a", "rank"])
+    assert table.loc["a", "pgd"] == 1.0
+    assert table.loc["a", ["worst", "n"]].isna().all()
+    assert ranked({"b": [("11", "10", "10")]}, main_eps=0.2)["rank"].isna().all()
+
+
+def test_one_seed_without_autoattack_takes_the_rank_away():
+    table = ranked({"a": [("11", "11", "11"), ("11", "11")]})
+    assert (table.loc["a", "seeds"], table.loc["a", "worst"]) == (2, 1.0)
+    assert pd.isna(table.loc["a", "rank"])
+
+
+def test_attacks_on_crops_are_in_no_column():
+    table = ranked({"a": [("11", "11", "11")]}, threat_space="crop")
+    assert table.loc["a", "clean"] == 1.0
+    assert table.loc["a", ["rank", "pgd", "autoattack", "worst", "n"]].isna().all()
+
+
+def test_diverged_runs_are_listed_last_without_a_rank():
+    asked = manifest(("simclr_adv", "emp_ssl_adv", "cf_amc_ssl"), seeds=3)
+    found = records(asked, diverged=("cf_amc_ssl-s1", "simclr_adv-s0", "simclr_adv-s1", "simclr_adv-s2"))
+    table = leaderboard(rows(asked, found), 0.1)
+    linear = table[table["protocol"] == "linear"].set_index("method")
+    assert linear["status"].to_dict() == {
+        "emp_ssl_adv": "finished",
+        "cf_amc_ssl": "1 of 3 diverged",
+        "simclr_adv": "diverged",
+    }
+    assert linear["rank"].tolist() == [1, pd.NA, pd.NA]
+    assert linear["seeds"].tolist() == [3, 2, 0]
+    assert linear.loc["cf_amc_ssl", "train_seconds"] > 59  # the cost of the models that are scored
+    assert linear.loc["simclr_adv", "train_seconds"] == 3.25
+
+
+def test_nothing_but_diverged_runs_still_gives_a_table():
+    asked = manifest(("simclr", "emp_ssl"))
+    table = leaderboard(rows(asked, records(asked, diverged=("simclr-s0", "emp_ssl-s0"))), 0.1)
+    assert list(table["protocol"]) == ["linear", "linear", "multi_patch", "multi_patch"]
+    assert table["rank"].isna().all()
+    assert set(table["status"]) == {"diverged"}

@@ -1,0 +1,134 @@
+"""The pages of the report, read back with pypdf."""
+
+import io
+
+import pytest
+from pypdf import PdfReader
+from report_fixtures import CIFAR, METHODS, manifest, records
+
+from reports import pdf
+from reports.leaderboard import leaderboard
+from reports.rows import rows
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="80" height="20"><path d="M0 0L80 20" stroke="red"/></svg>'
+
+
+def rendered(asked, found, figures=None):
+    table = rows(asked, found)
+    return pdf.render(asked, found, table, leaderboard(table, asked.main_eps), figures or {})
+
+
+def pages(report):
+    """Text of each page, without the invisible spaces at which a long name may break."""
+    return [page.extract_text().replace("\u200b", "") for page in PdfReader(io.BytesIO(report)).pages]
+
+
+@pytest.fixture(scope="module")
+def cifar():
+    asked = manifest(data=CIFAR, eps=(4 / 255, 8 / 255), seeds=2)
+    return rendered(asked, records(asked), {"clean_vs_robust": SVG})
+
+
+@pytest.fixture(scope="module")
+def read(cifar):
+    return pages(cifar)
+
+
+def test_title_page_says_what_and_where(read):
+    for text in (
+        pdf.TITLE,
+        "cifar10[2000/1000] (a subset)",
+        "not comparable",
+        "bench run --methods simclr,",
+        "2026-03-04T05:06:07+00:00",
+        "AMD EPYC 9654",
+        "torch 2.8.0",
+        "0123456789abcdef",
+        "The clock.",
+        "at eps 8/255",
+    ):
+        assert text in " ".join(read[0].split()) or text in "".join(read[0].split())
+
+
+def test_metadata_is_the_manifests(cifar):
+    found = PdfReader(io.BytesIO(cifar)).metadata
+    assert (found.title, found.author) == (pdf.TITLE, "bench 0.1.0")
+    assert found.creation_date.date().isoformat() == "2026-03-04"
+
+
+def test_every_font_is_embedded(cifar):
+    fonts = {}
+    for page in PdfReader(io.BytesIO(cifar)).pages:
+        for font in page["/Resources"]["/Font"].values():
+            inner = font.get_object()["/DescendantFonts"][0].get_object()
+            fonts[inner["/BaseFont"]] = inner["/FontDescriptor"].keys() & {"/FontFile", "/FontFile2", "/FontFile3"}
+    assert len(fonts) >= 2
+    assert all(fonts.values())
+
+
+def test_figures_are_vectors(cifar):
+    assert not any(page.images for page in PdfReader(io.BytesIO(cifar)).pages)
+
+
+def test_the_leaderboard_in_percent(read):
+    asked = manifest(data=CIFAR, eps=(4 / 255, 8 / 255), seeds=2)
+    table = rows(asked, records(asked))
+    best = leaderboard(table, asked.main_eps).iloc[0]
+    line = next(line for line in read[0].splitlines() if "cf_amc_ssl" in line and line.startswith("1"))
+    for share in (best["clean"], best["pgd"], best["worst"]):
+        assert f"{100 * share:.1f}" in line
+    assert f"{100 * best['worst_lo']:.1f}–{100 * best['worst_hi']:.1f} 64" in line
+
+
+def test_beside_the_paper(read):
+    text = " ".join(" ".join(read).split())
+    assert "arXiv:2501.03507" in text
+    assert "75.88 55.97 33.34" in text
+    assert "65.44 41.85 17.19" in text
+    assert all(set(pdf.PAPER[name]) == set(pdf.PAPER_ROWS) for name in ("cifar10", "cifar100"))
+    assert set(pdf.PAPER_ROWS) == set(METHODS) - {"simclr", "emp_ssl"}
+
+
+def test_cifar100_has_its_own_numbers_and_others_have_none():
+    found = manifest(("cf_amc_ssl",), data=CIFAR.model_copy(update={"label": "cifar100"}), eps=(8 / 255,))
+    assert "50.74 31.73 17.19" in " ".join(pages(rendered(found, records(found))))
+    digits = manifest(("cf_amc_ssl",))
+    text = " ".join(pages(rendered(digits, records(digits))))
+    assert "arXiv" not in text
+    assert "Beside the paper" in text
+
+
+def test_a_long_table_breaks_and_repeats_its_header(read):
+    table = rows(asked := manifest(data=CIFAR, eps=(4 / 255, 8 / 255), seeds=2), records(asked))
+    assert len(table) > 60
+    heads = [page for page in read if "Protocol" in page and "Space" in page]
+    assert len(heads) >= 2
+    assert sum(page.count("published_eval") for page in heads) == (table["protocol"] == "published_eval").sum()
+
+
+def test_runs_that_did_not_finish_are_named(read):
+    text = " ".join(" ".join(read).split())
+    assert "simclr_patch_adv 0 diverged the loss was not finite after 41 updates" in text
+    assert "simclr_patch_adv (1 of 2 diverged)" in text
+    assert "simclr_patch_adv 1m 3.2" not in text
+
+
+def test_same_records_same_bytes():
+    asked = manifest(("simclr_adv", "cf_amc_ssl"))
+    figures = {"clean_vs_robust": SVG}
+    assert rendered(asked, records(asked), figures) == rendered(asked, records(asked), figures)
+
+
+def test_hostile_names_are_text():
+    names = ("#panic()", "<script>", "=cmd|' /C calc'!A0", "*bold* $x$ @ref", '"; #eval("1")', "x" * 120)
+    asked = manifest(names).model_copy(update={"command": ["bench", "run", "#panic()", "\\", "//", "--root=/a/b"]})
+    text = "".join("".join(pages(rendered(asked, records(asked, diverged=("<script>-s0",))))).split())
+    for name in names:
+        assert "".join(name.split()) in text
+
+
+def test_nothing_but_a_manifest_gives_a_report():
+    asked = manifest(("simclr",)).model_copy(update={"dataset_source": "embedded"})
+    text = " ".join(pages(rendered(asked, records(asked, diverged=("simclr-s0",)))))
+    assert "diverged" in text
+    assert "Beside the paper" not in text

@@ -1,0 +1,85 @@
+"""Figures say what they stand on, are the same bytes every time, and survive any name and any gap."""
+
+import io
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from matplotlib.image import imread
+from report_fixtures import CIFAR, DIGITS, manifest, records
+
+from reports import plots
+from reports.leaderboard import leaderboard
+from reports.rows import rows
+
+
+def drawn(name, asked, found):
+    table = rows(asked, found)
+    return plots.render(name, asked, found, table, leaderboard(table, asked.main_eps))
+
+
+def words(svg):
+    """matplotlib writes each text as a comment above its letters, which are drawn as paths."""
+    return [line.strip()[5:-4] for line in svg.decode().splitlines() if line.strip().startswith("<!-- ")]
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+def test_same_rows_same_bytes(name):
+    asked = manifest(("simclr_adv", "cf_amc_ssl"))
+    assert drawn(name, asked, records(asked)) == drawn(name, asked, records(asked))
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+def test_says_data_set_seeds_images_and_level(name):
+    asked = manifest(data=CIFAR, eps=(4 / 255, 8 / 255), seeds=2)
+    pictures = drawn(name, asked, records(asked))
+    text = words(pictures["svg"])
+    assert "cifar10[2000/1000] · 2 seeds · budget 1m · quick evaluation, not comparable" in text
+    assert ("linear probe, n = 300" if name == "robust_vs_eps" else "linear probe, n = 64") in text
+    assert {"cf_amc_ssl", "simclr_patch_adv", "(1 of 2 diverged)"} <= set(text)
+    assert imread(io.BytesIO(pictures["png"])).shape[1] == 1440
+    assert not [node for node in ElementTree.fromstring(pictures["svg"]).iter() if node.tag.endswith("date")]
+
+
+def test_axes_have_units():
+    asked = manifest(data=CIFAR, eps=(4 / 255, 8 / 255), level="standard")
+    text = words(drawn("clean_vs_robust", asked, records(asked))["svg"])
+    assert {"clean accuracy (%)", "robust accuracy at eps 8/255 (%)", "59.5 s", "Pareto front"} <= set(text)
+    assert not any("quick" in word for word in text)
+    text = words(drawn("robust_vs_eps", asked, records(asked))["svg"])
+    assert {"eps of the l-inf ball (255ths)", "0", "2", "4", "6", "8", "12", "16"} <= set(text)
+    text = words(drawn("accuracy_vs_cost", asked, records(asked))["svg"])
+    assert {"training time (s)", "training computation (FLOPs)", "accuracy (%)"} <= set(text)
+
+
+def test_decimal_eps_stays_decimal():
+    asked = manifest(("simclr_adv",))
+    assert {"eps of the l-inf ball", "0.025", "0.1"} <= set(words(drawn("robust_vs_eps", asked, records(asked))["svg"]))
+
+
+def test_computation_is_the_whole_training_and_wide_ranges_are_logarithmic():
+    asked = manifest(("simclr", "simclr_adv"))
+    found = records(asked)
+    assert plots._flops(asked, found)["simclr"] == pytest.approx(7.2e7 * 30 * DIGITS.train)
+    assert not any("e+1" in word for word in words(drawn("accuracy_vs_cost", asked, found)["svg"]))
+    slow = found[1].train.model_copy(update={"flops_per_image": 1e11})
+    text = words(drawn("accuracy_vs_cost", asked, [found[0], found[1].model_copy(update={"train": slow})])["svg"])
+    assert {"1e+13", "1e+15"} <= set(text)
+
+
+def test_a_method_keeps_its_colour_and_its_adversarys_marker():
+    asked = manifest(("simclr", "simclr_free", "cf_amc_ssl"))
+    table = rows(asked, records(asked))
+    looks = plots._looks(table, leaderboard(table, 0.1))  # the leaderboard has another order
+    assert [look.colour for look in looks.values()] == list(plots.PALETTE[:3])
+    assert [look.marker for look in looks.values()] == ["o", "^", "^"]
+
+
+@pytest.mark.parametrize("name", plots.FIGURES)
+def test_hostile_names_and_gaps(name):
+    names = ("$x_{", "<script>", "a--b", "y" * 200)
+    asked = manifest(names)
+    pictures = drawn(name, asked, records(asked, diverged=("<script>-s0",)))
+    assert "$x_{" in words(pictures["svg"])
+    assert not [node for node in ElementTree.fromstring(pictures["svg"]).iter() if node.tag.endswith("script")]
+    nothing = records(asked, diverged=tuple(f"{name}-s0" for name in names))
+    assert "$x_{" in words(drawn(name, asked, nothing)["svg"])
