@@ -42,9 +42,11 @@ def load(kind: Kind, name: str) -> ModuleType:
     if name in names(kind):
         return importlib.import_module(f"{PACKAGES[kind]}.{name}")
     for point in importlib.metadata.entry_points(group=f"bench.{kind}s", name=name):
-        module = point.load()
-        if isinstance(module, ModuleType):
-            return module
+        try:
+            module = point.load()
+        except Exception as error:
+            raise UsageError(f"the {kind} {name} of {point.value} cannot be imported: {_reason(error)}") from error
+        return _checked(kind, module, f"the {kind} {name} of {point.value}")
     raise UsageError(unknown(kind, name, names(kind)))
 
 
@@ -61,9 +63,17 @@ def _load_file(kind: Kind, path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UsageError(f"the {kind} file {path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise UsageError(f"the {kind} file {path} cannot be imported: {_reason(error)}") from error
+    return _checked(kind, module, f"the {kind} file {path}")
+
+
+def _checked(kind: Kind, module: ModuleType, where: str) -> ModuleType:
     wanted = {"method": ("Config", "Method"), "attack": ("Attack",), "dataset": ("Dataset",)}[kind]
     missing = [name for name in wanted if not hasattr(module, name)]
     if missing:
-        raise UsageError(f"the {kind} file {path} must define {' and '.join(wanted)}; missing: {', '.join(missing)}")
+        raise UsageError(f"{where} must define {' and '.join(wanted)}; missing: {', '.join(missing)}")
     return module
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -66,13 +66,13 @@ class Budget(Data):
 
     def __str__(self) -> str:
         if self.unit == "epochs":
-            return f"{self.amount:g}ep"
+            return f"{self.amount:.12g}ep"
         if self.unit == "updates":
             return f"{int(self.amount)}up"
         size, letter = next(
             (size, u) for size, u in ((3600, "h"), (60, "m"), (1, "s")) if self.amount % size == 0 or u == "s"
         )
-        return f"{self.amount / size:g}{letter}"
+        return f"{self.amount / size:.12g}{letter}"
 
 
 def parse_eps(text: str) -> float:
@@ -86,7 +86,7 @@ def parse_eps(text: str) -> float:
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"expected eps such as 8/255 or 0.1, got {text!r}") from None
     if not 0 <= eps <= 1 or math.isnan(eps):
-        hint = f"; did you mean {text.strip()}/255?" if 1 < eps <= 255 else ""
+        hint = f"; did you mean {text.strip()}/255?" if 1 < eps <= 255 and "/" not in text else ""
         raise UsageError(f"expected eps in [0, 1], got {text}{hint}")
     return eps
 
@@ -133,7 +133,7 @@ class EvalSpec(Data):
     crop_seed: int = 0
     restarts: int = Field(default=1, gt=0)  # of PGD
     pgd_images: int | None = 300  # None: the whole test set
-    autoattack_images: dict[str, int | None] = {"linear": 64, "multi_patch": 32}
+    autoattack_images: dict[str, int | None] = {"linear": 64, "linear_backbone": 64, "multi_patch": 32}
     autoattack_batch: int = Field(default=500, gt=0)  # part of the result: its draws depend on the place in the batch
     chunk: int = Field(default=512, gt=0)  # encoder passes at once; PGD's draws are made chunk by chunk
     band_images: int = Field(default=100, gt=0)  # for the probe band

@@ -50,7 +50,8 @@ class Course:
         """Updates of a budget in updates or epochs; None for a budget in time."""
         if budget.unit == "seconds":
             return None
-        return math.ceil(budget.amount * (self.updates_per_epoch if budget.unit == "epochs" else 1))
+        updates = budget.amount * (self.updates_per_epoch if budget.unit == "epochs" else 1)
+        return max(1, math.ceil(round(updates, 6)))  # 0.55 epochs of 100 updates are 55, not 56
 
     def locate(self, update: int) -> tuple[int, int, int]:
         """(epoch, batch within the epoch, replay) of an update counted from 0."""
@@ -111,6 +112,7 @@ class Undo:
             for copy, tensor in zip(self.copies, tensors, strict=True):
                 copy.copy_(tensor)
         self.tensors, self.delta = tensors, self.training.adversary.delta
+        self.lr = self.training.optimizer.param_groups[0]["lr"]
         self.known = set(self.training.optimizer.state)
 
     def restore(self) -> None:
@@ -118,6 +120,7 @@ class Undo:
         for copy, tensor in zip(self.copies, self.tensors, strict=True):
             tensor.copy_(copy)
         self.training.adversary.delta = self.delta
+        self.training.optimizer.param_groups[0]["lr"] = self.lr
         for parameter in set(self.training.optimizer.state) - self.known:
             del self.training.optimizer.state[parameter]
         self.training.optimizer.zero_grad(set_to_none=True)
@@ -172,6 +175,8 @@ def train(
         passes = meter.passes(method.encoder, images.images[0].float() / 255)
         if not clock.exhausted:
             status = run_updates(training, images, course, seed, device, report, stop)
+            if status == "finished" and not all(bool(t.isfinite().all()) for t in training.tensors()):
+                status = "diverged"  # in the last updates, after the last loss that was read
     except Exception as error:
         if not devices.is_out_of_memory(error):
             raise
@@ -186,7 +191,7 @@ def train(
         epochs=clock.updates / course.updates_per_epoch,
         train_seconds=clock.train_seconds,
         compile_seconds=compile_seconds,
-        progress=clock.progress if status == "finished" else min(clock.progress, 1.0),
+        progress=clock.progress,
         images_per_second=clock.updates / per_image / clock.train_seconds if clock.train_seconds else 0.0,
         forward_per_image=round(passes[0] * per_image, 6),
         backward_input_per_image=round(passes[1] * per_image, 6),
@@ -254,8 +259,7 @@ def run_updates(
         views = method.augment(images.images[ids.to(device)], Draws(seed, epoch, ids, config.views, device))
         losses = training.adversary.losses(method, views, replay)
         for loss in losses:
-            if timed:
-                undo.save()
+            undo.delta = training.adversary.delta  # the replay before has moved it only now
             training.optimizer.param_groups[0]["lr"] = cosine(clock.progress, config.lr)
             update(training, loss)
             if timed and clock.seconds_left < 4 * max(clock.durations, default=0.0):
@@ -267,6 +271,8 @@ def run_updates(
                 undo.restore()
                 clock.stop()
                 return "finished"
+            if timed:
+                undo.save()  # before the next forward, which feeds the running statistics
             last = clock.exhausted
             if clock.updates % read_every == 0 or last:
                 value = float(loss.detach())

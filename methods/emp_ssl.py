@@ -19,6 +19,10 @@ class Config(BaseConfig):
     invariance: float = setting(200.0, "code")  # lambda
     coding_eps: float = setting(0.2, "code")  # epsilon, unsquared
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("coding_eps", self.coding_eps > 0, "above 0")
+
 
 class Method(BaseMethod):
     """Many views, each drawn to the mean of its image, and spread by the coding rate; every view may be moved."""

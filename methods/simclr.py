@@ -13,6 +13,11 @@ from methods.common.losses import nt_xent
 class Config(BaseConfig):
     temperature: float = setting(0.07, "code")  # tau
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("views", self.views == 2, "of 2, for a loss of pairs")
+        self.check("temperature", self.temperature > 0, "above 0")
+
 
 class Method(BaseMethod):
     """Two views; an adversary moves the second one and climbs the loss of the pair (x1, x2 + delta)."""

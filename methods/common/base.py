@@ -1,11 +1,13 @@
 """The base of every method: its settings with their sources, its views, features and embeddings.
 
 Sources of settings: ``text`` (the paper), ``sound`` (where the released code is faulty), ``code`` (the released code),
-``own`` (the method's file). A dataset and --set may change them, and say so.
+``unverified`` (a guess where the paper says no number), ``own`` (the method's file). A dataset and --set may change
+them, and say so.
 """
 
 import dataclasses
 import itertools
+import math
 import typing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -57,19 +59,26 @@ class BaseConfig:
     attack_batch_norm: BatchNormMode = setting("batch", "sound")
 
     def __post_init__(self) -> None:
-        def check(name: str, fine: bool, expected: str) -> None:
-            if not fine:
-                raise UsageError(f"expected {name} {expected}, got {getattr(self, name)!r}")
-
+        for name, value in dataclasses.asdict(self).items():
+            numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)]
+            self.check(name, all(map(math.isfinite, numbers)), "finite")
         for name in ("batch", "views"):
-            check(name, getattr(self, name) >= 2, "of at least 2")
+            self.check(name, getattr(self, name) >= 2, "of at least 2")
         for name in ("steps", "replays", "feature_width", "hidden_width", "embedding_width"):
-            check(name, getattr(self, name) >= 1, "of at least 1")
+            self.check(name, getattr(self, name) >= 1, "of at least 1")
         for name in ("flip", "jitter_probability", "gray", "blur", "solarize", "eps", "step"):
-            check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        check("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "in (0, 1], smaller value first")
-        check("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "above 0, smaller value first")
-        check("lr", self.lr > 0, "above 0")
+            self.check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self.check("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "in (0, 1], smaller value first")
+        self.check("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "above 0, smaller value first")
+        self.check("lr", self.lr > 0, "above 0")
+        self.check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
+        for name in ("weight_decay", "trust"):
+            self.check(name, getattr(self, name) >= 0, "of at least 0")
+
+    def check(self, name: str, fine: bool, expected: str) -> None:
+        """Raises UsageError with the setting's value unless it is fine."""
+        if not fine:
+            raise UsageError(f"expected {name} {expected}, got {getattr(self, name)!r}")
 
     @property
     def traits(self) -> set[str]:
@@ -178,15 +187,16 @@ def resolve(
 
 def _parse(name: str, value: Any, kind: Any) -> Any:
     """The value as the field's type; text may be 0.3, 8/255, or 0.3,1 for a pair."""
-    if isinstance(value, str):
-        parts = [part.strip() for part in value.strip("()[] ").split(",")]
-        numbers = [str(float(Fraction(part))) if part.count("/") == 1 else part for part in parts]
-        value = tuple(numbers) if typing.get_origin(kind) is tuple else ",".join(numbers)
+    given = value
     try:
+        if isinstance(value, str):
+            parts = [part.strip() for part in value.strip("()[] ").split(",")]
+            numbers = [str(float(Fraction(part))) if part.count("/") == 1 else part for part in parts]
+            value = tuple(numbers) if typing.get_origin(kind) is tuple else ",".join(numbers)
         return TypeAdapter(kind).validate_python(value)
     except (ValidationError, ValueError, ZeroDivisionError):
         expected = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
-        raise UsageError(f"expected {name} as {expected.replace('typing.', '')}, got {value!r}") from None
+        raise UsageError(f"expected {name} as {expected.replace('typing.', '')}, got {given!r}") from None
 
 
 @torch.no_grad()

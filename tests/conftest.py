@@ -1,0 +1,58 @@
+"""Shared by all tests: one thread, two small datasets, a small method, and the options --slow and --gpu."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import registry
+from bench.encoder import build_encoder
+
+SMALL = {"batch": 6, "feature_width": 16, "hidden_width": 16, "embedding_width": 8, "eps": 0.1, "step": 0.032}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--gpu", action="store_true", help="also run the tests that need a CUDA device")
+
+
+def pytest_collection_modifyitems(config, items):
+    for name in ("slow", "gpu"):
+        if not config.getoption(f"--{name}"):
+            for item in items:
+                if item.get_closest_marker(name):
+                    item.add_marker(pytest.mark.skip(reason=f"runs with --{name}"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums are bitwise equal only for the same number of threads."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The training images of digits: 1500 of 1x16x16."""
+    return registry.load("dataset", "digits").Dataset().load(Path(), "train")
+
+
+@pytest.fixture(scope="session")
+def synthetic():
+    """The training images of synthetic: 256 of 3x16x16."""
+    return registry.load("dataset", "synthetic").Dataset().load(Path(), "train")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """``tiny("emp_ssl", seed=0, channels=1, **settings)``: the method on a narrow ResNet-8, with 3 views at most."""
+
+    def build(name, *, seed=0, channels=1, **settings):
+        module = registry.load("method", name)
+        default = module.Config()
+        config = dataclasses.replace(default, **SMALL | {"views": min(default.views, 3)} | settings)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return module.Method(config).attach(build_encoder("resnet8", channels, config.feature_width))
+
+    return build

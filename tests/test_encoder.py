@@ -1,0 +1,149 @@
+"""Encoders: shapes, sizes as published, and weights that are a function of the seed."""
+
+import pytest
+import torch
+
+from bench import registry
+from bench.encoder import BACKBONES, Encoder, build_encoder
+from bench.engine import build_method
+from bench.spec import Budget, DataSpec, RunSpec, UsageError
+from methods.common.base import parameter_count
+
+DIGITS = registry.load("dataset", "digits").Dataset()
+
+
+def built(method="simclr", seed=0, encoder="resnet8", **settings):
+    spec = RunSpec(
+        method=method,
+        seed=seed,
+        data=DataSpec(name="digits"),
+        budget=Budget.parse("1up"),
+        encoder=encoder,
+        settings=settings,
+    )
+    return build_method(spec, DIGITS, 1)[0]
+
+
+class TestShapes:
+    @pytest.mark.parametrize(("name", "width", "channels"), [("resnet18", 512, 3), ("resnet8", 64, 1)])
+    def test_features_and_backbone(self, name, width, channels):
+        encoder = build_encoder(name, channels, 48).eval()
+        images = torch.rand(2, channels, 16, 16, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            hidden, features = encoder.backbone(images), encoder(images)
+        assert hidden.shape == (2, width)
+        assert features.shape == (2, 48)
+        assert (encoder.backbone_width, encoder.width) == (width, 48)
+        assert features.min() == 0  # after the ReLU
+        assert 0 < features.max() < torch.inf
+
+    @pytest.mark.parametrize("name", BACKBONES)
+    @pytest.mark.parametrize("size", [16, 32])
+    def test_any_image_size(self, name, size):
+        with torch.no_grad():
+            assert build_encoder(name, 3, 8).eval()(torch.rand(2, 3, size, size)).shape == (2, 8)
+
+    def test_resnet18_keeps_the_size_in_its_stem(self):
+        backbone = build_encoder("resnet18", 3, 8).backbone
+        with torch.no_grad():
+            stem = backbone.maxpool(backbone.conv1(torch.rand(1, 3, 32, 32)))
+        assert stem.shape == (1, 64, 32, 32)
+
+    def test_an_unknown_name(self):
+        with pytest.raises(UsageError, match=r"unknown encoder 'resnet9'; did you mean 'resnet8'\? known: resnet18"):
+            build_encoder("resnet9", 3, 8)
+
+
+class TestSize:
+    @pytest.mark.parametrize(("method", "parameters"), [("emp_ssl", 34_263_104), ("simclr", 30_592_192)])
+    def test_with_its_heads_as_published(self, method, parameters):
+        """ResNet-18 on RGB images with the settings of the paper, the projector included."""
+        module = registry.load("method", method)
+        config = module.Config()
+        with torch.device("meta"):
+            network = module.Method(config).attach(build_encoder("resnet18", 3, config.feature_width))
+        assert parameter_count(network) == parameters
+
+    def test_of_the_backbone(self):
+        with torch.device("meta"):
+            assert parameter_count(build_encoder("resnet18", 3, 4096).backbone) == 11_168_832
+
+    def test_of_resnet8_by_hand(self):
+        """Convolutions of the stem, of three blocks and of two shortcuts; two numbers per channel of batch norm."""
+        convolutions = 9 * (1 * 16 + 2 * 16 * 16 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 16 * 32 + 32 * 64
+        norms = 2 * (16 + 2 * 16 + 3 * 32 + 3 * 64)
+        assert parameter_count(build_encoder("resnet8", 1, 8).backbone) == convolutions + norms
+
+
+class TestInitialization:
+    @pytest.mark.parametrize("name", BACKBONES)
+    def test_is_he_fan_out_but_for_the_stem(self, name):
+        """The stem keeps PyTorch's default, uniform within 1 / sqrt(fan in); standard deviations within 15 %."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            encoder = build_encoder(name, 3, 8)
+        stem, *others = [m for m in encoder.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert 0.9 / 27**0.5 < stem.weight.abs().max() <= 1 / 27**0.5
+        for convolution in others:
+            fan_out = convolution.out_channels * convolution.kernel_size[0] ** 2
+            assert convolution.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+
+
+class TestSeed:
+    @staticmethod
+    def weights(method):
+        return torch.cat([p.detach().flatten() for p in method.parameters()])
+
+    def test_same_seed_same_weights(self):
+        assert torch.equal(self.weights(built(seed=3)), self.weights(built(seed=3)))
+
+    def test_other_seed_other_weights_in_encoder_and_projector(self):
+        a, b = built(seed=3), built(seed=4)
+        for part in ("encoder", "projector"):
+            for (name, p), q in zip(getattr(a, part).named_parameters(), getattr(b, part).parameters(), strict=True):
+                constant = p.ndim == 1 and p.std() == 0  # gains and biases of batch norm
+                assert constant or not torch.equal(p, q), f"{part}.{name}"
+
+    def test_the_encoder_is_the_same_for_every_method(self):
+        encoders = [self.weights(built(name).encoder) for name in ("simclr", "simclr_free", "emp_ssl", "cf_amc_ssl")]
+        assert all(torch.equal(encoders[0], other) for other in encoders)
+
+    def test_the_global_generator_neither_decides_nor_moves(self):
+        torch.manual_seed(1)
+        first = built(seed=3)
+        torch.manual_seed(2)
+        before = torch.get_rng_state()
+        second = built(seed=3)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(self.weights(first), self.weights(second))
+
+
+class TestBuildMethod:
+    def test_takes_the_settings_of_the_dataset_and_then_the_users(self):
+        method = built("emp_ssl", batch="20", feature_width=24)
+        assert (method.config.views, method.config.batch, method.config.hidden_width) == (4, 20, 256)
+        assert method.encoder.width == method.encoder(torch.rand(2, 1, 16, 16)).shape[1] == 24
+        assert isinstance(method.encoder, Encoder)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"method": "simclrr"}, "unknown method 'simclrr'"),
+            ({"encoder": "resnet9"}, "unknown encoder 'resnet9'"),
+            ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'"),
+            ({"batch": "many"}, "expected batch as int, got 'many'"),
+        ],
+    )
+    def test_refuses(self, arguments, message):
+        with pytest.raises(UsageError, match=message):
+            built(**arguments)
+
+    def test_a_file_of_the_users_own(self, tmp_path):
+        path = tmp_path / "mine_too.py"
+        path.write_text('"""Mine."""\nfrom methods.simclr import Config, Method\n')
+        spec = RunSpec(
+            method="mine_too", method_path=str(path), data=DataSpec(name="digits"), budget=Budget.parse("1up")
+        )
+        method, settings = build_method(spec, DIGITS, 1)
+        assert type(method).__name__ == "Method"
+        assert {s.name: s.source for s in settings}["batch"] == "digits"
