@@ -13,6 +13,7 @@ from bench.spec import Data, EvalSpec, RunSpec
 Report = Callable[[dict[str, Any]], None]
 
 STANDING = {"none": 0.0, "pgd": 0.45, "free": 0.45}  # assumed robust accuracy at the main eps, by training adversary
+LEARNING_UPDATES = 60  # before about so many updates an encoder is not robust yet (seen on digits)
 AUTOATTACK_PASSES = 11_700  # of an image that survives all four attacks
 EARLY_PASSES = 10  # of an image that falls at once
 START_SECONDS = 8.0  # imports, data and probes of one run
@@ -50,13 +51,16 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
     """Expected training and evaluation time of one run."""
     from bench.evaluate import plan_cells
 
-    timed = spec.budget.unit == "seconds"
-    training = spec.budget.amount if timed else (measured.updates or 0) * measured.update_seconds
+    if measured.updates is None:
+        training, updates = spec.budget.amount, spec.budget.amount / max(measured.update_seconds, 1e-9)
+    else:
+        training, updates = measured.updates * measured.update_seconds, measured.updates
+    robust = STANDING[measured.adversary] * min(1.0, updates / LEARNING_UPDATES) ** 2
     evaluation = START_SECONDS
     cells = plan_cells(spec.eval, measured.test_images)
     for cell in cells:
         a, b = measured.passes[cell.protocol]
-        evaluation += cell_seconds(cell.attack, cell.eps, cell.images, spec.eval, measured.adversary, a, b)
+        evaluation += cell_seconds(cell.attack, cell.eps, cell.images, spec.eval, robust, a, b)
     return Estimate(
         method=spec.method,
         seed=spec.seed,
@@ -67,10 +71,12 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
     )
 
 
-def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, adversary: str, a: float, b: float) -> float:
-    """Expected seconds of one cell, where a pass of n images takes a + b * n."""
-    share = max(0.0, 1 - (1 - STANDING[adversary]) * eps / spec.main_eps) if STANDING[adversary] else 0.0
-    standing = images * share
+def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, robust: float, a: float, b: float) -> float:
+    """Expected seconds of one cell, where a pass of n images takes a + b * n and ``robust`` is expected to stand.
+
+    Robust accuracy is taken to fall in a straight line over eps, from 1 at 0 to ``robust`` at the main eps.
+    """
+    standing = images * max(0.0, 1 - (1 - robust) * eps / spec.main_eps) if robust else 0.0
     if attack == "none":
         return a + b * images
     if attack == "autoattack":
@@ -100,7 +106,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         method, _ = build_method(spec, dataset, train_set.image_shape[0])
         course = Course(len(train_set), method.config.batch, method.config.updates_per_batch)
         total = course.total_updates(spec.budget)
-        few = Budget(amount=min(3, total or 1), unit="updates")
+        few = Budget(amount=min(2, total or 1), unit="updates")
         result, _ = train(method, train_set, few, spec.seed, device)
         for protocol in spec.eval.protocols:
             key = (protocol, method.config.feature_width)

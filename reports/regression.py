@@ -75,7 +75,7 @@ class Baseline(Data):
         """As JSON, one cell a line, so that a change of numbers reads well in a diff."""
         head = self.model_dump(exclude={"cells"})
         cells = ",\n  ".join(json.dumps(cell.model_dump()) for cell in self.cells)
-        return json.dumps(head, indent=1).rstrip("\n}") + f',\n "cells": [\n  {cells}\n ]\n}}\n'
+        return json.dumps(head, indent=1).removesuffix("\n}") + f',\n "cells": [\n  {cells}\n ]\n}}\n'
 
 
 def machine(manifest: Manifest) -> str:

@@ -1,0 +1,71 @@
+"""The plan: what is expected of a run, from measured passes, in closed form."""
+
+import pytest
+
+from bench.plan import Measured, cell_seconds, duration, estimate
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
+
+SPEC = EvalSpec(main_eps=0.1, eps=(0.1,), restarts=1)
+
+
+def measured(adversary: str = "free", updates: int | None = None, update_seconds: float = 0.1) -> Measured:
+    """A machine on which a pass of n images takes 1 ms + n * 0.1 ms."""
+    return Measured(
+        method="m",
+        adversary=adversary,
+        updates=updates,
+        update_seconds=update_seconds,
+        warm_up_seconds=0.5,
+        passes=dict.fromkeys(("linear", "multi_patch"), (1e-3, 1e-4)),
+        test_images=300,
+        peak_memory_bytes=2**30,
+    )
+
+
+def run(budget: str, **evaluation: object) -> RunSpec:
+    """A run with this budget."""
+    spec = SPEC.model_copy(update=evaluation)
+    return RunSpec(method="m", data=DataSpec(name="digits"), budget=Budget.parse(budget), eval=spec)
+
+
+class TestCells:
+    def test_clean_accuracy_is_one_pass(self) -> None:
+        assert cell_seconds("none", 0.0, 300, SPEC, 0.4, 1e-3, 1e-4) == pytest.approx(0.031)
+
+    def test_pgd_is_41_passes_of_what_stands(self) -> None:
+        """20 steps of 2 F, one last forward; 30 % of 300 images stand, the rest falls within 10 passes."""
+        seconds = cell_seconds("pgd", 0.1, 300, SPEC, 0.3, 1e-3, 1e-4)
+        assert seconds == pytest.approx(41 * (1e-3 + 90e-4) + 10 * 0.031)
+
+    def test_pgd_scales_with_restarts(self) -> None:
+        more = SPEC.model_copy(update={"restarts": 5})
+        five, one = (cell_seconds("pgd", 0.1, 300, each, 1.0, 0.0, 1e-4) for each in (more, SPEC))
+        assert five - one == pytest.approx(4 * 41 * 300e-4)
+
+    def test_autoattack_is_11_700_passes_of_what_stands(self) -> None:
+        seconds = cell_seconds("autoattack", 0.1, 64, SPEC, 0.5, 1e-3, 1e-4)
+        assert seconds == pytest.approx(11_700 * (1e-3 + 32e-4) + 40 * (1e-3 + 64e-4))
+
+    def test_an_encoder_that_is_not_robust_costs_little(self) -> None:
+        assert cell_seconds("autoattack", 0.1, 64, SPEC, 0.0, 1e-3, 1e-4) == pytest.approx(40 * (1e-3 + 64e-4))
+
+
+class TestRuns:
+    def test_a_budget_in_time_is_the_training_time(self) -> None:
+        assert estimate(run("10s"), measured()).train_seconds == 10.5
+
+    def test_a_budget_in_updates_is_measured(self) -> None:
+        assert estimate(run("300up"), measured(updates=300)).train_seconds == 30.5
+
+    def test_cells_are_counted(self) -> None:
+        """Clean, PGD at six eps of the curve, AutoAttack; for two protocols."""
+        assert estimate(run("10s"), measured()).cells == 16
+
+    def test_a_few_updates_are_not_expected_to_make_an_encoder_robust(self) -> None:
+        few = estimate(run("4up"), measured(updates=4)).evaluate_seconds
+        many = estimate(run("400up"), measured(updates=400)).evaluate_seconds
+        assert few < 15 < 60 < many
+
+
+def test_durations_for_people() -> None:
+    assert [duration(s) for s in (0.4, 99, 101, 7200)] == ["0 s", "99 s", "1.68 min", "2 h"]

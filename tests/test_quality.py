@@ -1,0 +1,81 @@
+"""The whole path on real images: 300 updates on digits, one thread, one seed; robust training must show.
+
+Clean accuracy says nothing here: an untrained encoder already has .93. Robust accuracy does (PGD at eps 0.1).
+"""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+
+VOLATILE = ("second", "memory")  # columns that no seed can repeat
+
+
+def run(out: Path, *more: str) -> list[dict[str, str]]:
+    """Rows of results.csv of a real run of the command line."""
+    fixed = ["--data", "digits", "--threads", "1", "--device", "cpu", "--out", str(out)]
+    with pytest.raises(SystemExit) as leaving:
+        main(["run", *fixed, *more])
+    assert leaving.value.code == 0
+    return list(csv.DictReader(io.StringIO((out / "results.csv").read_text(encoding="utf-8"))))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """The robust method and the clean one after 300 updates, under PGD; the linear protocol and multi_patch."""
+    out = tmp_path_factory.mktemp("quality") / "run"
+    asked = ("--methods", "cf_amc_ssl,emp_ssl", "--budget", "300up", "--attacks", "pgd")
+    return run(out, *asked, "--protocols", "linear,multi_patch")
+
+
+def accuracy(rows: list[dict[str, str]], method: str, protocol: str, attack: str, eps: float) -> float:
+    """The one accuracy of a cell."""
+    (row,) = [
+        row
+        for row in rows
+        if (row["method"], row["protocol"], row["attack"]) == (method, protocol, attack)
+        and abs(float(row["eps"]) - eps) < 1e-9
+    ]
+    return float(row["accuracy"])
+
+
+def test_free_adversarial_training_makes_an_encoder_robust(trained: list[dict[str, str]]) -> None:
+    assert accuracy(trained, "cf_amc_ssl", "linear", "pgd", 0.1) > 0.15
+    assert accuracy(trained, "cf_amc_ssl", "multi_patch", "pgd", 0.1) > 0.15
+
+
+def test_clean_training_does_not(trained: list[dict[str, str]]) -> None:
+    assert accuracy(trained, "emp_ssl", "linear", "pgd", 0.1) < 0.02
+    assert accuracy(trained, "emp_ssl", "multi_patch", "pgd", 0.1) < 0.10
+
+
+def test_both_read_digits_well(trained: list[dict[str, str]]) -> None:
+    for method in ("cf_amc_ssl", "emp_ssl"):
+        assert accuracy(trained, method, "linear", "none", 0.0) > 0.95
+
+
+def test_robust_accuracy_falls_as_eps_grows(trained: list[dict[str, str]]) -> None:
+    for method in ("cf_amc_ssl", "emp_ssl"):
+        curve = [accuracy(trained, method, "linear", "pgd", eps) for eps in (0.025, 0.05, 0.075, 0.1, 0.15, 0.2)]
+        assert curve == sorted(curve, reverse=True)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_autoattack_leaves_no_more_than_pgd(tmp_path: Path) -> None:
+    """Two runs of a short training, AutoAttack included; times, rates and memory aside."""
+    asked = ("--methods", "cf_amc_ssl", "--budget", "40up", "--protocols", "linear", "--test-images", "100")
+    rows = [run(tmp_path / name, *asked) for name in ("a", "b")]
+    first, second = (
+        [{key: value for key, value in row.items() if not any(word in key for word in VOLATILE)} for row in each]
+        for each in rows
+    )
+    assert first == second
+    outcomes = [(tmp_path / name / "runs/cf_amc_ssl-s0/encoder.safetensors").read_bytes() for name in ("a", "b")]
+    assert outcomes[0] == outcomes[1]
+    (worst,) = [row for row in rows[0] if row["attack"] == "worst"]
+    (autoattack,) = [row for row in rows[0] if row["attack"] == "autoattack"]
+    assert worst["total"] == autoattack["total"] == "64"
+    assert int(worst["correct"]) >= int(autoattack["correct"]) - 1  # PGD breaks at most one image that AutoAttack left
+    assert int(autoattack["correct"]) > 0
