@@ -214,8 +214,8 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(event), file=stdout, flush=True)
 
-    task = json.loads(stdin.read())
     try:
+        task = json.loads(stdin.read())
         if task["task"] == "measure":
             from bench.plan import measure
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,12 +25,14 @@ from bench.protocols import (
     extract,
     fit_probe,
     fit_published_probe,
+    linear,
 )
 from bench.repro import stream
-from bench.spec import EvalResult, EvalSpec, ProbeResult, ThreatModel, UsageError
+from bench.spec import EvalResult, EvalSpec, ProbeResult, ThreatModel, UsageError, unknown
 
 Report = Callable[[dict[str, Any]], None]
 TOLERANCE = 1e-6  # of the ball: float rounding, not freedom
+GRADIENT_NORM = 1e-6  # of a fitted probe (protocol 1.2)
 PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
 
 
@@ -52,6 +55,11 @@ class Cell:
     images: int
     curve: bool = False
 
+    @property
+    def name(self) -> str:
+        """Of the attack, in every table: a .py file of the user's own goes by its stem."""
+        return Path(self.attack).stem if self.attack.endswith(".py") else self.attack
+
 
 def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
     """All cells of an evaluation, in the order in which they run; PGD by growing eps."""
@@ -71,8 +79,10 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
             if attack == "autoattack":
                 cells.append(Cell(protocol, attack, spec.main_eps, first(spec.autoattack_images.get(protocol))))
                 continue
-            curve = {factor * spec.main_eps for factor in spec.curve} if attack == "pgd" else set()
-            for eps in sorted(set(spec.eps) | {eps for eps in curve if eps <= 1}):
+            # .75 * .1 is not .075, and a point of the curve beside an eps that was asked for is that one
+            curve = [float(f"{factor * spec.main_eps:.12g}") for factor in spec.curve] if attack == "pgd" else []
+            curve = [eps for eps in curve if eps <= 1 and all(abs(eps - asked) > 1e-9 for asked in spec.eps)]
+            for eps in sorted({*spec.eps, *curve}):
                 asked = eps in spec.eps
                 count = first(spec.pgd_images) if asked else min(first(spec.pgd_images), spec.curve_images)
                 cells.append(Cell(protocol, attack, eps, count, curve=not asked))
@@ -95,7 +105,7 @@ def evaluate(
         classifier = fitted_classifier(encoder, train, test, spec, protocol, seed, device, cells, report)
         carried = torch.ones(len(test), dtype=torch.bool)  # images that PGD has not broken at a smaller eps
         for cell in plan_cells(spec.model_copy(update={"protocols": (protocol,)}), len(test)):
-            result = cells.result(protocol, cell.attack, cell.eps)
+            result = cells.result(protocol, cell.name, cell.eps)
             if result is None:
                 result = run_cell(classifier, test, cell, spec, seed, device, carried, report)
                 cells.save_result(result)
@@ -129,7 +139,7 @@ def fitted_classifier(
     stored = cells.probe(protocol)
     if stored is not None:
         tensors = stored[1]
-        classifier.probe = linear(tensors["weight"], tensors["bias"], device)
+        classifier.probe = linear(tensors["weight"].to(device), tensors["bias"].to(device))
         return classifier
     report({"event": "probe", "protocol": protocol})
     began = time.monotonic()
@@ -151,30 +161,25 @@ def fitted_classifier(
         layer = fit_published_probe(features, labels, train.classes, seed)
         found: dict[str, Any] = {"note": "Adam 3e-4, 20 epochs, batches of 256 (arXiv:2501.03507)"}
     else:
-        fit = fit_probe(features, labels, train.classes, seed)
+        fit = fit_probe(features, labels, train.classes)
         layer = fit.layer
-        band = probe_band(classifier, fit.others | {fit.penalty: layer}, test, spec, seed, device)
+        band = probe_band(classifier, protocol, fit.others | {fit.penalty: layer}, test, spec, seed, device)
         found = {name: getattr(fit, name) for name in ("penalty", "gradient_norm", "scale", "held_out")} | {
             "band": band
         }
+        if fit.gradient_norm > GRADIENT_NORM:
+            found["note"] = f"the probe did not converge: gradient norm {fit.gradient_norm:.2g} above {GRADIENT_NORM:g}"
     correct = int(layer(features).argmax(dim=1).eq(labels).sum())
     probe = probe.model_copy(update=found | {"train_correct": correct, "seconds": time.monotonic() - began})
     tensors = {"weight": layer.weight.detach().cpu(), "bias": layer.bias.detach().cpu()}
     cells.save_probe(probe, tensors)
-    classifier.probe = linear(tensors["weight"], tensors["bias"], device)
+    classifier.probe = linear(tensors["weight"].to(device), tensors["bias"].to(device))
     return classifier
-
-
-def linear(weight: Tensor, bias: Tensor, device: torch.device) -> nn.Linear:
-    """A frozen linear layer of these numbers."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0]).requires_grad_(False)
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
-    return layer.to(device).eval()
 
 
 def probe_band(
     classifier: Classifier,
+    protocol: str,
     layers: dict[float, nn.Linear],
     test: ImageSet,
     spec: EvalSpec,
@@ -182,7 +187,7 @@ def probe_band(
     device: torch.device,
 ) -> list[tuple[float, int, int]]:
     """PGD accuracy (one restart, at the main eps) with the probe at lambda/10, lambda and 10 lambda (protocol 1.2)."""
-    cell = Cell("band", "pgd", spec.main_eps, min(spec.band_images, len(test)))
+    cell = Cell(protocol, "pgd", spec.main_eps, min(spec.band_images, len(test)))
     band = []
     for penalty, layer in sorted(layers.items()):
         classifier.probe = layer
@@ -204,15 +209,19 @@ def run_cell(
 ) -> EvalResult:
     """Attack the first images of the test set, verify what comes back, count.
 
-    ``carried`` (N,): an image that PGD broke at a smaller eps counts as broken here too. Raises RuntimeError if an
-    attack leaves its threat model: that is a fault of the attack, never a result.
+    ``carried`` (N,): an image that PGD broke at a smaller eps counts as broken here too. The attack gets copies, so
+    that what it returns is compared with the images as they are. Raises RuntimeError if it leaves its threat model:
+    that is a fault of the attack, never a result.
     """
     attack = build_attack(cell, spec)
     threat = ThreatModel(eps=cell.eps, space=attack.space)
-    model: nn.Module = OfCrops(classifier) if attack.space == "crop" else classifier
+    model: nn.Module = OfCrops(classifier).eval() if attack.space == "crop" else classifier
     config = attack.describe(test.classes) | {"eps": cell.eps, "seed": seed, "images": cell.images}
     if cell.protocol == "multi_patch":
         config |= {"crops": spec.crops, "crop_seed": spec.crop_seed}
+    if carried is not None and cell.attack == "pgd":
+        asked = plan_cells(spec.model_copy(update={"protocols": (cell.protocol,)}), len(test))
+        config["carried_from"] = [other.eps for other in asked if other.attack == "pgd" and other.eps < cell.eps]
     chunk = attack.chunk or cell.images
     began = time.monotonic()
     outcomes: list[Tensor] = []
@@ -223,18 +232,18 @@ def run_cell(
             labels = test.labels[start:stop].to(device)
             if attack.space == "crop":
                 images = classifier.crops(images)
-            generator = stream(seed, "attack", cell.attack, number)
-            adversarial = attack.perturb(model, images, labels, threat, generator)
-            verify(adversarial, images, threat)
+            generator = stream(seed, "attack", cell.name, number)
+            adversarial = attack.perturb(model, images.clone(), labels.clone(), threat, generator)
+            verify(adversarial, images, threat, f"{cell.name} under {cell.protocol}")
             outcomes.append(predict(model, adversarial, chunk_images(spec, cell.protocol)).eq(labels).cpu())
-            report({"event": "attack", "protocol": cell.protocol, "attack": cell.attack, "eps": cell.eps,
+            report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
                     "done": stop, "total": cell.images})  # fmt: skip
     standing = torch.cat(outcomes)
     if carried is not None and cell.attack == "pgd":
         standing &= carried[: len(standing)]
     return EvalResult(
         protocol=cell.protocol,
-        attack=cell.attack,
+        attack=cell.name,
         threat_space=attack.space,
         eps=cell.eps,
         outcomes="".join("1" if stands else "0" for stands in standing.tolist()),
@@ -276,15 +285,17 @@ def predict(model: nn.Module, images: Tensor, chunk: int) -> Tensor:
     return torch.cat([model(part).argmax(dim=1) for part in images.float().split(chunk)])
 
 
-def verify(adversarial: Tensor, images: Tensor, threat: ThreatModel) -> None:
-    """Same shape, finite, inside the ball and the box; else RuntimeError with what was found."""
-    if adversarial.shape != images.shape or not bool(adversarial.isfinite().all()):
-        raise RuntimeError(f"the attack returned {tuple(adversarial.shape)} for {tuple(images.shape)}, or not finite")
+def verify(adversarial: Tensor, images: Tensor, threat: ThreatModel, name: str) -> None:
+    """Same shape, finite, inside the ball and the box; else RuntimeError that names the attack and what was found."""
+    if adversarial.shape != images.shape:
+        raise RuntimeError(f"the attack {name} returned {tuple(adversarial.shape)} for {tuple(images.shape)}")
+    if not bool(adversarial.isfinite().all()):
+        raise RuntimeError(f"the attack {name} returned pixels that are not finite")
     distance = float((adversarial - images).abs().max())
     low, high = float(adversarial.min()), float(adversarial.max())
     if distance > threat.eps + TOLERANCE or low < -TOLERANCE or high > 1 + TOLERANCE:
         raise RuntimeError(
-            f"the attack left its threat model: distance {distance:.7g} at eps {threat.eps:.7g}, "
+            f"the attack {name} left its threat model: distance {distance:.7g} at eps {threat.eps:.7g}, "
             f"pixels in [{low:.7g}, {high:.7g}]"
         )
 
@@ -299,7 +310,7 @@ def listening(cell: Cell, report: Report) -> Iterator[list[str]]:
             if record.levelno >= logging.WARNING:
                 warnings.append(record.getMessage())
             else:
-                report({"event": "attack", "protocol": cell.protocol, "attack": cell.attack, "eps": cell.eps,
+                report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
                         "message": record.getMessage()})  # fmt: skip
 
     loggers = [logging.getLogger(name) for name in ("attacks", "auto-attack")]
@@ -320,8 +331,6 @@ def listening(cell: Cell, report: Report) -> Iterator[list[str]]:
 
 def check_protocols(names: tuple[str, ...]) -> None:
     """Raises UsageError for a protocol that does not exist."""
-    from bench.spec import unknown
-
     for name in names:
         if name not in PROTOCOLS:
             raise UsageError(unknown("protocol", name, PROTOCOLS))

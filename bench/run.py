@@ -152,7 +152,8 @@ def evaluation(options: Options, dataset: Any) -> EvalSpec:
     check_protocols(protocols)
     main = [each for each in eps if abs(each - dataset.main_eps) < 1e-9]
     levels: dict[Level, dict[str, Any]] = {
-        "quick": {"restarts": 1, "pgd_images": 300, "autoattack_images": {"linear": 64, "multi_patch": 32}},
+        "quick": {"restarts": 1, "pgd_images": 300}
+        | {"autoattack_images": {"linear": 64, "linear_backbone": 64, "multi_patch": 32}},
         "standard": {"restarts": 5, "pgd_images": None, "band_images": 1000}
         | {"autoattack_images": {"linear": 1000, "linear_backbone": 1000, "multi_patch": 1000}},
         "full": {"restarts": 5, "pgd_images": None, "band_images": 1000, "autoattack_images": {}},

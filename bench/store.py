@@ -14,6 +14,7 @@ import io
 import os
 import tempfile
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
@@ -59,6 +60,8 @@ def read(kind: type[D], path: Path) -> D:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"expected {path}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -90,17 +93,19 @@ class RunFolder:
         self.path = out / "runs" / spec.name
 
     def record(self) -> Record:
-        """Everything known so far."""
+        """Everything known so far. Raises UsageError where a part is damaged or there twice."""
         if not (self.path / "run.json").is_file():
             return Record(spec=self.spec)
         record = read(Record, self.path / "run.json")
-        return record.model_copy(
-            update={
-                "train": read(TrainResult, self.path / "train.json") if self._has("train.json") else None,
-                "probes": [read(ProbeResult, file) for file in sorted(self.path.glob("probes/*.json"))],
-                "results": [read(EvalResult, file) for file in sorted(self.path.glob("results/*.json"))],
-            }
-        )
+        parts = {
+            "train": read(TrainResult, self.path / "train.json") if self._has("train.json") else None,
+            "probes": [read(ProbeResult, file) for file in sorted(self.path.glob("probes/*.json"))],
+            "results": [read(EvalResult, file) for file in sorted(self.path.glob("results/*.json"))],
+        }
+        try:
+            return Record(**dict(record) | parts)
+        except ValidationError as error:
+            raise UsageError(f"{self.path} is no record: {error.errors()[0]['msg']}") from None
 
     def save_record(self, record: Record) -> None:
         """Settings, environment and status; the parts have files of their own."""
@@ -127,7 +132,13 @@ class RunFolder:
             return None
         import torch
 
-        state: dict[str, Any] = torch.load(self.path / "checkpoint.pt", map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(self.path / "checkpoint.pt", map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UsageError(
+                f"cannot read {self.path / 'checkpoint.pt'}: {reason}; remove it to train from the start"
+            ) from None
         return state
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -181,5 +192,5 @@ def load_tensors(path: Path) -> dict[str, "Tensor"]:
 
     try:
         return from_bytes(path.read_bytes())
-    except (FileNotFoundError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise UsageError(f"expected the weights in {path}: {error}") from None

@@ -1,0 +1,71 @@
+"""What the tests of the evaluation share: a small frozen encoder, images, and a dictionary where cells are kept."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from bench.data import ImageSet
+from bench.encoder import Encoder
+from bench.spec import EvalResult, ProbeResult
+
+CPU = torch.device("cpu")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def tiny_encoder(channels=3, width=24, seed=0):
+    """One convolution, then the feature layer; untrained, frozen, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
+        )
+        return Encoder(backbone, 128, width).eval().requires_grad_(False)
+
+
+def random_images(count, classes=10, shape=(3, 16, 16), seed=0):
+    """Noise with labels in turn."""
+    images = torch.randint(0, 256, (count, *shape), generator=generator(seed), dtype=torch.uint8)
+    return ImageSet(images, torch.arange(count) % classes, classes=classes, label="random")
+
+
+def blobs(count, width, classes=10, seed=0, spread=1.0):
+    """Features (N, F) around one centre for each class, labels in a fixed shuffle; a wider ``spread`` overlaps more."""
+    g = generator(seed)
+    labels = (torch.arange(count) % classes)[torch.randperm(count, generator=g)]
+    centres = torch.randn(classes, width, generator=g)
+    scales = torch.logspace(0, -1.5, width)  # no two directions alike, as in real features
+    return (centres[labels] + spread * torch.randn(count, width, generator=g)) * scales, labels
+
+
+def state_hash(module):
+    """SHA-256 over all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Shelf:
+    """Cells in a dictionary, and the order in which results came."""
+
+    def __init__(self):
+        self.probes: dict[str, tuple[ProbeResult, dict[str, torch.Tensor]]] = {}
+        self.results: dict[tuple[str, str, float], EvalResult] = {}
+
+    def probe(self, protocol):
+        return self.probes.get(protocol)
+
+    def save_probe(self, probe, tensors):
+        self.probes[probe.protocol] = probe, tensors
+
+    def result(self, protocol, attack, eps):
+        return self.results.get((protocol, attack, eps))
+
+    def save_result(self, result):
+        key = result.protocol, result.attack, result.eps
+        assert key not in self.results
+        self.results[key] = result

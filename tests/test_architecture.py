@@ -1,0 +1,255 @@
+"""The house rules that a reader relies on, read from the source: who imports whom, who writes files, who names CUDA."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("bench", "methods", "attacks", "reports")
+FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+NAMES = {str(file.relative_to(ROOT)): file for file in FILES}
+
+
+@dataclass(frozen=True)
+class Import:
+    """Module ``source`` imports module ``target`` somewhere."""
+
+    source: str
+    target: str
+    inside_function: bool
+    typing_only: bool
+
+
+def module_name(file):
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file) for file in FILES}
+
+
+def imports_of(file):
+    """All imports of a file; ``from package import module`` counts as an import of the module."""
+    found = []
+
+    def visit(node, inside, typing):
+        for child in ast.iter_child_nodes(node):
+            names = []
+            if isinstance(child, ast.Import):
+                names = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{file}: relative import"
+                names = [
+                    f"{child.module}.{alias.name}" if f"{child.module}.{alias.name}" in MODULES else child.module
+                    for alias in child.names
+                ]
+            found.extend(Import(module_name(file), name, inside, typing) for name in dict.fromkeys(names))
+            function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            checking = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            visit(child, inside or function, typing or checking)
+
+    visit(ast.parse(file.read_text(encoding="utf-8")), False, False)
+    return found
+
+
+IMPORTS = [each for file in FILES for each in imports_of(file)]
+
+
+def ours(source):
+    """The project's modules that modules matching ``source`` import."""
+    return {
+        (i.source, i.target)
+        for i in IMPORTS
+        if re.fullmatch(source, i.source) and i.target.partition(".")[0] in PACKAGES and not i.typing_only
+    }
+
+
+def outside(source, allowed):
+    """Imports of the project's own modules that the pattern ``allowed`` does not cover."""
+    return sorted((s, t) for s, t in ours(source) if not re.fullmatch(allowed, t))
+
+
+def loads(target):
+    """Modules that import ``target`` or something inside it."""
+    return {i for i in IMPORTS if i.target == target or i.target.startswith(target + ".")}
+
+
+# ---------------------------------------------------------------- imports run one way
+
+
+@pytest.mark.parametrize(
+    ("source", "allowed"),
+    [
+        (r"bench\.spec", r"(?!)"),  # the floor
+        (r"reports(\..*)?", r"bench|bench\.(spec|store)|reports(\..*)?"),
+        (r"attacks\.(?!common)\w+", r"attacks\.common\.\w+|bench\.spec"),
+        (r"attacks\.common(\..*)?", r"attacks\.common\.\w+|bench\.spec"),
+        (r"methods\.(?!common)\w+", r"methods|methods\.common\.\w+|methods\.\w+"),
+        (r"methods\.common(\..*)?", r"attacks\.common\.\w+|methods\.common\.\w+|bench\.spec"),
+        (r"bench\.datasets(\..*)?", r"bench\.datasets(\.\w+)?|bench\.(data|spec)"),
+        (r"bench\.(clock|device|encoder|optim|registry|repro|data|store)", r"bench\.spec"),
+        (r"bench\.protocols", r"bench\.(repro|spec)|methods\.common\.\w+"),
+        (r"bench\.train", r"bench\.(?!evaluate|protocols|engine|run|cli|store)\w+|methods\.common\.\w+|bench"),
+        (r"bench\.evaluate", r"bench\.(data|protocols|registry|repro|spec)|attacks\.common\.\w+|bench"),
+        (r"bench\.(?!cli|check|__main__)\w+", r"(?!reports|bench\.cli)[\w.]+"),
+    ],
+)
+def test_imports_run_one_way(source, allowed):
+    assert any(re.fullmatch(source, module) for module in MODULES)
+    assert outside(source, allowed) == []
+
+
+def test_nothing_but_main_imports_the_command_line():
+    assert {i.source for i in loads("bench.cli")} <= {"bench.__main__"}
+
+
+def test_training_never_sees_the_evaluation_nor_the_evaluation_an_optimizer():
+    assert {t for _, t in ours(r"bench\.train")} & {"bench.evaluate", "bench.protocols"} == set()
+    assert {t for _, t in ours(r"bench\.evaluate")} & {"bench.optim", "bench.train", "bench.clock"} == set()
+
+
+def test_reports_have_no_tensor():
+    assert [
+        i for i in loads("torch") | loads("torchvision") | loads("safetensors") if i.source.startswith("reports")
+    ] == []
+
+
+def test_the_store_loads_torch_only_inside_the_functions_that_need_it():
+    heavy = [i for i in loads("torch") | loads("safetensors") if i.source == "bench.store"]
+    assert len(heavy) >= 3
+    assert all(i.inside_function or i.typing_only for i in heavy)
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """At the top of files; an import inside a function may look back."""
+    graph = {module: set() for module in MODULES}
+    for i in IMPORTS:
+        if i.target in MODULES and not (i.inside_function or i.typing_only):
+            graph[i.source].add(i.target)
+    done = set()
+
+    def walk(module, path):
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for target in sorted(graph[module]):
+                walk(target, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, [])
+    assert done == MODULES
+
+
+# ---------------------------------------------------------------- what loads
+
+
+def modules_after(statement):
+    """Names in sys.modules after the statement, in a fresh process."""
+    code = f"import json, sys\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_command_line_and_the_reports_load_no_torch():
+    heavy = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "pandas", "safetensors", "pyautoattack"}
+    loaded = modules_after("import bench.cli, bench.store, bench.registry, bench.run")
+    assert "bench.cli" in loaded
+    assert loaded & heavy == set()
+    loaded = modules_after("import reports.build, reports.rows, reports.leaderboard")
+    assert "reports.build" in loaded
+    assert "torch" not in loaded
+
+
+# ---------------------------------------------------------------- one home for each thing
+
+WRITES = {  # file: what it may do there
+    "bench/engine.py": {"open"},  # the log of a child, which is appended to line by line
+    "bench/datasets/cifar10.py": {"open"},  # the download, which is checked before it is used
+    "reports/plots.py": {"savefig"},  # into memory
+    "reports/build.py": {"to_csv"},  # into a string
+}
+WRITERS = {"write_text", "write_bytes", "savefig", "tofile", "to_csv", "to_json", "to_parquet", "to_excel", "save_file"}
+MODULE_WRITERS = {
+    "torch.save",
+    "np.save",
+    "np.savez",
+    "json.dump",
+    "pickle.dump",
+    "os.replace",
+    "os.rename",
+    "os.fdopen",
+}
+
+
+def writing_calls(file):
+    """Calls that may write a file: (name, line)."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    from_store = {
+        a.asname or a.name
+        for n in ast.walk(tree)
+        if isinstance(n, ast.ImportFrom) and n.module == "bench.store"
+        for a in n.names
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        name = called.rpartition(".")[2]
+        if isinstance(node.func, ast.Name) and name in from_store:
+            continue  # the store's own function
+        modes = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        writes = any(
+            isinstance(m, ast.Constant)
+            and isinstance(m.value, str)
+            and re.fullmatch(r"[rwaxbt+]*[wax+][rwaxbt+]*", m.value)
+            for m in modes
+        )
+        if (name == "open" and writes) or name in WRITERS or called in MODULE_WRITERS:
+            yield name, node.lineno
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/store.py"])
+def test_only_the_store_writes_files(name):
+    calls = [call for call in writing_calls(NAMES[name]) if call[0] not in WRITES.get(name, set())]
+    assert calls == []
+
+
+def test_the_exceptions_of_writing_are_still_needed():
+    assert {name: {call for call, _ in writing_calls(NAMES[name])} for name in WRITES} == WRITES
+    assert {call for call, _ in writing_calls(NAMES["bench/store.py"])} >= {"replace", "save", "fdopen"}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/device.py"])
+def test_only_the_device_module_decides_what_the_device_does(name):
+    tree = ast.parse(NAMES[name].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            assert node.attr != "channels_last", f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            called = node.func.attr
+            assert called not in ("cuda", "half", "bfloat16"), f"line {node.lineno}"
+            assert ast.unparse(node.func) != "torch.compile", f"line {node.lineno}"
+            if called == "autocast":  # it may be switched off, never on
+                enabled = {k.arg: ast.unparse(k.value) for k in node.keywords}.get("enabled")
+                assert enabled == "False", f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_can_be_read_in_one_sitting(name):
+    text = NAMES[name].read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 400
+    if not name.endswith("common/__init__.py"):
+        assert ast.get_docstring(ast.parse(text)), "a file opens with what it is"
+
+
+def test_a_method_fits_on_a_screen_and_an_attack_in_three():
+    """Folders are registries: the variants stay short because they inherit."""
+    lengths = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in NAMES.items()}
+    assert max(n for name, n in lengths.items() if re.fullmatch(r"methods/(?!_)\w+\.py", name)) <= 80
+    assert max(n for name, n in lengths.items() if re.fullmatch(r"attacks/(?!_)\w+\.py", name)) <= 160
