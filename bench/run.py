@@ -154,9 +154,10 @@ def evaluation(options: Options, dataset: Any) -> EvalSpec:
     levels: dict[Level, dict[str, Any]] = {
         "quick": {"restarts": 1, "pgd_images": 300}
         | {"autoattack_images": {"linear": 64, "linear_backbone": 64, "multi_patch": 32}},
-        "standard": {"restarts": 5, "pgd_images": None, "band_images": 1000}
+        "standard": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
         | {"autoattack_images": {"linear": 1000, "linear_backbone": 1000, "multi_patch": 1000}},
-        "full": {"restarts": 5, "pgd_images": None, "band_images": 1000, "autoattack_images": {}},
+        "full": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
+        | {"autoattack_images": {}},
     }
     return EvalSpec(
         level=level,

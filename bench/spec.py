@@ -137,7 +137,7 @@ class EvalSpec(Data):
     autoattack_batch: int = Field(default=500, gt=0)  # part of the result: its draws depend on the place in the batch
     chunk: int = Field(default=512, gt=0)  # encoder passes at once; PGD's draws are made chunk by chunk
     band_images: int = Field(default=100, gt=0)  # for the probe band
-    curve_images: int = 300
+    curve_images: dict[str, int] = {"multi_patch": 100}  # of eps that are drawn for the curve only; 300 where not named
     curve: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # times the main eps
 
 

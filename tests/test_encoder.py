@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import registry
-from bench.encoder import BACKBONES, Encoder, build_encoder
+from bench.encoder import BACKBONES, Encoder, build_encoder, fold_batch_norm
 from bench.engine import build_method
 from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from methods.common.base import parameter_count
@@ -147,3 +147,31 @@ class TestBuildMethod:
         method, settings = build_method(spec, DIGITS, 1)
         assert type(method).__name__ == "Method"
         assert {s.name: s.source for s in settings}["batch"] == "digits"
+
+
+class TestFold:
+    @pytest.mark.parametrize("name", BACKBONES)
+    def test_the_same_function_without_batch_norm_in_the_convolutions(self, name):
+        """With running statistics that are not those of a new network: to 1e-5 of the largest feature."""
+        torch.manual_seed(0)
+        encoder = build_encoder(name, 3, 32).train()
+        with torch.no_grad():
+            for _ in range(3):
+                encoder(torch.rand(16, 3, 16, 16))
+        encoder.eval()
+        folded = fold_batch_norm(encoder)
+        images = torch.rand(8, 3, 16, 16)
+        expected, found = encoder(images), folded(images)
+        assert (expected - found).abs().max() < 1e-5 * expected.abs().max()
+        assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert not any(p.requires_grad for p in folded.parameters())
+        assert not any(m.training for m in folded.modules())
+        assert [m for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # the original keeps its own
+
+    def test_what_cannot_be_traced_stays_as_it_is(self):
+        class Dynamic(torch.nn.Module):
+            def forward(self, x):
+                return x * 2 if x.sum() > 0 else x
+
+        encoder = Dynamic()
+        assert fold_batch_norm(encoder) is encoder

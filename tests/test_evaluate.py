@@ -66,7 +66,7 @@ def test_quick_plan_on_digits():
     block = ((0.05, 0.1), (0.025, 0.075, 0.15, 0.2))
     assert planned("quick", "digits", 297) == [
         *expected("linear", 0.1, *block, 297, 297, 64, 297),
-        *expected("multi_patch", 0.1, *block, 297, 297, 32, 297),
+        *expected("multi_patch", 0.1, *block, 297, 100, 32, 297),
         *published((0.05, 0.1), 297, 297),
     ]
 
@@ -81,11 +81,12 @@ def test_quick_plan_on_digits():
     ],
 )
 def test_plan_on_cifar10(level, images, pgd_images, curve_images, autoattack, patch_autoattack):
-    block = ((4, 8), (2, 6, 12, 16), pgd_images, curve_images)
+    eps = ((4, 8), (2, 6, 12, 16), pgd_images)
+    block, patch_block = (*eps, curve_images), (*eps, 100 if level == "quick" else curve_images)
     found = planned(level, "cifar10", images)
     assert found == [
         *expected("linear", 8, *block, autoattack, images),
-        *expected("multi_patch", 8, *block, patch_autoattack, images),
+        *expected("multi_patch", 8, *patch_block, patch_autoattack, images),
         *published((4, 8), pgd_images, images),
         *(expected("linear_backbone", 8, *block, autoattack, images) if level == "full" else []),
     ]
@@ -122,7 +123,13 @@ def test_unknown_protocol_is_a_usage_error():
 
 def test_every_planned_cell_is_filled_and_counts_its_images():
     shelf, events = Shelf(), []
-    spec = QUICK.model_copy(update={"pgd_images": 12, "curve_images": 7, "protocols": module.PROTOCOLS})
+    spec = QUICK.model_copy(
+        update={
+            "pgd_images": 12,
+            "curve_images": dict.fromkeys(module.PROTOCOLS, 7),
+            "protocols": module.PROTOCOLS,
+        }
+    )
     run(spec, shelf, report=events.append)
     cells = plan_cells(spec, 20)
     assert [(c.protocol, c.attack, c.eps) for c in cells] == list(shelf.results)

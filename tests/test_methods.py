@@ -112,7 +112,8 @@ class TestPaper:
         c = config_of(name)()
         assert (c.views, c.batch, c.adversary, c.crop_scale) == (views, batch, adversary, crop_scale)
         assert c.crop_ratio == ((1.0, 1.0) if crop_scale == PATCH else (3 / 4, 4 / 3))
-        assert (c.steps, c.replays, c.eps, c.step, c.attack_batch_norm) == (5, 3, 8 / 255, 0.01, "batch")
+        mode = "eval" if name in ("simclr_adv", "simclr_patch_adv") else "batch"  # the file of simclr_adv says why
+        assert (c.steps, c.replays, c.eps, c.step, c.attack_batch_norm) == (5, 3, 8 / 255, 0.01, mode)
         assert (c.feature_width, c.hidden_width) == (4096, 4096)
         assert (c.lr, c.momentum, c.weight_decay, c.trust) == (0.3, 0.9, 1e-4, 0.005)
         assert (c.flip, c.jitter_probability, c.gray) == (0.5, 0.8, 0.2)
