@@ -253,7 +253,7 @@ def test_encoder_generator_and_test_set_stay_as_they_were():
     encoder = tiny_encoder().train().requires_grad_(True)
     before, images, state = state_hash(encoder), TEST.sha256, torch.get_rng_state()
     modes = []
-    encoder.backbone[1].register_forward_hook(lambda m, *_: modes.append(m.training))
+    encoder.backbone[2].register_forward_hook(lambda m, *_: modes.append(m.training))  # batch norm is folded away
     spec = QUICK.model_copy(update={"attacks": ("pgd", "pgd_crop", "noise"), "protocols": module.PROTOCOLS})
     run(spec, encoder=encoder)
     assert state_hash(encoder) == before
