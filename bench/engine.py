@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from bench.spec import EvalSpec, RunSpec, UsageError
+from bench.spec import RunSpec, UsageError
 
 Report = Callable[[dict[str, Any]], None]
 EXIT_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -33,11 +33,16 @@ class Interrupted(BaseException):
 # ---------------------------------------------------------------- the parent's side
 
 
-def start(task: dict[str, Any], log: Path) -> subprocess.Popen[str]:
-    """A fresh process at work on one task. Its complaints go to the file ``log``."""
+def run_child(task: dict[str, Any], report: Report, log: Path) -> int:
+    """Do one task in a fresh process: its exit code, 0 when it went well. Its complaints go to the file ``log``.
+
+    A signal that reaches the parent is passed on, and the child is given time to save.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).parent.parent)
-    paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    }
     with log.open("a", encoding="utf-8") as errors:
         child = subprocess.Popen(
             [sys.executable, "-m", "bench.engine"],
@@ -45,80 +50,31 @@ def start(task: dict[str, Any], log: Path) -> subprocess.Popen[str]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=os.environ | {"PYTHONPATH": paths},
+            env=environment,
             start_new_session=True,  # Ctrl-C reaches the parent only, which passes it on once
         )
-    assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        child.stdin.write(json.dumps(task))
-        child.stdin.close()
-    return child
-
-
-def listen(child: subprocess.Popen[str], report: Report) -> int:
-    """Report the events of a child until it ends: its exit code."""
-    assert child.stdout is not None
-    for line in child.stdout:
-        with contextlib.suppress(json.JSONDecodeError):
-            report(json.loads(line))
-    return child.wait()
-
-
-def run_child(task: dict[str, Any], report: Report, log: Path) -> int:
-    """Do one task in a fresh process: its exit code, 0 when it went well.
-
-    A signal that reaches the parent is passed on, and the child is given time to save.
-    """
-    child = start(task, log)
-    try:
-        return listen(child, report)
-    except Interrupted as interrupted:
-        child.send_signal(interrupted.signum)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout=30)
-        raise
-    finally:
-        if child.poll() is None:
-            child.kill()
-        child.wait()
+        assert child.stdin is not None
         assert child.stdout is not None
-        child.stdout.close()
-
-
-class Beside:
-    """A task in a process of its own while this one goes on: entering starts it, leaving waits for it.
-
-    Leaving by an exception stops it. Raises RuntimeError in its own words if it went wrong.
-    """
-
-    def __init__(self, task: dict[str, Any], report: Report, log: Path) -> None:
-        self._task, self._report, self._log = task, report, log
-        self._message = f"a process ended early; see {log}"
-
-    def __enter__(self) -> None:
-        self._child = start(self._task, self._log)
-        self._listener = threading.Thread(target=listen, args=(self._child, self._hear), daemon=True)
-        self._listener.start()
-
-    def _hear(self, event: dict[str, Any]) -> None:
-        if event.get("event") == "error":
-            self._message = event["message"]
-        else:
-            self._report(event)
-
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         try:
-            if kind is None:
-                self._listener.join()
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(json.dumps(task))
+                child.stdin.close()
+            for line in child.stdout:
+                with contextlib.suppress(json.JSONDecodeError):
+                    report(json.loads(line))
+            return child.wait()
+        except Interrupted as interrupted:
+            child.send_signal(interrupted.signum)
+            try:
+                child.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            raise
         finally:
-            if self._child.poll() is None:
-                self._child.kill()  # an open cell is lost, finished ones are stored
-            code = self._child.wait()
-            self._listener.join()
-            assert self._child.stdout is not None
-            self._child.stdout.close()
-        if kind is None and code:
-            raise RuntimeError(self._message)
+            if child.poll() is None:
+                child.kill()
+            child.wait()
+            child.stdout.close()
 
 
 @contextlib.contextmanager
@@ -165,14 +121,20 @@ class StopFlag:
 def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
     """Train and evaluate one run; what the store already has is not done again."""
     from bench import device as devices
-    from bench.data import data_info
+    from bench import registry
+    from bench.data import data_info, load_data
+    from bench.evaluate import evaluate
     from bench.repro import environment
     from bench.spec import Record
     from bench.store import RunFolder
     from bench.train import train
 
     folder = RunFolder(out, spec)
-    device, train_set, test_set, method, settings = set_up(spec)
+    device = devices.resolve(spec.device)
+    devices.prepare(device, spec.threads)
+    dataset = registry.load("dataset", spec.data.name).Dataset()
+    train_set, test_set = load_data(dataset, spec.data)
+    method, settings = build_method(spec, dataset, train_set.image_shape[0])
     record = Record(
         spec=spec,
         adversary=method.config.adversary,
@@ -212,7 +174,7 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
         return
     report({"event": "trained", "updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss})
     try:
-        score(out, spec, (method.encoder, train_set, test_set), device, report)
+        evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")
         raise
@@ -222,68 +184,6 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
         ended("oom", f"out of memory in the evaluation: {error}".splitlines()[0])
         return
     ended("finished")
-
-
-def score(out: Path, spec: RunSpec, subject: tuple[Any, Any, Any], device: Any, report: Report) -> None:
-    """Evaluate a trained run; ``subject`` is (encoder, training images, test images).
-
-    On a CPU with more than one thread AutoAttack under multi_patch, the longest cell, runs in a second process beside
-    all others, with half of the threads each: its many small batches do not fill two cores. A GPU is never shared.
-    """
-    import torch
-
-    from bench import device as devices
-    from bench.evaluate import evaluate
-    from bench.store import RunFolder
-
-    folder = RunFolder(out, spec)
-    half = torch.get_num_threads() // 2
-    together = "multi_patch" in spec.eval.protocols and "autoattack" in spec.eval.attacks
-    if device.type != "cpu" or half == 0 or not together or len(spec.eval.protocols) == 1:
-        evaluate(*subject, spec.eval, spec.seed, device, folder, report)
-        return
-
-    def part(protocols: list[str], attacks: list[str]) -> EvalSpec:
-        return spec.eval.model_copy(update={"protocols": tuple(protocols), "attacks": tuple(attacks)})
-
-    attacks = list(spec.eval.attacks)
-    others = [name for name in spec.eval.protocols if name != "multi_patch"]
-    longest = spec.model_copy(update={"threads": half, "eval": part(["multi_patch"], ["autoattack"])})
-    task = {"task": "score", "out": str(out), "spec": longest.model_dump(mode="json")}
-    devices.prepare(device, half)
-    with Beside(task, report, folder.path / "log.txt"):
-        evaluate(*subject, part(others, attacks), spec.seed, device, folder, report)
-        attacks.remove("autoattack")
-        evaluate(*subject, part(["multi_patch"], attacks), spec.seed, device, folder, report)
-
-
-def score_stored(out: Path, spec: RunSpec, report: Report) -> None:
-    """Fill the cells of ``spec.eval`` for a run whose encoder is stored. Raises UsageError if there is none."""
-    from bench import device as devices
-    from bench.evaluate import evaluate
-    from bench.store import RunFolder
-
-    folder = RunFolder(out, spec)
-    device, train_set, test_set, method, _ = set_up(spec)
-    trained = folder.trained()
-    if trained is None:
-        raise UsageError(f"{folder.path} holds no trained encoder")
-    method.encoder.load_state_dict(trained[1])
-    encoder = devices.place(method.encoder, device)
-    evaluate(encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
-
-
-def set_up(spec: RunSpec) -> tuple[Any, Any, Any, Any, Any]:
-    """(device, training images, test images, method, settings) of a run; the process is prepared for the device."""
-    from bench import device as devices
-    from bench import registry
-    from bench.data import load_data
-
-    device = devices.resolve(spec.device)
-    devices.prepare(device, spec.threads)
-    dataset = registry.load("dataset", spec.data.name).Dataset()
-    train_set, test_set = load_data(dataset, spec.data)
-    return device, train_set, test_set, *build_method(spec, dataset, train_set.image_shape[0])
 
 
 def build_method(spec: RunSpec, dataset: Any, channels: int) -> Any:
@@ -312,8 +212,7 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
 
     def report(event: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):
-            stdout.write(json.dumps(event) + "\n")  # one write: two threads may report
-            stdout.flush()
+            print(json.dumps(event), file=stdout, flush=True)
 
     try:
         task = json.loads(stdin.read())
@@ -322,8 +221,6 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
 
             specs = [RunSpec.model_validate(spec) for spec in task["specs"]]
             measure(specs, report)
-        elif task["task"] == "score":
-            score_stored(Path(task["out"]), RunSpec.model_validate(task["spec"]), report)
         else:
             execute(Path(task["out"]), RunSpec.model_validate(task["spec"]), report, flag)
     except Interrupted as interrupted:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench import engine
-from bench.engine import Beside, Interrupted, StopFlag, main, run_child, signals_raise
+from bench.engine import Interrupted, StopFlag, main, run_child, signals_raise
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 from bench.store import RunFolder
 
@@ -309,39 +309,3 @@ def test_a_loss_that_is_not_finite_is_a_result(tmp_path):
     assert (record.status, record.message) == ("diverged", "after 1 updates")
     assert (record.train.status, record.train.last_loss, record.results) == ("diverged", None, [])
     assert in_process(tmp_path, run)[1][-1] == events[-1]  # found again, not trained again
-
-
-# ---------------------------------------------------------------- two processes for one evaluation
-
-
-def counts(out, run):
-    """(protocol, attack, eps) -> correct."""
-    return {(r.protocol, r.attack, r.eps): r.correct for r in RunFolder(out, run).record().results}
-
-
-def test_with_two_threads_autoattack_under_multi_patch_runs_beside_the_rest(tmp_path):
-    """Every cell is there once, and counts are those of one process up to one image (sums differ by threads)."""
-    attacked = EVAL.model_copy(update={"attacks": ("pgd", "autoattack")})
-    one = spec(eval=attacked, budget="1up")
-    two = spec(eval=attacked, budget="1up", threads=2)
-    for name, run in (("one", one), ("two", two)):
-        log = tmp_path / f"{name}.txt"
-        assert run_child(task(tmp_path / name, run), lambda event: None, log) == 0, log.read_text()
-        assert RunFolder(tmp_path / name, run).record().status == "finished"
-    first, second = counts(tmp_path / "one", one), counts(tmp_path / "two", two)
-    assert first.keys() == second.keys() == {*CELLS, *((p, "autoattack", 0.05) for p in ("linear", "multi_patch"))}
-    assert max(abs(first[cell] - second[cell]) for cell in first) <= 1
-
-
-def test_a_failure_beside_is_told_in_its_own_words(tmp_path):
-    broken = {"task": "score", "out": str(tmp_path), "spec": spec().model_dump(mode="json")}
-    with pytest.raises(RuntimeError, match="holds no trained encoder"), Beside(broken, print, tmp_path / "log.txt"):
-        pass
-
-
-def test_leaving_by_an_exception_stops_what_runs_beside(tmp_path):
-    endless = task(tmp_path, spec(budget="3600s"))
-    beside = Beside(endless, lambda event: None, tmp_path / "log.txt")
-    with pytest.raises(KeyError), beside:
-        raise KeyError
-    assert beside._child.poll() == -signal.SIGKILL
