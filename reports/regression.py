@@ -79,10 +79,10 @@ class Baseline(Data):
 
 
 def machine(manifest: Manifest) -> str:
-    """System and processor family, as in ``Linux x86_64``; exact counts hold for one of them."""
+    """System and processor, as in ``Linux x86_64 AMD EPYC``; exact counts hold for one kind of processor."""
     system, _, rest = manifest.environment.platform.partition("-")
     families = [family for family in ("x86_64", "aarch64", "arm64", "AMD64") if family in rest]
-    return f"{system} {families[0] if families else rest}"
+    return f"{system} {families[0] if families else rest} {manifest.environment.cpu}"
 
 
 def default_baseline(suite: str) -> Path:
