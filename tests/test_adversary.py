@@ -84,7 +84,9 @@ def test_none_is_the_loss_of_the_clean_views(tiny, digits):
 @pytest.mark.parametrize("name", PGD)
 class TestPGD:
     def test_moves_as_the_textbook_attack(self, name, tiny, digits):
-        method = tiny(name).double().train()  # in float64 no sign hangs on the order of a sum
+        method = (
+            tiny(name, attack_batch_norm="batch").double().train()
+        )  # in float64 no sign hangs on the order of a sum
         views = views_of(method, digits)
         expected = slow_pgd(method, views, pair_or_all(name), steps=5)[-1]
         seen = seen_by(method)
@@ -127,7 +129,7 @@ class TestPGD:
 
     def test_only_the_gradient_at_the_last_point_reaches_the_update(self, name, tiny, digits):
         """The released code adds the gradients of all attack steps; here they equal those at delta_5 alone."""
-        method = tiny(name).double().train()
+        method = tiny(name, attack_batch_norm="batch").double().train()
         views = views_of(method, digits)
         oracle, points = copy.deepcopy(method), slow_pgd(method, views, pair_or_all(name), steps=5)
         loss = next(adversary_of(method).losses(method, views))
