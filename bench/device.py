@@ -49,7 +49,7 @@ def prepare(device: torch.device, threads: int | None) -> None:
 
 
 def place(module: M, device: torch.device) -> M:
-    """The module on the device, convolutions in channels-last (2.3 times faster than NCHW on a CPU for ResNet-18)."""
+    """The module on the device, convolutions in channels-last (1.3 times as fast as NCHW for ResNet-18 on a CPU)."""
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -188,7 +188,7 @@ def resolve(options: Options) -> tuple[list[RunSpec], Budget, Budget | None, Dat
         budget = Budget.parse(options.budget)
     else:
         assert total is not None
-        budget = Budget.parse(f"{total.amount / (len(methods) * len(seeds)):.6f}" + TOTAL_UNITS[total.unit])
+        budget = share(total, len(methods) * len(seeds))
     device = devices.resolve(options.device)
     name, colon, path = options.data.partition(":")
     dataset = registry.load("dataset", name).Dataset()
@@ -231,7 +231,14 @@ def resolve(options: Options) -> tuple[list[RunSpec], Budget, Budget | None, Dat
     return specs, budget, total, data_info(train_set, test_set)
 
 
-TOTAL_UNITS = {"seconds": "s", "epochs": "ep", "updates": "up"}
+def share(total: Budget, runs: int) -> Budget:
+    """An even share of a budget; updates are rounded down. Raises UsageError where less than one update is left."""
+    amount = total.amount / runs
+    if total.unit == "updates":
+        amount //= 1
+    if amount == 0:
+        raise UsageError(f"expected a total budget of at least one update for each of {runs} runs, got {total}")
+    return Budget(amount=amount, unit=total.unit)
 
 
 def default_out(options: Options, specs: list[RunSpec]) -> Path:

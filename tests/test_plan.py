@@ -3,7 +3,8 @@
 import pytest
 
 from bench.plan import Measured, cell_seconds, duration, estimate
-from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
+from bench.run import share
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, UsageError
 
 SPEC = EvalSpec(main_eps=0.1, eps=(0.1,), restarts=1)
 
@@ -69,3 +70,13 @@ class TestRuns:
 
 def test_durations_for_people() -> None:
     assert [duration(s) for s in (0.4, 99, 101, 7200)] == ["0 s", "99 s", "1.68 min", "2 h"]
+
+
+class TestTotalBudget:
+    def test_it_is_split_evenly_and_updates_are_rounded_down(self) -> None:
+        assert share(Budget.parse("2h"), 9).amount == pytest.approx(800)
+        assert share(Budget.parse("100up"), 9) == Budget(amount=11, unit="updates")
+
+    def test_less_than_one_update_each_is_a_usage_error(self) -> None:
+        with pytest.raises(UsageError, match="at least one update for each of 9 runs, got 8up"):
+            share(Budget.parse("8up"), 9)
