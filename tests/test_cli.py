@@ -209,13 +209,15 @@ class TestRun:
             "--out",
             str(out),
         ]
-        child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ)
+        child = subprocess.Popen(
+            command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ, start_new_session=True
+        )
         assert child.stderr is not None
         for line in child.stderr:
             if "training for" in line:
                 break
         time.sleep(8)  # imports, then some updates
-        child.send_signal(signum)
+        os.killpg(child.pid, signum)  # to the whole group, as Ctrl-C and timeout(1) do
         _, errors = child.communicate(timeout=60)
         assert child.returncode == code, errors
         record = json.loads((out / "runs" / "simclr-s0" / "run.json").read_text())
