@@ -75,8 +75,8 @@ class BaseDataset:
     """A dataset: what it is measured with unless asked otherwise, and `load`.
 
     OVERRIDES maps traits, separated by spaces, to the settings of a method that they change. An entry applies where the
-    method has all its traits: "all" · "pair" (2 views), "multi" (more) · "patch" (one crop scale), "crop" (a range of
-    scales) · "none", "pgd", "free" (the adversary).
+    method has all its traits: "all" · "single", "pair" or "multi" (1, 2 or more views) · "patch" (one crop scale) or
+    "crop" (a range of scales) · "none", "pgd" or "free" (the adversary).
     """
 
     encoder: ClassVar[str] = "resnet18"

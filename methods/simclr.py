@@ -1,6 +1,7 @@
 """SimCLR (Chen et al., 2020, arXiv:2002.05709), with the settings of arXiv:2501.03507: temperature .07, LARS."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from methods.common.losses import nt_xent
 @dataclass(frozen=True)
 class Config(BaseConfig):
     temperature: float = setting(0.07, "code")  # tau
+    attack_pair: Literal["x1", "x2"] = setting("x1", "sound")  # what PGD pairs x2 + delta with
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -20,7 +22,10 @@ class Config(BaseConfig):
 
 
 class Method(BaseMethod):
-    """Two views; an adversary moves the second one and climbs the loss of the pair (x1, x2 + delta)."""
+    """Two views; an adversary moves the second one and climbs the loss of the pair (x1, x2 + delta).
+
+    With ``attack_pair`` x2, PGD climbs that of (x2, x2 + delta), as the released code does (arXiv:2501.03507).
+    """
 
     config: Config
     moves = slice(1, 2)
@@ -36,7 +41,9 @@ class Method(BaseMethod):
         return nt_xent(self.embed(views), self.config.temperature)
 
     def clean(self, views: Tensor) -> Tensor:
-        return self.embed(views[:1])  # x1 does not move, so its embedding is computed once per attack
+        """The embedding of x1, computed once per attack; or x2 itself, embedded anew in every step, as released."""
+        return self.embed(views[:1]) if self.config.attack_pair == "x1" else views[1:]
 
     def adversarial_loss(self, moved: Tensor, clean: Tensor) -> Tensor:
-        return nt_xent(torch.cat([clean, self.embed(moved)]), self.config.temperature)
+        partner = clean if self.config.attack_pair == "x1" else self.embed(clean)
+        return nt_xent(torch.cat([partner, self.embed(moved)]), self.config.temperature)

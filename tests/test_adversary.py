@@ -196,12 +196,12 @@ class TestPGD:
 
 
 def descend(method, loss, lr=0.05):
-    """A plain gradient step, the trainer's part between two yields."""
-    method.zero_grad()
+    """A plain gradient step, the trainer's part between two yields; gradients are cleared after it, as there."""
     loss.backward()
     with torch.no_grad():
         for p in method.parameters():
             p -= lr * p.grad
+    method.zero_grad()
 
 
 def slow_free(method, batches, moves, replays):

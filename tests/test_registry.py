@@ -22,6 +22,8 @@ METHODS = [
     "simclr_adv",
     "simclr_free",
     "simclr_patch_adv",
+    "supervised_free",
+    "supervised_pgd",
 ]
 
 PLUGIN = '''"""Mine (Me, 2025)."""
@@ -57,7 +59,7 @@ def plugin(tmp_path, monkeypatch):
 
 
 class TestNames:
-    def test_of_methods_are_the_nine(self):
+    def test_of_methods(self):
         assert registry.names("method") == METHODS
 
     @pytest.mark.parametrize("kind", KINDS)

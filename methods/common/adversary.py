@@ -2,18 +2,24 @@
 
 ``none`` yields one loss. ``pgd`` (Madry et al., 2018, arXiv:1706.06083) climbs with gradients of the views only and
 yields one loss. ``free`` (Shafahi et al., 2019, arXiv:1904.12843) yields m losses and moves its perturbation by the
-gradient that the trainer's ``backward`` has just left on it. All start at zero and step by alpha times the sign, as
-the paper's code does (arXiv:2501.03507); unlike there, no gradient of the attack reaches an update.
+gradient that the trainer's ``backward`` has just left on it. Both step by alpha times the sign. Settings switch to what
+the paper's code does (arXiv:2501.03507) where it differs.
+
+The trainer clears gradients after each step, never before a loss: what an attack has left on the weights is part of
+the update.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from attacks.common.base import project, steepest
+from methods.common.augment import Draws
 from methods.common.base import BaseConfig, BaseMethod
+
+Losses = Generator[Tensor, None, None]
 
 
 class Adversary:
@@ -22,38 +28,47 @@ class Adversary:
     def __init__(self, config: BaseConfig) -> None:
         self.config = config
         self.delta: Tensor | None = None
+        self.climbed: Callable[[], None] = lambda: None  # called where an attack ends and the update's forward begins
 
-    def losses(self, method: BaseMethod, views: Tensor, start: int = 0) -> Iterator[Tensor]:
-        """Losses of this batch, one per update; ``start`` is the replay to go on with after an interruption."""
+    def losses(self, method: BaseMethod, views: Tensor, start: int = 0, draws: Draws | None = None) -> Losses:
+        """Losses of this batch, one per update; ``start`` is the replay to go on with after an interruption.
+
+        ``draws`` gives the numbers of a random start, those after the ones that made the views.
+        """
         yield method.loss(views)
 
 
 class PGD(Adversary):
-    """Moves the views ``steps`` times, then yields the loss there."""
+    """Moves the views ``steps`` times, then yields the loss there. Leaves no gradients, or those of all its steps."""
 
-    def losses(self, method: BaseMethod, views: Tensor, start: int = 0) -> Iterator[Tensor]:
-        unmoved = views[method.moves]
-        moved = unmoved
-        with attack_mode(method, self.config.attack_batch_norm):
+    def losses(self, method: BaseMethod, views: Tensor, start: int = 0, draws: Draws | None = None) -> Losses:
+        config, unmoved = self.config, views[method.moves]
+        moved = uniform_start(unmoved, method.moves, config.eps, draws) if config.random_start else unmoved
+        weights = nullcontext() if config.leak_attack_gradients else frozen(method)
+        with attack_mode(method, config.attack_batch_norm), weights:
             with torch.no_grad():
                 clean = method.clean(views)
-            for _ in range(self.config.steps):
+            for _ in range(config.steps):
                 moved = moved.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(method.adversarial_loss(moved, clean), moved)
-                moved = project(moved.detach() + self.config.step * steepest(gradient), unmoved, self.config.eps)
+                method.adversarial_loss(moved, clean).backward()
+                assert moved.grad is not None, "the adversarial loss does not depend on the moved views"
+                moved = project(moved.detach() + config.step * steepest(moved.grad), unmoved, config.eps)
+        self.climbed()
         yield method.loss(replaced(views, moved, method.moves))
 
 
 class Free(Adversary):
     """Replays each batch m times; delta moves once per update and is carried over to the next batch by position."""
 
-    def losses(self, method: BaseMethod, views: Tensor, start: int = 0) -> Iterator[Tensor]:
+    def losses(self, method: BaseMethod, views: Tensor, start: int = 0, draws: Draws | None = None) -> Losses:
         unmoved = views[method.moves]
         if self.delta is None:
             self.delta = torch.zeros_like(unmoved)
         for _ in range(start, self.config.replays):
-            # The first replay starts from another image's delta, so it is clamped to this image's box.
-            moved = project(unmoved + self.delta, unmoved, self.config.eps).requires_grad_()
+            moved = unmoved + self.delta
+            if self.config.clamp_carried:  # delta comes from another image in the first replay
+                moved = project(moved, unmoved, self.config.eps)
+            moved.requires_grad_()
             try:
                 yield method.loss(replaced(views, moved, method.moves))
             finally:  # also when the trainer stops here: the update has been made
@@ -69,6 +84,30 @@ def replaced(views: Tensor, moved: Tensor, moves: slice) -> Tensor:
     """The views (V, B, C, H, W) with the moved ones in their places; gradients flow to ``moved``."""
     start, stop, _ = moves.indices(len(views))
     return moved if (start, stop) == (0, len(views)) else torch.cat([views[:start], moved, views[stop:]])
+
+
+def uniform_start(unmoved: Tensor, moves: slice, eps: float, draws: Draws | None) -> Tensor:
+    """A point for each moved view, uniform in the l-inf ball and then in [0, 1]: (len(moves), B, C, H, W).
+
+    Raises ValueError without draws.
+    """
+    if draws is None:
+        raise ValueError("expected draws for the random start of the adversary, got None")
+    u = draws.uniform(unmoved[0, 0].numel())[moves].to(unmoved.dtype).view_as(unmoved)
+    return project(unmoved + eps * (2 * u - 1), unmoved, eps)
+
+
+@contextmanager
+def frozen(method: nn.Module) -> Iterator[None]:
+    """Weights that take no gradient while an attack climbs: compiled code computes all that may be asked for."""
+    weights = [weight for weight in method.parameters() if weight.requires_grad]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_()
 
 
 @contextmanager

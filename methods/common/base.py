@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from bench.spec import Setting, UsageError, unknown
 from methods.common.augment import Draws, augment
+from methods.common.losses import widen
 
 AdversaryName = Literal["none", "pgd", "free"]
 BatchNormMode = Literal["batch", "eval", "released"]
+Horizon = Literal["scaled", "batches"]
 
 
 def setting(default: Any, source: str) -> Any:
@@ -32,7 +34,12 @@ def setting(default: Any, source: str) -> Any:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Settings that every method has; the defaults are those of the paper's SimCLR rows."""
+    """Settings that every method has; the defaults are those of the paper's SimCLR rows.
+
+    Those of one adversary do nothing under another, so a suite may set them for all methods at once.
+    """
+
+    least_views: ClassVar[int] = 2
 
     views: int = setting(2, "text")  # V, or C in the paper
     batch: int = setting(512, "code")  # b
@@ -56,14 +63,18 @@ class BaseConfig:
     step: float = setting(0.01, "code")  # alpha
     steps: int = setting(5, "text")  # of PGD
     replays: int = setting(3, "text")  # m of free adversarial training
+    random_start: bool = setting(False, "code")  # of PGD, uniform in the ball
+    clamp_carried: bool = setting(True, "sound")  # first replay of free: pixels in [0, 1] under another image's delta
     attack_batch_norm: BatchNormMode = setting("batch", "sound")
+    leak_attack_gradients: bool = setting(False, "sound")  # of PGD: the update adds the gradients of all its steps
+    horizon: Horizon = setting("scaled", "sound")  # of the schedule; batches: as if a replay were no update
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             numbers = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, float)]
             self.check(name, all(map(math.isfinite, numbers)), "finite")
-        for name in ("batch", "views"):
-            self.check(name, getattr(self, name) >= 2, "of at least 2")
+        for name, least in (("batch", 2), ("views", self.least_views)):
+            self.check(name, getattr(self, name) >= least, f"of at least {least}")
         for name in ("steps", "replays", "feature_width", "hidden_width", "embedding_width"):
             self.check(name, getattr(self, name) >= 1, "of at least 1")
         for name in ("flip", "jitter_probability", "gray", "blur", "solarize", "eps", "step"):
@@ -82,8 +93,8 @@ class BaseConfig:
 
     @property
     def traits(self) -> set[str]:
-        """What a dataset's OVERRIDES may ask for: all, pair or multi, patch or crop, and the adversary's name."""
-        views = "pair" if self.views == 2 else "multi"
+        """What a dataset's OVERRIDES may ask for: all; single, pair or multi; patch or crop; the adversary's name."""
+        views = {1: "single", 2: "pair"}.get(self.views, "multi")
         return {"all", views, "patch" if self.crop_scale[0] == self.crop_scale[1] else "crop", self.adversary}
 
     @property
@@ -91,22 +102,34 @@ class BaseConfig:
         """Each replay of free adversarial training is an update."""
         return self.replays if self.adversary == "free" else 1
 
+    @property
+    def schedule_waves(self) -> int:
+        """Half waves of the cosine learning rate over the budget: 1; with a horizon in batches, one per replay.
+
+        The released code steps the scheduler in every replay, but its horizon counts batches (arXiv:2501.03507): with
+        m = 3 the rate goes .3, 0, .3, 0 over the thirds of the budget, and with an even m it ends at its peak.
+        """
+        return self.updates_per_batch if self.horizon == "batches" else 1
+
 
 class BaseMethod(nn.Module):
     """An objective over views. A subclass builds its heads and gives the loss; it knows no attack and no clock."""
 
     moves: ClassVar[slice] = slice(None)  # the views that an adversary may move
+    supervised: ClassVar[bool] = False
+    labels: Tensor | None = None  # (B,) int64 of the batch, set before each loss where ``supervised``, else None
     config: BaseConfig
     encoder: nn.Module
     projector: nn.Module
+    classes: int
 
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.config = config
 
-    def attach(self, encoder: nn.Module) -> Self:
+    def attach(self, encoder: nn.Module, classes: int = 10) -> Self:
         """Give the method its encoder, (B, C, H, W) in [0, 1] -> features (B, encoder.width), and build the heads."""
-        self.encoder = encoder
+        self.encoder, self.classes = encoder, classes
         self.build(int(encoder.width))  # type: ignore[arg-type]
         return self
 
@@ -148,9 +171,9 @@ class BaseMethod(nn.Module):
         )
 
     def embed(self, views: Tensor) -> Tensor:
-        """Unit embeddings (V, B, D) by one forward over all views: batch norm sees them together."""
+        """Unit embeddings (V, B, D), float32 at least, by one forward over all views: batch norm sees them together."""
         embeddings: Tensor = self.projector(self.encoder(views.flatten(0, 1)))
-        return F.normalize(embeddings, dim=1).reshape(*views.shape[:2], -1)
+        return F.normalize(widen(embeddings), dim=1).reshape(*views.shape[:2], -1)
 
 
 def mlp(*widths: int) -> nn.Sequential:
