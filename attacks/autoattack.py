@@ -1,14 +1,10 @@
 """AutoAttack, standard (Croce & Hein, 2020, arXiv:2003.01690): the authors' ensemble of four, from their package.
 
-Below 10 classes the ensemble is what so few classes allow, and a warning names it; nothing else deviates.
+The four run one by one on what the others left standing, as the package itself does: same batches, same seeds, same
+images bit for bit. Below 10 classes the ensemble is what so few classes allow, and a warning names it.
 """
 
-import contextlib
-import importlib
-import importlib.metadata
 import logging
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -17,10 +13,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from attacks.common.base import BaseAttack
+from attacks.common.package import load_package, package_version, traceless
 from bench.spec import ThreatModel, UsageError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-PACKAGES = ("pyautoattack", "autoattack")  # the same attack code; the second is the authors' own repository
 
 log = logging.getLogger("attacks")
 
@@ -42,24 +38,53 @@ class Attack(BaseAttack):
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, generator: Generator
     ) -> Tensor:
+        """As for every attack: all stages, one after the other."""
+        adversarial = images.detach().float().clone()
+        standing = torch.arange(len(images), device=images.device)
+        if threat.eps == 0 or len(images) == 0:
+            return adversarial
+        with traceless(model, images.device), torch.no_grad():
+            classes = model(images[:1]).shape[1]
+            for stage in self.stages(classes, len(images)).values():
+                moved = stage.perturb(model, images[standing], labels[standing], threat, generator)
+                adversarial[standing] = moved
+                standing = standing[correct(model, moved, labels[standing], self.batch)]
+        return adversarial
+
+    def stages(self, classes: int, images: int) -> dict[str, BaseAttack]:
+        return {name: Stage(name, self.batch, images) for name in ensemble(classes)[0]}
+
+    def describe(self, classes: int) -> dict[str, Any]:
+        attacks, targets = ensemble(classes)
+        return super().describe(classes) | {"package": package_version(), "ensemble": attacks, "targets": targets}
+
+
+@dataclass(frozen=True)
+class Stage(BaseAttack):
+    """One attack of the ensemble, on the images that those before it left standing."""
+
+    name: str
+    batch: int
+    total: int  # images of the whole run, of which some may have fallen
+    chunk: int | None = field(default=None, kw_only=True)
+
+    def perturb(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, generator: Generator
+    ) -> Tensor:
         """As for every attack. Out of memory: starts again at half the batch, with a warning."""
         if threat.eps == 0 or len(images) == 0:
             return images
         images, seed = images.detach().float(), generator.initial_seed() % 2**31
         batch = min(self.batch, len(images))
-        with traceless(model, images.device):
+        with traceless(model, images.device), torch.no_grad():
             while True:
                 try:
-                    return run(model, images, labels, threat.eps, seed, batch)
+                    return run(self, model, images, labels, threat.eps, seed, batch)
                 except torch.cuda.OutOfMemoryError:
                     if batch == 1:
                         raise
                 batch //= 2  # here, where the failed pass has let go of its tensors
-                log.warning("autoattack ran out of memory and starts again at batch %d, not %d", batch, self.batch)
-
-    def describe(self, classes: int) -> dict[str, Any]:
-        attacks, targets = ensemble(classes)
-        return super().describe(classes) | {"package": package_version(), "ensemble": attacks, "targets": targets}
+                log.warning("autoattack ran out of memory: %s again at batch %d, not %d", self.name, batch, self.batch)
 
 
 def ensemble(classes: int) -> tuple[list[str], int]:
@@ -74,68 +99,49 @@ def ensemble(classes: int) -> tuple[list[str], int]:
     return [name for name in STANDARD if name != "apgd-t" or classes >= 4], min(9, classes - 1)
 
 
-def run(model: nn.Module, images: Tensor, labels: Tensor, eps: float, seed: int, batch: int) -> Tensor:
-    """One run of the package. images: (N, C, H, W), all of them -> the same shape."""
+def run(stage: Stage, model: nn.Module, images: Tensor, labels: Tensor, eps: float, seed: int, batch: int) -> Tensor:
+    """One attack of the package, as its run_standard_evaluation calls it. images: (N, C, H, W) -> the same shape."""
 
     def logits(x: Tensor) -> Tensor:
         return model(x).float()  # type: ignore[no-any-return]  # half precision inside the model is the model's affair
 
-    with torch.no_grad():
-        classes = logits(images[:1]).shape[1]
     package = load_package()
     attack = package.AutoAttack(logits, norm="Linf", eps=eps, seed=seed, version="standard", device=images.device)
+    warn = logging.getLogger("auto-attack").warning
+    logger = SimpleNamespace(log=warn, warning=warn)  # the authors' own logs by ``log``, which would print
+    classes = logits(images[:1]).shape[1]
+    names, targets = ensemble(classes)
+    if stage.name == names[0]:
+        package.checks.check_randomized(logits, images[:batch], labels[:batch], bs=batch, logger=logger)
+        package.checks.check_range_output(logits, images[:batch], logger=logger)
+        package.checks.check_dynamic(logits, images[:batch], False, logger=logger)
+        if classes < 10:
+            reduced = f"{', '.join(names)} with {targets} target classes"
+            log.warning("autoattack on %d classes is reduced to %s", classes, reduced)
     # on top of the standard version, so that all its other settings stay; with 10 classes or more this changes nothing
-    attack.attacks_to_run, targets = ensemble(classes)
     attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = targets
-    if classes < 10:
-        names = ", ".join(attack.attacks_to_run)
-        log.warning("autoattack on %d classes is reduced to %s with %d target classes", classes, names, targets)
-    if package.__name__ == "pyautoattack":
-        adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=batch)
-    else:
-        attack.verbose = False
-        attack.logger = attack.apgd.logger = attack.apgd_targeted.logger = SimpleNamespace(
-            log=logging.getLogger("auto-attack").warning  # instead of print
-        )
-        adversarial = attack.run_standard_evaluation(images, labels, bs=batch)
-    return adversarial.detach()  # type: ignore[no-any-return]
+    attack.apgd.loss, attack.fab.targeted = "ce", True
+    attack.apgd.logger = attack.apgd_targeted.logger = logger
+    attacks = (attack.apgd, attack.apgd_targeted, attack.fab, attack.square)
+    current = dict(zip(STANDARD, attacks, strict=True))[stage.name]
+
+    adversarial = images.clone()
+    standing = correct(model, images, labels, batch).nonzero().flatten()
+    broken = 0
+    for ids in standing.split(batch) if len(standing) else ():  # no images split into one empty batch
+        current.seed = seed
+        moved = current.perturb(images[ids], labels[ids])
+        fooled = logits(moved).argmax(1) != labels[ids]
+        adversarial[ids[fooled]] = moved[fooled].detach()
+        broken += int(fooled.sum())
+        log.info("%s: %d of %d images broken", stage.name, broken, len(standing))
+    if stage.name == "square":
+        shares = {"clean": 1.0, "others": len(standing) / stage.total, "square": (len(standing) - broken) / stage.total}
+        package.checks.check_square_sr(shares, logger=logger)
+    return adversarial
 
 
-@contextlib.contextmanager
-def traceless(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Undo what the package does to the process.
-
-    It seeds the global generators, ends tracing (coverage, debuggers), leaves weight gradients through FAB's
-    ``backward`` wherever a parameter wants one, and fails under autocast.
-    """
-    trace = sys.gettrace()
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.autocast(device.type, enabled=False):
-        try:
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
-            sys.settrace(trace)
-
-
-def load_package() -> Any:
-    """The installed package, on first use: it is not needed to list attacks. Raises UsageError if there is none."""
-    for name in PACKAGES:
-        with contextlib.suppress(ModuleNotFoundError):
-            package = importlib.import_module(name)
-            # a count of the process, not of the model: one dynamic model would make all later ones look so
-            package.checks.funcs.update(dict.fromkeys(package.checks.funcs, 0))
-            return package
-    raise UsageError("autoattack needs its package; install it with: pip install pyautoattack")
-
-
-def package_version() -> str:
-    """Name and version of the package that runs, without loading it. Raises UsageError if there is none."""
-    for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return f"{name} {importlib.metadata.version(name)}"
-    raise UsageError("autoattack needs its package; install it with: pip install pyautoattack")
+def correct(model: nn.Module, images: Tensor, labels: Tensor, batch: int) -> Tensor:
+    """Which images are classified as their labels say: (N,)."""
+    parts = zip(images.split(batch), labels.split(batch), strict=True)
+    return torch.cat([model(x).argmax(1) == y for x, y in parts])

@@ -29,8 +29,15 @@ class Attack(BaseAttack):
         return self.relative_step * eps if self.absolute_step is None else self.absolute_step
 
     def perturb(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, generator: Generator
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        generator: Generator,
+        attacked: Tensor | None = None,
     ) -> Tensor:
+        """As for every attack; ``attacked`` (B,) leaves images out that a smaller eps has broken (see ``maximize``)."""
         return maximize(
             model,
             images,
@@ -41,4 +48,5 @@ class Attack(BaseAttack):
             restarts=self.restarts,
             random_start=self.random_start,
             generator=generator,
+            attacked=attacked,
         )

@@ -2,6 +2,7 @@
 
 The encoder is frozen and in eval mode, float32 decides, ball and box are checked and correctness is counted on the
 images that an attack returns. Images are attacked in the fixed test order, so smaller subsets are prefixes of larger.
+What is cheap and tells most comes first: clean, then PGD, then AutoAttack, which is stored after each of its stages.
 """
 
 import logging
@@ -21,18 +22,16 @@ from bench.data import ImageSet
 from bench.encoder import fold_batch_norm
 from bench.protocols import (
     Classifier,
-    OfCrops,
     build_classifier,
     extract,
     fit_probe,
     fit_published_probe,
     linear,
 )
-from bench.repro import stream
-from bench.spec import EvalResult, EvalSpec, ProbeResult, ThreatModel, UsageError, unknown
+from bench.search import Search
+from bench.spec import EvalResult, EvalSpec, ProbeResult, UsageError, unknown
 
 Report = Callable[[dict[str, Any]], None]
-TOLERANCE = 1e-6  # of the ball: float rounding, not freedom
 CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
 GRADIENT_NORM = 1e-6  # of a fitted probe (protocol 1.2)
 PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
@@ -64,7 +63,7 @@ class Cell:
 
 
 def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
-    """All cells of an evaluation, in the order in which they run; PGD by growing eps."""
+    """All cells of an evaluation, in the order in which they run: clean, PGD by growing eps, AutoAttack."""
 
     def first(count: int | None) -> int:
         return test_images if count is None else min(count, test_images)
@@ -92,7 +91,7 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
                     else min(first(spec.pgd_images), spec.curve_images.get(protocol, CURVE_IMAGES))
                 )
                 cells.append(Cell(protocol, attack, eps, count, curve=not asked))
-    return cells
+    return sorted(cells, key=lambda cell: (cell.attack != "none") + (cell.attack == "autoattack"))
 
 
 def evaluate(
@@ -104,26 +103,63 @@ def evaluate(
     device: torch.device,
     cells: Cells,
     report: Report = lambda event: None,
-) -> None:
-    """Fill every cell that is not there yet; each is saved as soon as it is known."""
+) -> str:
+    """Fill every cell that is not there yet; each is saved as soon as it is known. Returns what is missing, or "".
+
+    An attack of several stages is saved after each of them and goes on from there. ``spec.budget_seconds`` limits the
+    seconds of all cells and probes of the run, those of earlier calls included: a cell or a stage that has begun is
+    finished, and no other begins. The same call with more time goes on.
+    """
     encoder.eval().requires_grad_(False)
-    for protocol in spec.protocols:
-        classifier = fitted_classifier(encoder, train, test, spec, protocol, seed, device, cells, report)
-        carried = torch.ones(len(test), dtype=torch.bool)  # images that PGD has not broken at a smaller eps
-        for cell in plan_cells(spec.model_copy(update={"protocols": (protocol,)}), len(test)):
-            result = cells.result(protocol, cell.name, cell.eps)
-            if result is None:
-                result = run_cell(classifier, test, cell, spec, seed, device, carried, report)
+    whole: list[Tensor] = []
+    classifiers = {
+        protocol: fitted_classifier(encoder, train, test, spec, protocol, seed, device, cells, report, whole)
+        for protocol in spec.protocols
+    }
+    whole.clear()
+    probes = [cells.probe(protocol) for protocol in spec.protocols]
+    spent = sum(probe[0].seconds for probe in probes if probe is not None)
+    skipped: list[str] = []
+
+    def exhausted() -> bool:
+        return spec.budget_seconds is not None and spent >= spec.budget_seconds
+
+    # images that PGD has not broken at a smaller eps
+    carried = {protocol: torch.ones(len(test), dtype=torch.bool) for protocol in spec.protocols}
+    for cell in plan_cells(spec, len(test)):
+        result = earlier = cells.result(cell.protocol, cell.name, cell.eps)
+        before = spent
+        spent += earlier.seconds if earlier is not None else 0.0
+        if earlier is None or not earlier.complete:
+            name = f"{cell.protocol} {cell.name} {cell.eps:.6g}"
+            if exhausted():
+                skipped.append(name)
+                continue
+            classifier, images = classifiers[cell.protocol], carried[cell.protocol]
+            for result in attack_cell(classifier, test, cell, spec, seed, device, images, report, earlier):
+                spent = before + result.seconds
+                stopped = exhausted() and not result.complete
+                if stopped:
+                    note = result.note.replace(STOPPED, "upper bound: stopped by --eval-budget after")
+                    result = result.model_copy(update={"note": note})
+                    skipped.append(name)
                 cells.save_result(result)
-                report(
-                    {"event": "cell", **{k: v for k, v in result.model_dump().items() if k in REPORTED}}
-                    | {"correct": result.correct, "total": result.total}
-                )
-            if cell.attack == "pgd":
-                standing = torch.tensor([outcome == "1" for outcome in result.outcomes])
-                carried[: len(standing)] &= standing
+                if stopped:
+                    break
+            assert result is not None
+            report(
+                {"event": "cell", **{k: v for k, v in result.model_dump().items() if k in REPORTED}}
+                | {"correct": result.correct, "total": result.total}
+            )
+        if cell.attack == "pgd" and result is not None:
+            standing = torch.tensor([outcome == "1" for outcome in result.outcomes])
+            carried[cell.protocol][: len(standing)] &= standing
+    if not skipped:
+        return ""
+    return f"the evaluation's {spec.budget_seconds:g} s are spent; missing: {', '.join(skipped)}"
 
 
+STOPPED = "upper bound: stopped after"
 REPORTED = ("protocol", "attack", "eps", "seconds", "note")
 
 
@@ -137,8 +173,12 @@ def fitted_classifier(
     device: torch.device,
     cells: Cells,
     report: Report,
+    whole: list[Tensor],
 ) -> Classifier:
-    """The protocol's classifier with its probe: the stored one, or fitted now on the training images."""
+    """The protocol's classifier with its probe: the stored one, or fitted now on the training images.
+
+    ``whole`` keeps the features of whole images, which two protocols read, between the calls.
+    """
     base = encoder.backbone if protocol == "linear_backbone" else encoder
     assert isinstance(base, nn.Module)
     size = test.image_shape[1:]
@@ -151,7 +191,11 @@ def fitted_classifier(
     report({"event": "probe", "protocol": protocol})
     began = time.monotonic()
     chunk = chunk_images(spec, protocol)
-    features = extract(classifier, train.images, device, chunk)
+    if protocol in ("linear", "published_eval"):
+        whole[:] = whole or [extract(classifier, train.images, device, chunk)]
+        features = whole[0]
+    else:
+        features = extract(classifier, train.images, device, chunk)
     labels = train.labels.to(device)
     probe = ProbeResult(
         protocol=protocol,
@@ -214,52 +258,78 @@ def run_cell(
     carried: Tensor | None,
     report: Report,
 ) -> EvalResult:
-    """Attack the first images of the test set, verify what comes back, count.
+    """The complete result of a cell (see ``attack_cell``)."""
+    return list(attack_cell(classifier, test, cell, spec, seed, device, carried, report))[-1]
 
-    ``carried`` (N,): an image that PGD broke at a smaller eps counts as broken here too. The attack gets copies, so
-    that what it returns is compared with the images as they are. Raises RuntimeError if it leaves its threat model:
-    that is a fault of the attack, never a result.
+
+def attack_cell(
+    classifier: Classifier,
+    test: ImageSet,
+    cell: Cell,
+    spec: EvalSpec,
+    seed: int,
+    device: torch.device,
+    carried: Tensor | None,
+    report: Report,
+    earlier: EvalResult | None = None,
+) -> Iterator[EvalResult]:
+    """Attack the first images of the test set, verify what comes back, count: one result after each of its stages.
+
+    Only the last result is complete; those before it are upper bounds, and ``earlier`` is one to go on from.
+    ``carried`` (N,): an image that PGD broke at a smaller eps counts as broken here too and is not attacked again.
     """
     attack = build_attack(cell, spec)
-    threat = ThreatModel(eps=cell.eps, space=attack.space)
-    model: nn.Module = OfCrops(classifier).eval() if attack.space == "crop" else classifier
     config = attack.describe(test.classes) | {"eps": cell.eps, "seed": seed, "images": cell.images}
     if cell.protocol == "multi_patch":
         config |= {"crops": spec.crops, "crop_seed": spec.crop_seed}
+    if spec.search != "fp32":
+        config["search"] = spec.search
+    standing = torch.ones(cell.images, dtype=torch.bool)
     if carried is not None and cell.attack == "pgd":
         asked = plan_cells(spec.model_copy(update={"protocols": (cell.protocol,)}), len(test))
         config["carried_from"] = [other.eps for other in asked if other.attack == "pgd" and other.eps < cell.eps]
-    chunk = attack.chunk or cell.images
-    began = time.monotonic()
-    outcomes: list[Tensor] = []
-    with listening(cell, report) as warnings:
-        for number, start in enumerate(range(0, cell.images, chunk)):
-            stop = min(start + chunk, cell.images)
-            images = test.images[start:stop].to(device).float() / 255
-            labels = test.labels[start:stop].to(device)
-            if attack.space == "crop":
-                images = classifier.crops(images)
-            generator = stream(seed, "attack", cell.name, number)
-            adversarial = attack.perturb(model, images.clone(), labels.clone(), threat, generator)
-            verify(adversarial, images, threat, f"{cell.name} under {cell.protocol}")
-            outcomes.append(predict(model, adversarial, chunk_images(spec, cell.protocol)).eq(labels).cpu())
-            report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
-                    "done": stop, "total": cell.images})  # fmt: skip
-    standing = torch.cat(outcomes)
-    if carried is not None and cell.attack == "pgd":
-        standing &= carried[: len(standing)]
-    return EvalResult(
-        protocol=cell.protocol,
-        attack=cell.name,
-        threat_space=attack.space,
-        eps=cell.eps,
-        outcomes="".join("1" if stands else "0" for stands in standing.tolist()),
-        curve=cell.curve,
-        seconds=time.monotonic() - began,
-        config=config,
-        config_hash=config_hash(config),
-        note="; ".join(dict.fromkeys(warnings)),
-    )
+        standing &= carried[: cell.images]
+    notes, seconds, flips, done = [], 0.0, 0, []
+    if earlier is not None and earlier.config_hash == config_hash(config):
+        notes = [note for note in earlier.note.split("; ") if not note.startswith("upper bound")]
+        seconds, flips, done = earlier.seconds, earlier.flips, list(earlier.stages)
+        standing = torch.tensor([outcome == "1" for outcome in earlier.outcomes])
+    stages = attack.stages(test.classes, cell.images)
+    missing = [name for name in stages if name not in dict(done)]
+    for name in missing:
+        began = time.monotonic()
+        with listening(cell, report) as warnings:
+            passes = chunk_images(spec, cell.protocol)
+            search = Search(
+                classifier, stages[name], cell.name, cell.protocol, cell.eps, spec.search, seed, device, passes
+            )
+            for number, ids in enumerate(torch.arange(cell.images).split(stages[name].chunk or cell.images)):
+                stands, flipped = search(test, ids, standing[ids], number)
+                standing[ids], flips = stands, flips + flipped
+                report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
+                        "done": int(ids[-1]) + 1, "total": cell.images})  # fmt: skip
+        seconds += time.monotonic() - began
+        notes = list(dict.fromkeys([*notes, *warnings]))
+        if len(stages) > 1:
+            done.append((name, int(standing.sum())))
+        complete = name == missing[-1] or not standing.any()
+        yield EvalResult(
+            protocol=cell.protocol,
+            attack=cell.name,
+            threat_space=attack.space,
+            eps=cell.eps,
+            outcomes="".join("1" if stands else "0" for stands in standing.tolist()),
+            curve=cell.curve,
+            seconds=seconds,
+            config=config,
+            config_hash=config_hash(config),
+            complete=complete,
+            stages=done,
+            flips=flips,
+            note="; ".join(notes if complete else [f"{STOPPED} {name}", *notes]),
+        )
+        if complete:
+            return
 
 
 def build_attack(cell: Cell, spec: EvalSpec) -> BaseAttack:
@@ -283,28 +353,6 @@ def crops_per_image(spec: EvalSpec, protocol: str) -> int:
 def chunk_images(spec: EvalSpec, protocol: str) -> int:
     """Images per pass, so that the number of crops per pass is about the same under every protocol."""
     return max(1, spec.chunk // crops_per_image(spec, protocol))
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor, chunk: int) -> Tensor:
-    """Predicted classes (N,) in float32."""
-    assert not any(module.training for module in model.modules()), "a module is in train mode"
-    return torch.cat([model(part).argmax(dim=1) for part in images.float().split(chunk)])
-
-
-def verify(adversarial: Tensor, images: Tensor, threat: ThreatModel, name: str) -> None:
-    """Same shape, finite, inside the ball and the box; else RuntimeError that names the attack and what was found."""
-    if adversarial.shape != images.shape:
-        raise RuntimeError(f"the attack {name} returned {tuple(adversarial.shape)} for {tuple(images.shape)}")
-    if not bool(adversarial.isfinite().all()):
-        raise RuntimeError(f"the attack {name} returned pixels that are not finite")
-    distance = float((adversarial - images).abs().max())
-    low, high = float(adversarial.min()), float(adversarial.max())
-    if distance > threat.eps + TOLERANCE or low < -TOLERANCE or high > 1 + TOLERANCE:
-        raise RuntimeError(
-            f"the attack {name} left its threat model: distance {distance:.7g} at eps {threat.eps:.7g}, "
-            f"pixels in [{low:.7g}, {high:.7g}]"
-        )
 
 
 @contextmanager

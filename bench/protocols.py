@@ -66,7 +66,13 @@ class MultiPatch(Classifier):
         self.register_buffer("columns", interpolation(left, box_width, width, width).float())  # (n, W, W)
 
     def crops(self, images: Tensor) -> Tensor:
-        return torch.matmul(torch.matmul(self.rows[:, None], images[:, None]), self.columns[:, None].mT)
+        batch, channels, height, width = images.shape
+        count = len(self.rows)
+        # one product for all rows of all crops, then one for each crop: far fewer than one for each image and crop
+        rows = self.rows.flatten(0, 1) @ images.permute(2, 0, 1, 3).flatten(1)  # (n * H, B * C * W)
+        crops = torch.bmm(rows.view(count, -1, width), self.columns.mT).view(count, height, batch, channels, width)
+        # one copy, into the layout in which the convolutions read: channels innermost
+        return crops.permute(2, 0, 1, 4, 3).contiguous().permute(0, 1, 4, 2, 3)
 
 
 class OfCrops(nn.Module):

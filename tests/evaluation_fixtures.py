@@ -67,5 +67,5 @@ class Shelf:
 
     def save_result(self, result):
         key = result.protocol, result.attack, result.eps
-        assert key not in self.results
+        assert key not in self.results or not self.results[key].complete
         self.results[key] = result

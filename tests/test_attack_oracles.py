@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from attacks import autoattack, fgsm, noise, pgd
+from attacks.common import package
 from attacks.common.base import random_start
 from bench.spec import ThreatModel, UsageError
 
@@ -129,14 +130,14 @@ def directly(model, images, labels, eps, seed, batch):
 def test_autoattack_returns_the_images_of_the_package_bit_for_bit(scene, caplog):
     model, images, labels = scene
     expected = directly(model, images, labels, eps=0.01, seed=3, batch=12)
-    caplog.set_level(logging.DEBUG, "auto-attack")
+    caplog.set_level(logging.INFO, "attacks")
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state, trace = torch.get_rng_state(), sys.gettrace()
     with torch.autocast("cpu", torch.bfloat16):  # the caller's precision has no say
         actual = autoattack.Attack(batch=12).perturb(model, images, labels, ThreatModel(eps=0.01), generator(3))
     assert torch.equal(actual, expected)
     assert not torch.equal(actual, images)
-    assert "robust accuracy after SQUARE" in caplog.text  # images stood to the end: all four attacks ran
+    assert "square: 0 of" in caplog.text  # images stood to the end: all four attacks ran
     assert torch.equal(torch.get_rng_state(), state)
     assert sys.gettrace() is trace
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -150,21 +151,27 @@ def test_a_reduced_ensemble_keeps_the_settings_of_standard(classes, monkeypatch)
     made = []
 
     class Spy(pyautoattack.AutoAttack):
-        def run_standard_evaluation(self, images, labels, **options):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
             made.append(self)
-            return images, labels
 
     monkeypatch.setattr(pyautoattack, "AutoAttack", Spy)
-    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
+    images = torch.full((2, 3, 4, 4), 0.5)
     for number in (classes, 10):
-        autoattack.Attack().perturb(linear_model(number), images, labels, ThreatModel(eps=0.01), generator())
+        # no image is right, so that the attack is made and set up, and does nothing
+        wrong = (linear_model(number)(images).argmax(1) + 1) % number
+        stage = autoattack.Attack().stages(number, 2)["fab-t"]
+        stage.perturb(linear_model(number), images, wrong, ThreatModel(eps=0.01), generator())
     reduced, standard = made
     assert reduced.apgd_targeted.n_target_classes == reduced.fab.n_target_classes == classes - 1
     assert standard.apgd_targeted.n_target_classes == standard.fab.n_target_classes == 9
     for name in ("apgd", "apgd_targeted", "fab", "square"):
         ours, theirs = ({**vars(getattr(attack, name))} for attack in made)
         differing = {key for key in theirs if ours[key] is not theirs[key] and ours[key] != theirs[key]}
-        assert differing <= {"model", "predict", "n_target_classes"}
+        assert differing <= {"model", "predict", "n_target_classes", "logger"}
+    plain = pyautoattack.AutoAttack(lambda x: x, norm="Linf", eps=0.01, seed=0, version="standard")
+    assert standard.apgd.n_restarts == plain.apgd.n_restarts == 1
+    assert (standard.apgd.loss, standard.fab.targeted, standard.fab.n_restarts) == ("ce", True, 1)
 
 
 def test_autoattack_describes_what_runs():
@@ -197,7 +204,7 @@ def test_out_of_memory_starts_again_at_half_the_batch(scene, monkeypatch, caplog
     batches, run = [], autoattack.run
 
     def small(*arguments):
-        batches.append(arguments[-1])
+        batches.append((arguments[0].name, arguments[-1]))
         if arguments[-1] > 5:
             raise torch.cuda.OutOfMemoryError("out of memory")
         return run(*arguments)
@@ -205,8 +212,8 @@ def test_out_of_memory_starts_again_at_half_the_batch(scene, monkeypatch, caplog
     monkeypatch.setattr(autoattack, "run", small)
     threat = ThreatModel(eps=0.05)
     adversarial = autoattack.Attack().perturb(model, images, labels, threat, generator(1))
-    assert batches == [20, 10, 5]
-    assert "starts again at batch 5, not 500" in caplog.text
+    assert batches == [("apgd-ce", 20), ("apgd-ce", 10), ("apgd-ce", 5), ("apgd-t", 1)]  # then all have fallen
+    assert "ran out of memory: apgd-ce again at batch 5, not 500" in caplog.text
     assert torch.equal(adversarial, autoattack.Attack(batch=5).perturb(model, images, labels, threat, generator(1)))
 
 
@@ -221,7 +228,7 @@ def test_out_of_memory_at_one_image_is_an_error(scene, monkeypatch):
 
 
 def test_a_missing_package_says_what_to_install(scene, monkeypatch):
-    monkeypatch.setattr(autoattack, "PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(package, "PACKAGES", ("no_such_package",))
     model, images, labels = scene
     with pytest.raises(UsageError, match="pip install pyautoattack"):
         autoattack.Attack().perturb(model, images, labels, ThreatModel(eps=0.05), generator())
@@ -230,31 +237,41 @@ def test_a_missing_package_says_what_to_install(scene, monkeypatch):
 
 
 def test_the_authors_own_package_is_accepted(scene, monkeypatch, caplog, capsys):
-    """Same attacks, other signatures: ``bs`` for the batch, one tensor back, and a logger that prints."""
+    """Same attacks; its loggers have ``log``, which prints, instead of ``warning``."""
+    official = types.ModuleType("autoattack")
+    official.AutoAttack = pyautoattack.AutoAttack
+    official.checks = types.SimpleNamespace(**vars(pyautoattack.checks))
+    original = pyautoattack.checks.check_range_output
 
-    class Official(pyautoattack.AutoAttack):
-        verbose = True
+    def check_range_output(*args, logger):
+        logger.log("Warning: from the checks")
+        return original(*args, logger=logger)
 
-        def run_standard_evaluation(self, images, labels, bs=250, return_labels=False):
-            self.logger.log("Warning: from the checks")
-            assert not self.verbose
-            return self.attack(images, labels, batch_size=bs)[0]
-
-        def attack(self, images, labels, batch_size):
-            self.logger = self.apgd.logger = self.apgd_targeted.logger = logging.getLogger("silent")
-            return super().run_standard_evaluation(images, labels, batch_size=batch_size)
-
-    package = types.ModuleType("autoattack")
-    package.AutoAttack, package.checks = Official, pyautoattack.checks
-    monkeypatch.setitem(sys.modules, "autoattack", package)
-    monkeypatch.setattr(autoattack, "PACKAGES", ("autoattack",))
+    official.checks.check_range_output = check_range_output
+    monkeypatch.setitem(sys.modules, "autoattack", official)
+    monkeypatch.setattr(package, "PACKAGES", ("autoattack",))
     model, images, labels = scene
     actual = autoattack.Attack(batch=12).perturb(model, images, labels, ThreatModel(eps=0.05), generator(3))
     assert torch.equal(actual, directly(model, images, labels, eps=0.05, seed=3, batch=12))
-    assert [record.getMessage() for record in caplog.records if record.name == "auto-attack"] == [
-        "Warning: from the checks"
-    ]
+    said = {record.getMessage() for record in caplog.records if record.name == "auto-attack"}
+    assert said == {"Warning: from the checks"}
     assert capsys.readouterr().out == ""
+
+
+def test_square_that_breaks_what_the_others_left_is_worth_a_warning(caplog):
+    """A step function: no gradient anywhere, so the white boxes fail and random search succeeds."""
+
+    class Steps(nn.Module):
+        def forward(self, images):
+            hit = (images[:, :, ::2, ::2] > 0.52).float().amax((1, 2, 3)) + 0 * images.sum((1, 2, 3))
+            return torch.stack([1.0 - 2 * hit, *[0.01 * k + 0 * hit for k in range(9)]], 1)
+
+    images, labels = torch.full((4, 3, 6, 6), 0.5), torch.zeros(4, dtype=torch.long)
+    stage = autoattack.Attack().stages(10, 8)["square"]  # the other four of eight fell before
+    assert not correct(
+        Steps(), stage.perturb(Steps(), images, labels, ThreatModel(eps=0.05), generator()), labels
+    ).any()
+    assert "Square Attack has decreased the robust accuracy of 50.00%" in caplog.text
 
 
 @pytest.mark.gpu

@@ -255,6 +255,20 @@ def test_misclassified_images_cost_nothing():
     assert model.images == 2 + 2 * 6 * 1  # the clean look at both, then two restarts of the one that stands
 
 
+def test_images_that_are_not_attacked_cost_nothing_and_change_no_draw():
+    model, images, labels = scene("pgd", count=12)
+    attack, threat = pgd.Attack(steps=3, restarts=3), ThreatModel(eps=0.02)
+    attacked = torch.arange(12) % 3 == 1
+    expected = attack.perturb(model, images, labels, threat, generator())
+    actual = attack.perturb(model, images, labels, threat, generator(), attacked)
+    assert torch.equal(actual[~attacked], images[~attacked])
+    # a batch of another size may round differently
+    torch.testing.assert_close(actual[attacked], expected[attacked], rtol=0, atol=1e-6)
+    counted, flat = Scalar(lambda x: x, bar=10), torch.full((12, 3, 4, 4), 0.5)
+    attack.perturb(counted, flat, torch.zeros(12, dtype=torch.long), threat, generator(), attacked)
+    assert counted.images == 4 * (1 + 3 * 4)
+
+
 def test_noise_finds_a_hole_that_has_no_gradient():
     """Class 0 falls only where the first pixel is raised; the step function has a gradient of zero everywhere."""
 

@@ -7,17 +7,20 @@ import logging
 import types
 from pathlib import Path
 
+import pyautoattack
 import pytest
 import torch
 from evaluation_fixtures import CPU, Shelf, random_images, state_hash, tiny_encoder
 
 from attacks import none, pgd
+from bench import device as devices
 from bench import evaluate as module
 from bench import registry
 from bench.engine import build_method
 from bench.evaluate import Cell, build_attack, check_protocols, evaluate, plan_cells, run_cell
+from bench.options import Options, evaluation
 from bench.protocols import Classifier, OfCrops, build_classifier, fixed_boxes
-from bench.run import Options, evaluation
+from bench.repro import stream
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, ThreatModel, UsageError
 from bench.train import train
 
@@ -28,12 +31,12 @@ QUICK = EvalSpec(attacks=("pgd",), eps=(0.01, 0.02), main_eps=0.02, curve=(0.25,
 
 def run(spec=QUICK, shelf=None, encoder=None, seed=0, images=TEST, report=lambda event: None):
     shelf = Shelf() if shelf is None else shelf
-    evaluate(encoder or tiny_encoder(), TRAIN, images, spec, seed, CPU, shelf, report)
+    shelf.missing = evaluate(encoder or tiny_encoder(), TRAIN, images, spec, seed, CPU, shelf, report)
     return shelf
 
 
 def spec_of(level, data, **options):
-    return evaluation(Options(eval=level, **options), registry.load("dataset", data).Dataset())
+    return evaluation(Options(eval=level, **options), registry.load("dataset", data).Dataset(), CPU)
 
 
 # ---------------------------------------------------------------- the plan
@@ -43,6 +46,9 @@ def planned(level, data, images, **options):
     """(protocol, attack, eps in 255ths or as it is, images, curve) of every cell."""
     unit = 255 if data == "cifar10" else 1
     cells = plan_cells(spec_of(level, data, **options), images)
+    assert [c.attack for c in cells] == sorted((c.attack for c in cells), key=["none", "pgd", "autoattack"].index)
+    names = list(dict.fromkeys(c.protocol for c in cells))
+    cells.sort(key=lambda c: names.index(c.protocol))
     return [(c.protocol, c.attack, round(c.eps * unit, 9), c.images, c.curve) for c in cells]
 
 
@@ -110,7 +116,8 @@ def test_a_point_of_the_curve_beside_an_eps_that_was_asked_for_is_that_one():
 def test_other_attacks_run_at_every_eps_without_a_curve():
     cells = plan_cells(QUICK.model_copy(update={"attacks": ("none", "fgsm", "pgd_crop")}), 20)
     block = [("none", 0.0), ("fgsm", 0.01), ("fgsm", 0.02), ("pgd_crop", 0.01), ("pgd_crop", 0.02)]
-    assert [(c.attack, c.eps) for c in cells] == block * 2
+    assert [(c.attack, c.eps) for c in cells if c.protocol == "linear"] == block
+    assert [(c.attack, c.eps) for c in cells if c.protocol == "multi_patch"] == block
 
 
 def test_unknown_protocol_is_a_usage_error():
@@ -169,7 +176,7 @@ def test_an_image_broken_at_a_smaller_eps_counts_as_broken_at_every_larger_one(m
     """An attack that breaks image 4 at eps .01 only (and returns all others as they are) breaks it from there on."""
 
     class OnlyAtOne(pgd.Attack):
-        def perturb(self, model, images, labels, threat, generator):
+        def perturb(self, model, images, labels, threat, generator, attacked=None):
             moved = images.clone()
             if threat.eps == 0.01:
                 moved[4] = (moved[4] + 0.01).clamp(0, 1)
@@ -212,8 +219,8 @@ def test_robust_images_are_nested_over_eps_and_among_the_clean_ones():
 
 def test_finished_cells_are_not_run_again(monkeypatch):
     calls = []
-    original = module.run_cell
-    monkeypatch.setattr(module, "run_cell", lambda *args: (calls.append(args[2]), original(*args))[1])
+    original = module.attack_cell
+    monkeypatch.setattr(module, "attack_cell", lambda *args: (calls.append(args[2]), original(*args))[1])
     shelf = run()
     assert len(calls) == 2 * (1 + 5 - 1 + 3)  # for each protocol: clean, four eps, and three for the probe band
     first = dict(shelf.results)
@@ -236,6 +243,48 @@ def test_repeating_gives_the_same_bytes_and_another_seed_other_draws():
     torch.manual_seed(99)
     assert text(run()) == first
     assert run(seed=1).results["linear", "pgd", 0.01].config_hash != run().results["linear", "pgd", 0.01].config_hash
+
+
+def test_images_that_a_smaller_eps_broke_cost_nothing_and_change_no_outcome(monkeypatch):
+    passes = []
+    original = pgd.Attack.perturb
+
+    def counting(self, model, images, labels, threat, generator, attacked):
+        hook = model.register_forward_hook(lambda m, inputs, out: passes.append((threat.eps, len(inputs[0]))))
+        moved = original(self, model, images, labels, threat, generator, attacked)
+        hook.remove()
+        return moved
+
+    spec = QUICK.model_copy(update={"chunk": 8, "protocols": ("linear",), "restarts": 2, "band_images": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(pgd.Attack, "perturb", counting)
+        found = run(spec).results
+    model = build_classifier("linear", tiny_encoder(), (16, 16), 3, 0)
+    _, tensors = run(spec).probes["linear"]
+    model.probe = module.linear(tensors["weight"], tensors["bias"])
+    before = {*range(20)}
+    for (_, attack, eps), result in found.items():
+        if attack == "pgd":
+            alone = run_cell(model, TEST, Cell("linear", "pgd", eps, 20), spec, 0, CPU, None, lambda event: None)
+            assert max((size for each, size in passes if each == eps), default=0) <= len(before)
+            before &= standing(alone.outcomes)
+            assert standing(result.outcomes) == before
+    assert 0 < len(before) < 20
+
+
+def test_features_of_whole_images_are_read_once_for_two_protocols(monkeypatch):
+    calls = []
+    original = module.extract
+    monkeypatch.setattr(module, "extract", lambda *args: (calls.append(type(args[0])), original(*args))[1])
+    run(QUICK.model_copy(update={"protocols": ("linear", "multi_patch", "published_eval")}))
+    assert [each.__name__ for each in calls] == ["Classifier", "MultiPatch"]
+
+
+def test_every_parameter_that_an_attack_sees_is_frozen(monkeypatch):
+    seen = spy(monkeypatch, "pgd")
+    run(QUICK.model_copy(update={"protocols": module.PROTOCOLS}), encoder=tiny_encoder().requires_grad_(True))
+    assert len(seen) > 4
+    assert not any(parameter.requires_grad for model, *_ in seen for parameter in model.parameters())
 
 
 def test_smaller_subsets_are_prefixes_of_larger():
@@ -448,8 +497,8 @@ def spy(monkeypatch, name):
     attack_of = importlib.import_module(f"attacks.{name}").Attack
     original = attack_of.perturb
 
-    def perturb(self, model, images, labels, threat, generator):
-        moved = original(self, model, images, labels, threat, generator)
+    def perturb(self, model, images, labels, threat, generator, **attacked):
+        moved = original(self, model, images, labels, threat, generator, **attacked)
         seen.append((model, images.clone(), moved.clone(), threat))
         return moved
 
@@ -534,3 +583,161 @@ def test_crops_in_the_config_are_those_of_the_protocol():
     assert "crops" not in shelf.results["linear", "pgd", 0.01].config
     config = shelf.results["multi_patch", "pgd", 0.01].config
     assert (config["crops"], config["crop_seed"]) == (3, 0)
+
+
+# ---------------------------------------------------------------- stages, a limit of time, precision of the search
+
+STAGED = EvalSpec(
+    attacks=("autoattack", "pgd"), eps=(0.04,), main_eps=0.04, curve=(), protocols=("linear",), band_images=1,
+    autoattack_images={"linear": 8}, autoattack_batch=3, pgd_images=8,
+)  # fmt: skip
+SHORT = ("apgd-ce", "fab-t")
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """AutoAttack of two stages and one target class, which takes seconds less."""
+    autoattack = importlib.import_module("attacks.autoattack")
+    monkeypatch.setattr(autoattack, "ensemble", lambda classes: (list(SHORT), 1))
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """A clock that goes on by one with every look, so that every stage and every probe takes a second."""
+    clock = itertools.count()
+    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: float(next(clock))))
+
+
+def key_of(result):
+    return result.model_copy(update={"seconds": 0}).model_dump_json()
+
+
+def test_stages_on_the_images_still_standing_are_the_package_bit_for_bit(monkeypatch):
+    stage = importlib.import_module("attacks.autoattack").Stage
+    original, found = stage.perturb, {}
+
+    def remember(self, model, images, labels, threat, generator):
+        moved = original(self, model, images, labels, threat, generator)
+        found.update({image.numpy().tobytes(): (model, after) for image, after in zip(images, moved, strict=True)})
+        return moved
+
+    monkeypatch.setattr(stage, "perturb", remember)
+    result = run(STAGED.model_copy(update={"eps": (0.037,), "main_eps": 0.037})).results["linear", "autoattack", 0.037]
+    clean, labels = TEST.images[:8].float() / 255, TEST.labels[:8]
+    model = found[clean[0].numpy().tobytes()][0]
+    seed = stream(0, "attack", "autoattack", 0).initial_seed() % 2**31
+    with torch.random.fork_rng(devices=[]):
+        package = pyautoattack.AutoAttack(model, norm="Linf", eps=0.037, seed=seed, version="standard")
+        expected, predicted = package.run_standard_evaluation(clean, labels, batch_size=3)
+    assert torch.equal(torch.stack([found[image.numpy().tobytes()][1] for image in clean]), expected)
+    assert result.outcomes == "".join("1" if right else "0" for right in predicted.eq(labels).tolist())
+    assert [name for name, _ in result.stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert 0 < result.correct < 8
+
+
+def test_an_interrupted_autoattack_goes_on_at_its_stage(short, monkeypatch):
+    expected = run(STAGED).results["linear", "autoattack", 0.04]
+    assert [name for name, _ in expected.stages] == list(SHORT)
+    assert expected.stages[-1][1] == expected.correct > 0
+    assert (expected.complete, expected.note) == (True, "")
+    autoattack = importlib.import_module("attacks.autoattack")
+    original, ran = autoattack.run, []
+
+    def interrupted(stage, *args):
+        if stage.name == "fab-t" and "apgd-ce" not in ran[:-1]:
+            raise KeyboardInterrupt
+        ran.append(stage.name)
+        return original(stage, *args)
+
+    shelf = Shelf()
+    ran.append("")
+    with monkeypatch.context() as patch:
+        patch.setattr(autoattack, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(STAGED, shelf)
+    bound = shelf.results["linear", "autoattack", 0.04]
+    assert (bound.complete, bound.note) == (False, "upper bound: stopped after apgd-ce")
+    assert bound.stages == expected.stages[:1]
+    assert standing(bound.outcomes) >= standing(expected.outcomes)
+    again = []
+    monkeypatch.setattr(autoattack, "run", lambda stage, *args: (again.append(stage.name), original(stage, *args))[1])
+    run(STAGED, shelf)
+    assert again == ["fab-t"]
+    assert key_of(shelf.results["linear", "autoattack", 0.04]) == key_of(expected)
+
+
+def test_stages_of_an_attack_with_other_settings_are_not_taken_up(short):
+    shelf = run(STAGED)
+    key = "linear", "autoattack", 0.04
+    other = shelf.results[key].model_copy(
+        update={"config_hash": "other", "complete": False, "outcomes": "0" * 8, "stages": [("apgd-ce", 0)]}
+    )
+    expected, shelf.results[key] = shelf.results[key], other
+    run(STAGED, shelf)
+    assert key_of(shelf.results[key]) == key_of(expected)
+
+
+def test_a_limit_of_time_stops_between_stages_and_more_time_goes_on(short, seconds):
+    shelf = Shelf()
+    unlimited = run(STAGED).results
+    clean = weak = 1  # one second for each cell
+    first = run(STAGED.model_copy(update={"budget_seconds": 1e-6}))
+    assert first.results == {}
+    assert first.missing == (
+        "the evaluation's 1e-06 s are spent; missing: linear none 0, linear pgd 0.04, linear autoattack 0.04"
+    )
+    spent = first.probes["linear"][0].seconds
+    run(STAGED.model_copy(update={"budget_seconds": spent + clean + weak + 0.5}), shelf)
+    bound = shelf.results["linear", "autoattack", 0.04]
+    assert (bound.complete, bound.seconds) == (False, 1.0)
+    assert bound.note == "upper bound: stopped by --eval-budget after apgd-ce"
+    assert shelf.missing.endswith("s are spent; missing: linear autoattack 0.04")
+    before = dict(shelf.results)
+    run(STAGED.model_copy(update={"budget_seconds": spent + clean + weak + 0.5}), shelf)
+    assert shelf.results == before  # the limit is of the run, not of the call
+    run(STAGED.model_copy(update={"budget_seconds": spent + clean + weak + 1.5}), shelf)
+    assert shelf.missing == ""
+    assert {key: key_of(result) for key, result in shelf.results.items()} == {
+        key: key_of(result) for key, result in unlimited.items()
+    }
+    assert shelf.results["linear", "autoattack", 0.04].seconds == 2.0
+
+
+class Coarse(Classifier):
+    """Class 0 where the pixel is above a bar: .52 in float32, and .505 as long as the search is coarse."""
+
+    coarse = False
+
+    def forward(self, images):
+        value = images[:, 0, 0, 0] - (0.505 if Coarse.coarse else 0.52)
+        return torch.stack([-value, value], 1)
+
+
+@contextlib.contextmanager
+def coarse(device, enabled):
+    Coarse.coarse = enabled
+    try:
+        yield
+    finally:
+        Coarse.coarse = False
+
+
+def test_what_the_search_broke_only_in_its_own_precision_is_attacked_again_in_float32(monkeypatch):
+    """Steps of .01 from .5: the coarse search ends at .51, which stands in float32; in float32 it goes on to .53."""
+    monkeypatch.setattr(devices, "tf32", coarse)
+    pixels = torch.tensor([128, 128, 0, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 4, 4)
+    data = type(TEST)(pixels.contiguous(), torch.zeros(4, dtype=torch.long), 2, "flat")
+    attack = types.SimpleNamespace(Attack=lambda: pgd.Attack(absolute_step=0.01, random_start=False))
+    monkeypatch.setattr(registry, "load", lambda kind, name: attack)
+    model = Coarse(torch.nn.Identity()).eval()
+    args = data, Cell("linear", "pgd", 0.05, 4), QUICK, 0, CPU, None, lambda event: None
+    fine = run_cell(model, *args)
+    assert (fine.outcomes, fine.flips) == ("0010", 0)
+    found = run_cell(model, *args[:2], QUICK.model_copy(update={"search": "tf32"}), *args[3:])
+    assert (found.outcomes, found.flips) == ("0010", 2)
+    assert found.config["search"] == "tf32"
+    assert "search" not in fine.config
+    within = run_cell(
+        model, data, Cell("linear", "pgd", 0.015, 4), QUICK.model_copy(update={"search": "tf32"}), *args[3:]
+    )
+    assert (within.outcomes, within.flips) == ("1110", 2)  # float32 decides: this ball ends below its bar

@@ -39,6 +39,13 @@ class BaseAttack(ABC):
         Leaves no trace: gradients, modes, buffers, global random state and trace function stay as they were.
         """
 
+    def stages(self, classes: int, images: int) -> "dict[str, BaseAttack]":
+        """The attacks that this one consists of, by name: each gets what those before it left standing of ``images``.
+
+        Most attacks are one stage without a name.
+        """
+        return {"": self}
+
     def describe(self, classes: int) -> dict[str, Any]:
         """All that decides the outcome on so many classes, JSON-able; goes into the config hash."""
         return {"attack": type(self).__module__.rpartition(".")[2], "space": self.space} | asdict(self)
@@ -91,6 +98,7 @@ def maximize(
     random_start: bool = True,
     loss: Loss = cross_entropy,
     draw: Draw = random_start,
+    attacked: Tensor | None = None,
 ) -> Tensor:
     """Best iterate in the ball around ``clean``: a misclassified one if any was seen, else that of the highest loss.
 
@@ -98,17 +106,20 @@ def maximize(
     F for the last iterate. A random start adds F once, because only what is correctly classified is attacked; from
     zero the first pass sees the clean image itself, and a second restart would repeat the first.
     Images leave the work as soon as they are misclassified, those that were so from the start as they came.
+    ``attacked`` (B,): the others cost nothing and come back as they are; draws are made as if they were attacked too.
     Returns a new tensor.
     """
     clean = clean.detach()
     best = clean.clone()
-    if threat.eps == 0 or len(clean) == 0:
+    standing = torch.arange(len(clean), device=clean.device)
+    if attacked is not None:
+        standing = standing[attacked.to(clean.device)]
+    if threat.eps == 0 or len(standing) == 0:
         return best
     best_loss = torch.full((len(clean),), -math.inf, device=clean.device)
-    standing = torch.arange(len(clean), device=clean.device)
     if random_start:
         with torch.no_grad():
-            standing = standing[model(clean).argmax(1) == labels]
+            standing = standing[model(clean[standing]).argmax(1) == labels[standing]]
 
     for _ in range(restarts if random_start else 1):
         # for the whole chunk, whoever still stands: the fate of one image never changes the draw of another

@@ -1,0 +1,103 @@
+"""One attack on some images: searched in the precision that was asked for, verified, decided in float32 (protocol 1.5).
+
+What an attack believes does not count: ball and box are checked on the images that it returns, and they are scored
+again. Those that it broke in TF32 and that stand in float32 are attacked again in float32.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attacks.common.base import BaseAttack
+from bench import device as devices
+from bench.data import ImageSet
+from bench.protocols import Classifier, OfCrops
+from bench.repro import stream
+from bench.spec import ThreatModel
+
+TOLERANCE = 1e-6  # of the ball: float rounding, not freedom
+
+
+@dataclass(frozen=True)
+class Search:
+    """An attack, pointed at a classifier. ``chunk``: images that are scored at once."""
+
+    classifier: Classifier
+    attack: BaseAttack
+    name: str
+    protocol: str
+    eps: float
+    precision: Literal["fp32", "tf32"]
+    seed: int
+    device: torch.device
+    chunk: int
+
+    def __call__(self, test: ImageSet, ids: Tensor, standing: Tensor, number: int) -> tuple[Tensor, int]:
+        """(which of the test images ``ids`` (B,) stand, flips); only those ``standing`` (B,) are attacked.
+
+        ``number`` of the chunk, from which its draws come. Raises RuntimeError if the attack leaves its threat model:
+        that is a fault of the attack, never a result.
+        """
+        if not standing.any():
+            return standing, 0
+        # PGD's draws are those of its whole chunk, whoever is left to attack; a stage's are those of what it gets
+        whole = self.name == "pgd"
+        given = ids if whole else ids[standing]
+        wanted = standing.to(self.device)
+        images = test.images[given].to(self.device).float() / 255
+        labels = test.labels[given].to(self.device)
+        if self.attack.space == "crop":
+            images = self.classifier.crops(images)
+        model: nn.Module = OfCrops(self.classifier).eval() if self.attack.space == "crop" else self.classifier
+        attacked = {"attacked": wanted} if whole else {}
+        with devices.tf32(self.device, self.precision == "tf32"):
+            moved = self._perturb(model, images, labels, number, **attacked)
+            if whole:
+                moved, images, labels = moved[wanted], images[wanted], labels[wanted]
+            believed = self._right(model, moved, labels) if self.precision == "tf32" else None
+        stands = self._right(model, moved, labels)
+        flips = 0
+        if believed is not None:
+            flipped = stands & ~believed
+            flips = int(flipped.sum())
+            if flips:
+                again = self._perturb(model, images[flipped], labels[flipped], number)
+                stands[flipped] = self._right(model, again, labels[flipped])
+        left = standing.clone()
+        left[standing] = stands.cpu()
+        return left, flips
+
+    def _perturb(self, model: nn.Module, images: Tensor, labels: Tensor, number: int, **attacked: Tensor) -> Tensor:
+        """What the attack returns for copies of the images, verified against the images as they are."""
+        threat = ThreatModel(eps=self.eps, space=self.attack.space)
+        generator = stream(self.seed, "attack", self.name, number)
+        moved = self.attack.perturb(model, images.clone(), labels.clone(), threat, generator, **attacked)
+        verify(moved, images, threat, f"{self.name} under {self.protocol}")
+        return moved
+
+    def _right(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return predict(model, images, self.chunk).eq(labels)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, chunk: int) -> Tensor:
+    """Predicted classes (N,) in float32."""
+    assert not any(module.training for module in model.modules()), "a module is in train mode"
+    return torch.cat([model(part).argmax(dim=1) for part in images.float().split(chunk)])
+
+
+def verify(adversarial: Tensor, images: Tensor, threat: ThreatModel, name: str) -> None:
+    """Same shape, finite, inside the ball and the box; else RuntimeError that names the attack and what was found."""
+    if adversarial.shape != images.shape:
+        raise RuntimeError(f"the attack {name} returned {tuple(adversarial.shape)} for {tuple(images.shape)}")
+    if not bool(adversarial.isfinite().all()):
+        raise RuntimeError(f"the attack {name} returned pixels that are not finite")
+    distance = float((adversarial - images).abs().max())
+    low, high = float(adversarial.min()), float(adversarial.max())
+    if distance > threat.eps + TOLERANCE or low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise RuntimeError(
+            f"the attack {name} left its threat model: distance {distance:.7g} at eps {threat.eps:.7g}, "
+            f"pixels in [{low:.7g}, {high:.7g}]"
+        )
