@@ -4,9 +4,12 @@ Passes are counted, not estimated: a dispatch mode sees every convolution of one
 (protocol: 1 F = one forward pass of one image; backward to the input and backward to the weights are 1 F each).
 """
 
+import contextlib
 import resource
 import sys
+import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from bench.spec import UsageError
+from bench.spec import Precision, UsageError
 
 aten = torch.ops.aten
 M = TypeVar("M", bound=nn.Module)
@@ -53,6 +56,56 @@ def place(module: M, device: torch.device) -> M:
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+def default_precision(device: torch.device) -> Precision:
+    """bf16 where matrix units make it worth its rounding."""
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+@contextlib.contextmanager
+def mixed(method: nn.Module, precision: Precision) -> Iterator[None]:
+    """Inside, ``bf16`` runs the forward passes of the method's modules (encoder, heads) in bf16 where autocast allows.
+
+    They hand on float32, and what lies between them, the losses above all, is float32; so are weights and gradients.
+    The cast weights are not cached: a cache outlives the optimizer's step, and one filled without gradients (a clean
+    embedding, a frozen attack) would cut the weights off the next loss.
+    """
+    entered: list[torch.autocast] = []
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        entered.append(torch.autocast(inputs[0].device.type, torch.bfloat16, cache_enabled=False))
+        entered[-1].__enter__()
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        entered.pop().__exit__(None, None, None)
+        return output.float() if isinstance(output, Tensor) and output.dtype == torch.bfloat16 else output
+
+    children = list(method.children()) if precision == "bf16" else []
+    hooks = [child.register_forward_pre_hook(enter) for child in children]
+    hooks += [child.register_forward_hook(leave, always_call=True) for child in children]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def tf32(device: torch.device, enabled: bool) -> Iterator[None]:
+    """TF32 in the float32 convolutions of a GPU; not in products, which cut the crops: pixels would be rounded."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = enabled and device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def compile_modules(*modules: nn.Module) -> None:
+    """Compile the modules in place; their parameters, buffers and state stay the same objects."""
+    for module in modules:
+        module.compile(dynamic=False)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was launched."""
     if device.type == "cuda":
@@ -76,6 +129,43 @@ class Pacer:
                 self._events.popleft().synchronize()
 
 
+class Phases:
+    """Seconds of each phase of an update, without waiting for the device: ``mark`` ends the phase that it names."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds: dict[str, float] = {}
+        self._marks: deque[tuple[str | None, Any]] = deque()
+
+    def mark(self, phase: str | None) -> None:
+        """The named phase ends here, and the next begins; None: what came before belongs to none."""
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((phase, event))
+        else:
+            self._marks.append((phase, time.perf_counter()))
+        self._settle(waiting=False)
+
+    def seconds(self) -> dict[str, float]:
+        """What has been spent in each phase so far; waits for the device."""
+        self._settle(waiting=True)
+        return dict(self._seconds)
+
+    def _settle(self, waiting: bool) -> None:
+        while len(self._marks) > 1:
+            (_, began), (phase, ended) = self._marks[0], self._marks[1]
+            if self._cuda:
+                if waiting:
+                    ended.synchronize()
+                elif not ended.query():
+                    return
+            took = began.elapsed_time(ended) / 1e3 if self._cuda else ended - began
+            if phase is not None:
+                self._seconds[phase] = self._seconds.get(phase, 0.0) + took
+            self._marks.popleft()
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start the memory meter anew where that is possible (a CPU process only ever knows its highest peak)."""
     if device.type == "cuda":
@@ -90,11 +180,59 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
 
+def release_memory(device: torch.device) -> None:
+    """Give back what the allocator keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch ran out of memory, on the GPU or (a plain RuntimeError there) on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+@torch.no_grad()
+def matrix_peak(device: torch.device, precision: Precision) -> float:
+    """FLOP per second of the largest square matrix product that is quick to time: the best of five on this device."""
+    size, dtype = (8192 if device.type == "cuda" else 1024), torch.bfloat16 if precision == "bf16" else torch.float32
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(6):  # the first one warms up, and may be the slowest
+        synchronize(device)
+        began = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+class Energy:
+    """Joules that a GPU has taken since this was made; None where nothing measures it (a CPU, no NVML)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._read = energy_counter(device)
+        self._start = self._read() if self._read else 0.0
+
+    def joules(self) -> float | None:
+        return self._read() - self._start if self._read else None
+
+
+def energy_counter(device: torch.device) -> Any:
+    """A function that reads the total of the device in joules, or None; by UUID, as NVML has an order of its own."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # no library, no driver, or a GPU that does not count: unknown, never 0
+        return None
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
 
 
 class Meter(TorchDispatchMode):

@@ -4,13 +4,25 @@ ResNet-18 is torchvision's with a 3x3 stem and without the first pooling, as in 
 its stem keeps PyTorch's default initialization). Pixels come in [0, 1] and are not normalized further, as published.
 """
 
+import copy
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
 from bench.spec import UsageError, unknown
+
+
+class Stem(nn.Conv2d):
+    """The first convolution, always in float32: a step of an attack is below the resolution of bf16 near 1."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        device = images.device.type
+        with torch.autocast(device, enabled=False):
+            out = super().forward(images)
+        return out.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else out
 
 
 class Encoder(nn.Module):
@@ -34,7 +46,7 @@ def resnet18(channels: int) -> tuple[nn.Module, int]:
     import torchvision.models  # 2 s to import, so only where it is needed
 
     network = torchvision.models.resnet18()
-    network.conv1 = nn.Conv2d(channels, 64, 3, stride=1, padding=1, bias=False)
+    network.conv1 = Stem(channels, 64, 3, stride=1, padding=1, bias=False)
     network.maxpool = nn.Identity()
     network.fc = nn.Identity()
     return network, 512
@@ -49,7 +61,7 @@ def resnet8(channels: int) -> tuple[nn.Module, int]:
         return BasicBlock(inside, outside, stride, shortcut if stride > 1 else None)
 
     network = nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1, bias=False),
+        Stem(channels, 16, 3, padding=1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(inplace=True),
         stage(16, 16, 1),
@@ -82,8 +94,12 @@ def fold_batch_norm(encoder: nn.Module) -> nn.Module:
     that torch.fx cannot trace is returned as it is.
     """
     encoder = encoder.eval().requires_grad_(False)
+    plain = copy.deepcopy(encoder)
+    for module in plain.modules():
+        if isinstance(module, Stem):
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]  # torch.fx folds this type only; no bf16 here
     try:
-        folded: nn.Module = fuse(encoder)
+        folded: nn.Module = fuse(plain)
     except (TraceError, NotImplementedError, TypeError):  # control flow that depends on values
         return encoder
     return folded.eval().requires_grad_(False)

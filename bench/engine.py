@@ -131,13 +131,14 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
     devices.prepare(device, spec.threads)
     dataset = registry.load("dataset", spec.data.name).Dataset()
     train_set, test_set = load_data(dataset, spec.data)
-    method, settings = build_method(spec, dataset, train_set.image_shape[0])
+    method, settings = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
     record = Record(
         spec=spec,
         adversary=method.config.adversary,
+        supervised=method.supervised,
         data=data_info(train_set, test_set),
         settings=settings,
-        environment=environment(str(device), "fp32"),
+        environment=environment(str(device), spec.precision),
     )
     folder.save_record(record)
 
@@ -150,7 +151,16 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
         flag.training = True
         resume = folder.checkpoint()
         result, state = train(
-            method, train_set, spec.budget, spec.seed, device, resume=resume, report=report, stop=flag
+            method,
+            train_set,
+            spec.budget,
+            spec.seed,
+            device,
+            precision=spec.precision,
+            compiled=spec.compiled,
+            resume=resume,
+            report=report,
+            stop=flag,
         )
         if result.status == "preempted":
             folder.save_checkpoint(state)
@@ -171,7 +181,7 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
         return
     report({"event": "trained", "updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss})
     try:
-        evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
+        missing = evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")
         raise
@@ -180,10 +190,10 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
             raise
         ended("oom", f"out of memory in the evaluation: {error}".splitlines()[0])
         return
-    ended("finished")
+    ended("finished", missing)
 
 
-def build_method(spec: RunSpec, dataset: Any, channels: int) -> Any:
+def build_method(spec: RunSpec, dataset: Any, channels: int, classes: int = 10) -> Any:
     """(the method on its encoder, its settings with their sources); weights are a function of the seed.
 
     Raises UsageError for an unknown method, encoder or setting, or a bad value.
@@ -200,7 +210,7 @@ def build_method(spec: RunSpec, dataset: Any, channels: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(spec.seed, "init").initial_seed())
         encoder = build_encoder(spec.encoder or dataset.encoder, channels, config.feature_width)
-        return module.Method(config).attach(encoder), settings
+        return module.Method(config).attach(encoder, classes), settings
 
 
 def forked(task: str, events: Connection, log: str) -> None:

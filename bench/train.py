@@ -4,10 +4,11 @@ Everything that the loop draws is a function of (seed, epoch, image, view), so t
 optimizer, the adversary's delta, the clock, and one number: how many updates have been made.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from bench.clock import Clock
 from bench.data import ImageSet, permutation
 from bench.optim import LARS, cosine
 from bench.repro import Draws, stream
-from bench.spec import Budget, Status, TrainResult, UsageError
+from bench.spec import Budget, Precision, Status, TrainResult, UsageError
 from methods.common.adversary import ADVERSARIES, Adversary
 from methods.common.base import BaseMethod
 
@@ -67,7 +68,12 @@ class Training:
     optimizer: LARS
     adversary: Adversary
     clock: Clock
+    device: torch.device
     losses: list[tuple[float, float]] = field(default_factory=list)
+    spent: dict[str, float] = field(default_factory=dict)  # seconds of each phase, and joules
+    meter: devices.Meter | None = None  # of one update, as the warm-up found it
+    passes: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of one update: forward, backward to input, to weights
+    compile_seconds: float = 0.0
 
     def state(self) -> dict[str, Any]:
         """All that is needed to go on exactly here; plain tensors, numbers and lists."""
@@ -79,6 +85,8 @@ class Training:
             "seconds": self.clock.train_seconds,
             "durations": list(self.clock.durations),
             "losses": [list(point) for point in self.losses],
+            "schedule": self.optimizer.schedule_meter,
+            "spent": self.spent,
         }
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
@@ -87,11 +95,13 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.adversary.delta = None if state["delta"] is None else state["delta"].to(device)
         self.losses = [(progress, loss) for progress, loss in state["losses"]]
+        self.optimizer.schedule_meter.copy_(state["schedule"])
+        self.spent = dict(state["spent"])
 
     def tensors(self) -> list[Tensor]:
         """Everything that an update changes in place."""
         momenta = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-        return [*self.method.parameters(), *self.method.buffers(), *momenta]
+        return [*self.method.parameters(), *self.method.buffers(), *momenta, self.optimizer.schedule_meter]
 
 
 class Undo:
@@ -133,6 +143,8 @@ def train(
     seed: int,
     device: torch.device,
     *,
+    precision: Precision = "fp32",
+    compiled: bool = False,
     resume: dict[str, Any] | None = None,
     report: Report = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
@@ -160,44 +172,88 @@ def train(
         LARS(method.parameters(), config.lr, config.momentum, config.weight_decay, config.trust),
         ADVERSARIES[config.adversary](config),
         clock,
+        device,
     )
     if resume:
         training.load(resume, device)
     images = images.to(device)
-    status: Status = "finished"
     note = ""
-    compile_seconds, meter = 0.0, devices.Meter(images.images.shape[1])
-    passes = (0.0, 0.0, 0.0)
+    with devices.mixed(method, precision):
+        status = attempt(training, images, course, seed, compiled, now, report, stop)
+        if status == "oom":  # outside the handler, which keeps the tensors of the failed update alive
+            note = f"out of memory with a batch of {config.batch} and {config.views} views; "
+            note += advice(training, images, course)
+    if status == "finished" and clock.updates == 0:
+        status = "failed"
+        note = f"not one update fits into {budget}: the warm-up took {training.compile_seconds:.3g} s"
+    return summary(training, course, status, note, precision), training.state()
+
+
+def attempt(
+    training: Training,
+    images: ImageSet,
+    course: Course,
+    seed: int,
+    compiled: bool,
+    now: Callable[[], int],
+    report: Report,
+    stop: Callable[[], bool],
+) -> Status:
+    """Warm up, then train; how it ended. Out of memory is a status, every other error is raised."""
+    method, device = training.method, training.device
+    phases, energy = devices.Phases(device), devices.Energy(device)
+    status: Status = "finished"
     try:
         began = now()
-        meter = warm_up(training, images, course, seed)
-        compile_seconds = (now() - began) / 1e9
-        passes = meter.passes(method.encoder, images.images[0].float() / 255)
-        if not clock.exhausted:
-            status = run_updates(training, images, course, seed, device, report, stop)
+        training.meter = warm_up(training, images, course, seed)
+        training.passes = training.meter.passes(method.encoder, images.images[0].float() / 255)
+        if compiled:  # the meter sees single operations, so it counts before they are fused
+            devices.compile_modules(*method.children())
+            warm_up(training, images, course, seed, metered=False)
+        training.compile_seconds = (now() - began) / 1e9
+        energy = devices.Energy(device)
+        if not training.clock.exhausted:
+            status = run_updates(training, images, course, seed, phases, report, stop)
             if status == "finished" and not all(bool(t.isfinite().all()) for t in training.tensors()):
                 status = "diverged"  # in the last updates, after the last loss that was read
     except Exception as error:
         if not devices.is_out_of_memory(error):
             raise
-        status, note = "oom", f"out of memory with a batch of {config.batch} and {config.views} views"
-    if status == "finished" and clock.updates == 0:
-        status, note = "failed", f"not one update fits into {budget}: the warm-up took {compile_seconds:.3g} s"
-    per_image = course.updates_per_batch / config.batch  # updates per image and epoch
-    losses = training.losses
-    result = TrainResult(
+        status = "oom"
+    for name, amount in (phases.seconds() | {"joules": energy.joules()}).items():
+        if amount is not None:
+            training.spent[name] = training.spent.get(name, 0.0) + amount
+    return status
+
+
+def summary(training: Training, course: Course, status: Status, note: str, precision: Precision) -> TrainResult:
+    """What the training gave and what it cost."""
+    clock, losses, spent = training.clock, training.losses, training.spent
+    per_image = course.updates_per_batch / course.batch  # updates per image and epoch
+    flops = training.meter.flops if training.meter else 0
+    forward, backward_input, backward_weight = (round(count * per_image, 6) for count in training.passes)
+    peak_memory = devices.peak_memory_bytes(training.device)
+    trained = status == "finished" and clock.train_seconds > 0
+    peak = devices.matrix_peak(training.device, precision) if trained else math.inf
+    return TrainResult(
         status=status,
         updates=clock.updates,
         epochs=clock.updates / course.updates_per_epoch,
         train_seconds=clock.train_seconds,
-        compile_seconds=compile_seconds,
+        compile_seconds=training.compile_seconds,
         progress=clock.progress,
         images_per_second=clock.updates / per_image / clock.train_seconds if clock.train_seconds else 0.0,
-        forward_per_image=round(passes[0] * per_image, 6),
-        backward_input_per_image=round(passes[1] * per_image, 6),
-        backward_weight_per_image=round(passes[2] * per_image, 6),
-        flops_per_image=round(meter.flops * per_image, 1),
-        peak_memory_bytes=devices.peak_memory_bytes(device),
+        forward_per_image=forward,
+        backward_input_per_image=backward_input,
+        backward_weight_per_image=backward_weight,
+        flops_per_image=round(flops * per_image, 1),
+        peak_memory_bytes=peak_memory,
+        matrix_share=flops * clock.updates / clock.train_seconds / peak if trained else None,
+        schedule_active=training.optimizer.schedule_active,
+        data_seconds=spent.get("data", 0.0),
+        attack_seconds=spent.get("attack", 0.0),
+        update_seconds=spent.get("update", 0.0),
+        energy_joules=spent.get("joules"),
         median_update_seconds=clock.median_update,
         first_loss=losses[0][1] if losses else None,
         last_loss=losses[-1][1] if losses else None,
@@ -205,33 +261,56 @@ def train(
         losses=losses,
         note=note,
     )
-    return result, training.state()
 
 
-def warm_up(training: Training, images: ImageSet, course: Course, seed: int) -> devices.Meter:
+def warm_up(training: Training, images: ImageSet, course: Course, seed: int, metered: bool = True) -> devices.Meter:
     """One whole update on noise, its passes counted, then everything as it was: weights, buffers, optimizer, delta.
 
     Off the clock (house rule 3). The noise has its own stream, and no other generator is touched.
     """
-    undo = Undo(training)
+    undo, method = Undo(training), training.method
     shape = (course.batch, *images.images.shape[1:])
-    noise = torch.randint(0, 256, shape, generator=stream(seed, "warm-up"), dtype=torch.uint8).to(images.images.device)
+    noise = torch.randint(0, 256, shape, generator=stream(seed, "warm-up"), dtype=torch.uint8).to(training.device)
     ids = torch.arange(course.batch)
     meter = devices.Meter(images.images.shape[1])
-    with meter:
-        views = training.method.augment(noise, Draws(seed, -1, ids, training.method.config.views, noise.device))
-        losses = training.adversary.losses(training.method, views)
+    with meter if metered else contextlib.nullcontext():
+        draws = Draws(seed, -1, ids, method.config.views, training.device)
+        views = method.augment(noise, draws)
+        show_labels(method, images, ids.to(training.device))
+        losses = training.adversary.losses(method, views, draws=draws)
         update(training, next(losses))
-    losses.close()  # type: ignore[attr-defined]
+    losses.close()
     undo.restore()
     return meter
 
 
+def advice(training: Training, images: ImageSet, course: Course) -> str:
+    """What to do about a batch that does not fit: the largest of its halves whose update does."""
+    training.adversary.delta = None  # of the batch that did not fit
+    while course.batch >= 4:
+        course = replace(course, batch=course.batch // 2)
+        devices.release_memory(training.device)
+        try:
+            warm_up(training, images, course, seed=0, metered=False)
+        except Exception as error:
+            if not devices.is_out_of_memory(error):
+                raise
+        else:
+            return f"{course.batch} fits, but is another recipe: batch norm and the losses depend on the batch"
+    return "no smaller one fits either"
+
+
+def show_labels(method: BaseMethod, images: ImageSet, ids: Tensor) -> None:
+    """Labels are for the supervised ceilings alone."""
+    if method.supervised:
+        method.labels = images.labels[ids]
+
+
 def update(training: Training, loss: Tensor) -> None:
-    """One optimizer step on this loss."""
-    training.optimizer.zero_grad(set_to_none=True)
+    """One optimizer step on this loss, and on what an adversary of the released kind has left on the weights."""
     loss.backward()
     training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
     training.method.after_update()
 
 
@@ -240,12 +319,13 @@ def run_updates(
     images: ImageSet,
     course: Course,
     seed: int,
-    device: torch.device,
+    phases: devices.Phases,
     report: Report,
     stop: Callable[[], bool],
 ) -> Status:
     """Updates until the budget is spent; the clock runs from the first batch request to the last update."""
-    clock, method, config = training.clock, training.method, training.method.config
+    clock, method, config, device = training.clock, training.method, training.method.config, training.device
+    training.adversary.climbed = lambda: phases.mark("attack")
     timed = clock.total_updates is None
     pacer, undo = devices.Pacer(device), Undo(training)
     read_every = 1 if device.type == "cpu" else 25  # reading a loss waits for the device
@@ -254,20 +334,25 @@ def run_updates(
     while not clock.exhausted:
         epoch, batch, replay = course.locate(clock.updates)
         if epoch != order_epoch:
-            order, order_epoch = permutation(len(images), seed, epoch), epoch
+            order, order_epoch = permutation(len(images), seed, epoch).to(device), epoch  # waits, once per epoch
+        phases.mark(None)
         ids = order[batch * course.batch : (batch + 1) * course.batch]
-        views = method.augment(images.images[ids.to(device)], Draws(seed, epoch, ids, config.views, device))
-        losses = training.adversary.losses(method, views, replay)
+        draws = Draws(seed, epoch, ids, config.views, device)
+        views = method.augment(images.images[ids], draws)
+        show_labels(method, images, ids)
+        phases.mark("data")
+        losses = training.adversary.losses(method, views, replay, draws)
         for loss in losses:
             undo.delta = training.adversary.delta  # the replay before has moved it only now
-            training.optimizer.param_groups[0]["lr"] = cosine(clock.progress, config.lr)
+            training.optimizer.param_groups[0]["lr"] = cosine(clock.progress * config.schedule_waves, config.lr)
             update(training, loss)
+            phases.mark("update")
             if timed and clock.seconds_left < 4 * max(clock.durations, default=0.0):
                 devices.synchronize(device)  # near the end each update is waited for, so that none ends past it
             else:
                 pacer.launched()
             if not clock.tick():
-                losses.close()  # type: ignore[attr-defined]
+                losses.close()
                 undo.restore()
                 clock.stop()
                 return "finished"
@@ -286,7 +371,7 @@ def run_updates(
                     report(progress_event(training, course, value))
             if last or stop():
                 break
-        losses.close()  # type: ignore[attr-defined]
+        losses.close()
         if stop() and not clock.exhausted:
             clock.stop()
             return "preempted"

