@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
+from bench.show import check_cap, print_leaderboard, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from bench.plan import Estimate
-    from bench.run import Options
-    from bench.spec import RunSpec
+    from bench.options import Options
 
 FAILED_CELLS, REGRESSION = 3, 4
 
@@ -53,6 +50,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),
         click.option("--threads", type=int, help="CPU threads of torch  [all cores]"),
         click.option("--device", help="auto, cpu or cuda:0  [auto]"),
+        click.option("--precision", help="of training: fp32 or bf16  [bf16 on CUDA, else fp32]"),
+        click.option("--compile/--no-compile", default=None, help="compile encoder and projector  [no]"),
+        click.option("--eval-budget", help="time for each evaluation, as 20m; then AutoAttack is an upper bound"),
     ]
     for option in reversed(options):
         command = option(command)
@@ -61,7 +61,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def gather(given: dict[str, Any]) -> "Options":
     """Options from the command line on top of those of a suite. Raises UsageError."""
-    from bench.run import load_suite, options_of, parse_settings
+    from bench.options import load_suite, options_of, parse_settings
 
     given = {key: value for key, value in given.items() if value not in (None, ())}
     values: dict[str, Any] = load_suite(given.pop("suite")) if "suite" in given else {}
@@ -73,6 +73,8 @@ def gather(given: dict[str, Any]) -> "Options":
             raise UsageError(f"expected one budget, got {' and '.join(given[key])}; a run has exactly one")
         if key in given:
             given[key] = given[key][0]
+            if key == "budget":  # also over what the rows of a suite state
+                values["rows"] = [row | {"budget": None} for row in values.get("rows", [])]
             if not ("budget" in given and "total_budget" in given):
                 values.pop("total_budget" if key == "budget" else "budget", None)  # the command line wins
     return options_of(values | given | {"settings": settings})
@@ -85,25 +87,27 @@ def gather(given: dict[str, Any]) -> "Options":
 def run(out: Path | None, dry_run: bool, **given: Any) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
     from bench.engine import signals_raise
+    from bench.options import resolve
     from bench.progress import Display
-    from bench.run import default_out, make_manifest, measure_plan, open_folder, resolve, run_all
+    from bench.run import default_out, make_manifest, measure_plan, open_folder, run_all
     from bench.store import load_records
     from reports.build import build
 
     options = gather(given)
     specs, budget, total, data = resolve(options)
     if dry_run:
-        return show_plan(specs, data.label, as_json=False)
+        return show_plan(specs, total, data.label, as_json=False)
     with signals_raise():
         out = out or default_out(options, specs)
-        open_folder(out, make_manifest(options, specs, budget, total, data, ["bench", *sys.argv[1:]]))
+        open_folder(out, make_manifest(specs, budget, total, data, ["bench", *sys.argv[1:]]))
         with Display() as display:
             display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
             todo = [record.spec for record in load_records(out) if record.status in ("pending", "preempted", "failed")]
             estimates = measure_plan(todo, out / "plan-log.txt") if todo else []
             if estimates:
                 display.line(summary(estimates))
-            by_name = {f"{each.method}-s{each.seed}": each for each in estimates}
+                check_cap(total, estimates)
+            by_name = {f"{each.row}-s{each.seed}": each for each in estimates}
             known = [by_name[spec.name] for spec in specs if spec.name in by_name]
             unfinished = run_all(out, specs, display, known if len(known) == len(specs) else None)
             display.line("building tables and figures")
@@ -124,64 +128,10 @@ def run(out: Path | None, dry_run: bool, **given: Any) -> int:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def plan(as_json: bool, **given: Any) -> int:
     """What a run would take: cells, training and evaluation time, memory, from a few measured steps."""
-    from bench.run import resolve
+    from bench.options import resolve
 
-    specs, _, _, data = resolve(gather(given))
-    return show_plan(specs, data.label, as_json)
-
-
-def show_plan(specs: list["RunSpec"], label: str, as_json: bool) -> int:
-    """Measure and print the plan."""
-    import tempfile
-
-    from bench.engine import signals_raise
-    from bench.run import measure_plan
-
-    with tempfile.TemporaryDirectory() as folder, signals_raise():
-        log = Path(folder) / "log.txt"
-        try:
-            estimates = measure_plan(specs, log)
-        except UsageError:
-            if log.is_file():
-                click.echo(log.read_text(encoding="utf-8"), err=True, nl=False)
-            raise
-    if as_json:
-        total = sum(each.seconds for each in estimates)
-        runs = [each.model_dump() | {"seconds": each.seconds} for each in estimates]
-        document = {"dataset": label, "budget": str(specs[0].budget), "device": specs[0].device, "seconds": total}
-        click.echo(json.dumps(document | {"runs": runs}, indent=1))
-        return 0
-    from bench.plan import duration
-
-    rows = [
-        [
-            each.method,
-            str(each.seed),
-            str(each.cells),
-            duration(each.train_seconds),
-            duration(each.evaluate_seconds),
-            f"{each.peak_memory_bytes / 2**30:.2f} GiB",
-        ]
-        for each in estimates
-    ]
-    heads = ["method", "seed", "cells", "training", "evaluation", "memory up to"]
-    show(table(f"{label}, {specs[0].budget} of training for each run, on {specs[0].device}", heads, rows))
-    click.echo(summary(estimates))
-    return 0
-
-
-def summary(estimates: list["Estimate"]) -> str:
-    """The plan in one line."""
-    from bench.plan import duration
-
-    training = sum(each.train_seconds for each in estimates)
-    evaluation = sum(each.evaluate_seconds for each in estimates)
-    cells = sum(each.cells for each in estimates)
-    memory = max(each.peak_memory_bytes for each in estimates) / 2**30
-    return (
-        f"plan: {len(estimates)} runs with {cells} cells, training {duration(training)}, evaluation about "
-        f"{duration(evaluation)}, in all about {duration(training + evaluation)}, memory up to {memory:.1f} GiB"
-    )
+    specs, _, total, data = resolve(gather(given))
+    return show_plan(specs, total, data.label, as_json)
 
 
 @cli.command()
@@ -272,58 +222,27 @@ def doctor(data_root: str | None, as_json: bool) -> int:
     return 1 if found["shadowed packages"] else 0
 
 
-# ---------------------------------------------------------------- for people
+@cli.command()
+@click.option("--only", help="free_step, emp_pgd_step, simclr_pgd_step, coding_rate, augmentation; with commas  [all]")
+@click.option("--repeats", type=int, default=5, show_default=True, help="measurements of each side, in turns")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="of the fast side  [bf16 on CUDA, else fp32]")
+@click.option("--updates", type=int, default=200, show_default=True, help="measured for each row of the paper (GPU)")
+@click.option("--quick", is_flag=True, help="a small encoder and few images, in seconds")
+@click.option("--threads", type=int, help="CPU threads of torch  [all cores]")
+@click.option("--device", default="auto", help="auto, cpu or cuda:0  [auto]")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document: the measurements alone")
+def perf(as_json: bool, updates: int, **given: Any) -> int:
+    """Time each training step beside its plain textbook twin; on a GPU also project the rows of the paper."""
+    from bench import perf
 
-
-def table(title: str, heads: list[str], rows: list[list[str]]) -> "Table":
-    """A table for the terminal; text is data, never markup."""
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
-    for place, head in enumerate(heads):
-        drawn.add_column(Text(head), justify="left" if place == 0 else "right", no_wrap=place == 0)
-    for row in rows:
-        drawn.add_row(*[Text(cell) for cell in row])
-    return drawn
-
-
-def show(drawn: "Table") -> None:
-    """Print a table on standard output, as wide as the terminal or 120 columns into a file."""
-    from rich.console import Console
-
-    console = Console()
-    (console if console.is_terminal else Console(width=120)).print(drawn)
-
-
-def print_leaderboard(folder: Path) -> None:
-    """The leaderboard of a folder, as it stands in its CSV."""
-    import pandas
-
-    file = folder / "leaderboard.csv"
-    if not file.is_file():
-        return
-    board = pandas.read_csv(file, dtype={"rank": "Int64"})
-
-    def percent(value: float) -> str:
-        return "" if pandas.isna(value) else f"{100 * value:.1f}"
-
-    def interval(row: Any, name: str) -> str:
-        low, high = row[f"{name}_lo"], row[f"{name}_hi"]
-        return "" if pandas.isna(low) else f"{percent(row[name])} [{percent(low)}, {percent(high)}]"
-
-    for protocol, part in board.groupby("protocol", sort=False):
-        rows = [
-            ["" if pandas.isna(row["rank"]) else str(row["rank"]), str(row["method"])]
-            + [interval(row, "clean"), percent(row["pgd"]), percent(row["autoattack"]), interval(row, "worst")]
-            + ["" if pandas.isna(row[key]) else f"{row[key]:.0f}" for key in ("n", "train_seconds")]
-            + [str(row["status"])]
-            for _, row in part.iterrows()
-        ]
-        heads = ["rank", "method", "clean %", "PGD %", "AutoAttack %", "worst %", "n", "train s", "status"]
-        first = part.iloc[0]
-        quick = " (quick, not comparable)" if first["eval"] == "quick" else ""
-        show(table(f"{first['dataset']}, {protocol}{quick}", heads, rows))
+    setup = perf.Setup.of(**given)
+    measured = list(perf.measure(setup))
+    if as_json:
+        click.echo(json.dumps([each.model_dump(exclude={"matrix_share"}) for each in measured], indent=1))
+        return 0
+    for title, heads, rows in perf.tables(setup, measured, updates):
+        show(table(title, heads, rows))
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,7 +22,7 @@ START_SECONDS = 8.0  # imports, data and probes of one run
 class Measured(Data):
     """A few steps of one method: seconds of an update, of a pass (a + b * images) by protocol, and peak memory."""
 
-    method: str
+    row: str
     adversary: str
     updates: int | None  # of the whole training; None for a budget in time
     update_seconds: float
@@ -35,9 +35,10 @@ class Measured(Data):
 class Estimate(Data):
     """What one run is expected to take."""
 
-    method: str
+    row: str
     seed: int
-    train_seconds: float
+    train_seconds: float  # with the warm-up, which is off the clock
+    warm_up_seconds: float
     evaluate_seconds: float
     peak_memory_bytes: int
     cells: int
@@ -62,9 +63,10 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
         a, b = measured.passes[cell.protocol]
         evaluation += cell_seconds(cell.attack, cell.eps, cell.images, spec.eval, robust, a, b)
     return Estimate(
-        method=spec.method,
+        row=spec.row,
         seed=spec.seed,
         train_seconds=training + measured.warm_up_seconds,
+        warm_up_seconds=measured.warm_up_seconds,
         evaluate_seconds=evaluation,
         peak_memory_bytes=measured.peak_memory_bytes,
         cells=len(cells),
@@ -103,11 +105,11 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         devices.prepare(device, spec.threads)
         dataset = registry.load("dataset", spec.data.name).Dataset()
         train_set, test_set = load_data(dataset, spec.data)
-        method, _ = build_method(spec, dataset, train_set.image_shape[0])
+        method, _ = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
         course = Course(len(train_set), method.config.batch, method.config.updates_per_batch)
         total = course.total_updates(spec.budget)
         few = Budget(amount=min(2, total or 1), unit="updates")
-        result, _ = train(method, train_set, few, spec.seed, device)
+        result, _ = train(method, train_set, few, spec.seed, device, precision=spec.precision)
         for protocol in spec.eval.protocols:
             key = (protocol, method.config.feature_width)
             if key not in passes:
@@ -116,7 +118,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
             {
                 "event": "measured",
                 **Measured(
-                    method=spec.method,
+                    row=spec.row,
                     adversary=method.config.adversary,
                     updates=total,
                     update_seconds=result.median_update_seconds,

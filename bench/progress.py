@@ -96,8 +96,8 @@ class Display:
     def ended(self, spec: RunSpec, status: str, message: str) -> None:
         """A run has ended, well or not."""
         self._done += 1
-        if status != "finished":
-            self.line(f"{spec.name}: {status}: {message}", "red")
+        if message:
+            self.line(f"{spec.name}: {status}: {message}", "yellow" if status == "finished" else "red")
         self._show(1.0, status)
 
     def _show(self, share: float | None, text: str, training_left: float = 0.0) -> None:

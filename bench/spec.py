@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Status = Literal["finished", "diverged", "oom", "preempted", "failed"]
 Level = Literal["quick", "standard", "full"]
+Precision = Literal["fp32", "bf16"]
 
 
 class UsageError(ValueError):
@@ -139,6 +140,8 @@ class EvalSpec(Data):
     band_images: int = Field(default=100, gt=0)  # for the probe band
     curve_images: dict[str, int] = {"multi_patch": 100}  # of eps that are drawn for the curve only; 300 where not named
     curve: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # times the main eps
+    search: Literal["fp32", "tf32"] = "fp32"  # precision of an attack's own passes; float32 decides what it found
+    budget_seconds: float | None = Field(default=None, gt=0)  # for the evaluation of one run; None: no limit
 
 
 class RunSpec(Data):
@@ -146,19 +149,27 @@ class RunSpec(Data):
 
     method: str
     method_path: str | None = None  # a .py file of the user's own
+    label: str | None = None  # the name of a row of a suite; None: the method's
     settings: dict[str, Any] = {}  # --set and suites; the dataset's OVERRIDES are applied below them
     data: DataSpec
     seed: int = Field(default=0, ge=0)
     budget: Budget
     device: str = "cpu"
+    precision: Precision = "fp32"  # of training; float32 decides every evaluation
+    compiled: bool = False
     threads: int | None = None
     encoder: str | None = None  # None: the dataset's default
     eval: EvalSpec = EvalSpec()
 
     @property
+    def row(self) -> str:
+        """The name in every table: that of the suite's row, or the method's."""
+        return self.label or self.method
+
+    @property
     def name(self) -> str:
-        """Folder name of the run: method and seed."""
-        return f"{self.method}-s{self.seed}"
+        """Folder name of the run: row and seed."""
+        return f"{self.row}-s{self.seed}"
 
 
 # ---------------------------------------------------------------- what is found
@@ -217,6 +228,12 @@ class TrainResult(Data):
     backward_weight_per_image: float
     flops_per_image: float
     peak_memory_bytes: int
+    matrix_share: float | None = None  # of the matrix products' peak on this device, measured in the same process
+    schedule_active: float | None = None  # share of (update, weight) in which the schedule's lr decided
+    data_seconds: float = 0.0
+    attack_seconds: float = 0.0
+    update_seconds: float = 0.0
+    energy_joules: float | None = None  # of the GPU; None where nothing measures it
     median_update_seconds: float
     first_loss: float | None = None
     last_loss: float | None = None
@@ -253,6 +270,9 @@ class EvalResult(Data):
     seconds: float
     config: dict[str, Any] = {}
     config_hash: str = ""
+    complete: bool = True  # False: stages are missing, and the accuracy is an upper bound
+    stages: list[tuple[str, int]] = []  # of an attack that has several: (name, images standing after it)
+    flips: int = 0  # images broken in the search's precision but not in float32, and attacked again in float32
     note: str = ""
 
     @property
@@ -269,6 +289,7 @@ class Record(Data):
 
     spec: RunSpec
     adversary: str = "none"
+    supervised: bool = False  # trained with labels: a ceiling, never ranked
     data: DataInfo | None = None
     settings: list[Setting] = []
     environment: Environment | None = None
@@ -293,7 +314,7 @@ class Manifest(Data):
     bench_version: str
     command: list[str]
     created: str  # ISO 8601, for people only
-    budget: Budget
+    budget: Budget | None  # None: the rows have different ones
     total_budget: Budget | None = None
     runs: list[RunSpec]
     seeds: list[int]

@@ -1,7 +1,7 @@
 """The leaderboard: one line per method and protocol, the mean over seeds, ranked by ``worst`` at the main eps.
 
 Only attacks on the image count. A line is ranked where every seed finished and was attacked by PGD and AutoAttack;
-the others are listed below without a rank.
+the others are listed below without a rank, and so are the supervised ceilings.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ from reports.stats import wilson
 COLUMNS = {
     "rank": "Int64",
     "method": "object",
+    "supervised": "boolean",
     "dataset": "object",
     "protocol": "object",
     "seeds": "Int64",
@@ -31,6 +32,7 @@ COLUMNS = {
     "flops_per_image": "float64",
     "peak_memory_bytes": "Int64",
     "device": "object",
+    "precision": "object",
     "eval": "object",
     "status": "object",
 }
@@ -62,6 +64,7 @@ def _line(method: str, protocol: str, of_method: pd.DataFrame, main_eps: float) 
     costs = runs if finished.empty else finished  # the cost of the models that are scored
     return {
         "method": method,
+        "supervised": bool(runs["supervised"].any()),
         "dataset": _names(runs["dataset"]),
         "protocol": protocol,
         "seeds": scored["seed"].nunique(),
@@ -75,9 +78,10 @@ def _line(method: str, protocol: str, of_method: pd.DataFrame, main_eps: float) 
         "flops_per_image": costs["flops_per_image"].mean(),
         "peak_memory_bytes": _whole(costs["peak_memory_bytes"]),
         "device": _names(runs["device"]),
+        "precision": _names(runs["precision"]),
         "eval": _names(runs["eval"]),
         "status": _status(runs["status"]),
-        "ranked": len(finished) == len(worst) == len(runs),
+        "ranked": len(finished) == len(worst) == len(runs) and not runs["supervised"].any(),
     }
 
 

@@ -112,7 +112,7 @@ def _facts(manifest: Manifest, rows: pd.DataFrame) -> list[list[str]]:
         "Data source": manifest.dataset_source,
         "Command": shlex.join(manifest.command),
         "Date": manifest.created,
-        "Budget": f"{manifest.budget} of training per run"
+        "Budget": f"{manifest.budget or 'each row its own'} of training per run"
         + f", {manifest.total_budget} in all" * bool(manifest.total_budget),
         "Runs": f"{rows['method'].nunique()} methods, seeds {', '.join(map(str, manifest.seeds))}",
         "Evaluation": f"{', '.join(sorted(set(rows['eval'])))}; eps {', '.join(map(format_eps, eps))}",
@@ -261,7 +261,7 @@ def _attacks(rows: pd.DataFrame) -> list[dict[str, Any]]:
 def _costs(records: Sequence[Record]) -> list[dict[str, Any]]:
     lines = [
         [
-            record.spec.method,
+            record.spec.row,
             str(record.spec.seed),
             str(record.spec.budget),
             f"{cost.train_seconds:.1f}",
@@ -287,7 +287,7 @@ def _costs(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _unfinished(records: Sequence[Record]) -> list[dict[str, Any]]:
     runs = [record for record in records if record.status != "finished"]
-    lines = [[run.spec.method, str(run.spec.seed), run.status, run.message] for run in runs]
+    lines = [[run.spec.row, str(run.spec.seed), run.status, run.message] for run in runs]
     titles = "Method | Seed | Status | Message"
     return [_table("Runs without a full result, and why.", titles, lines, titles, "Method | Message")] if lines else []
 
@@ -296,7 +296,7 @@ def _settings(records: Sequence[Record]) -> list[dict[str, Any]]:
     titles = "Setting | Value | Source"
     methods: dict[str, Record] = {}
     for record in records:
-        methods.setdefault(record.spec.method, record)
+        methods.setdefault(record.spec.row, record)
     return [
         _table(
             method, titles, [[each.name, _shown(each.value), each.source] for each in record.settings], titles, titles

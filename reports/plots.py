@@ -165,7 +165,8 @@ def _figure(material: Material, lines: int, columns: int, sharex: Literal["all",
     """Empty panels under one line that says what the numbers stand on."""
     figure = Figure(figsize=(3.4 * columns + 2.2, 3.2 * lines + 0.8), layout="constrained")
     seeds = len(material.manifest.seeds)
-    said = [material.manifest.data.label, f"{seeds} seed{'s' * (seeds != 1)}", f"budget {material.manifest.budget}"]
+    budget = material.manifest.budget or "of each row"
+    said = [material.manifest.data.label, f"{seeds} seed{'s' * (seeds != 1)}", f"budget {budget}"]
     if "quick" in set(material.rows["eval"]):
         said.append("quick evaluation, not comparable")
     figure.suptitle(" · ".join(said), fontsize=10, fontweight="bold")
@@ -195,7 +196,7 @@ def _flops(manifest: Manifest, records: Sequence[Record]) -> dict[str, float]:
     for record in records:
         if record.train is not None and record.results:
             images = (record.data or manifest.data).train
-            work.setdefault(record.spec.method, []).append(record.train.flops_per_image * record.train.epochs * images)
+            work.setdefault(record.spec.row, []).append(record.train.flops_per_image * record.train.epochs * images)
     return {method: sum(each) / len(each) for method, each in work.items()}
 
 

@@ -15,6 +15,7 @@ from reports.stats import wilson
 COLUMNS = {
     "method": "object",
     "adversary": "object",
+    "supervised": "boolean",
     "dataset": "object",
     "seed": "Int64",
     "protocol": "object",
@@ -37,8 +38,15 @@ COLUMNS = {
     "backward_weight_per_image": "float64",
     "flops_per_image": "float64",
     "peak_memory_bytes": "Int64",
+    "matrix_share": "float64",
+    "schedule_active": "float64",
+    "data_seconds": "float64",
+    "attack_seconds": "float64",
+    "update_seconds": "float64",
+    "energy_joules": "float64",
     "eval_seconds": "float64",
     "device": "object",
+    "precision": "object",
     "eval": "object",
     "config_hash": "object",
     "status": "object",
@@ -50,9 +58,9 @@ ATTACKS = ("none", "fgsm", "noise", "pgd", "autoattack", "worst", "pgd_only", "p
 
 def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
     """All results of a run folder, in a fixed order; accuracies and eps are fractions, missing values are gaps."""
-    methods = list(dict.fromkeys([run.method for run in manifest.runs] + [record.spec.method for record in records]))
+    methods = list(dict.fromkeys([run.row for run in manifest.runs] + [record.spec.row for record in records]))
     lines: list[dict[str, Any]] = []
-    for record in sorted(records, key=lambda record: (methods.index(record.spec.method), record.spec.seed)):
+    for record in sorted(records, key=lambda record: (methods.index(record.spec.row), record.spec.seed)):
         results = sorted([*record.results, *derived(record.results)], key=_place)
         lines += [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
@@ -69,8 +77,11 @@ def derived(results: Iterable[EvalResult]) -> list[EvalResult]:
 
 
 def _worst(pgd: EvalResult, autoattack: EvalResult | None) -> EvalResult:
-    if autoattack is None or not pgd.threat_space == autoattack.threat_space == "image":
-        note = _join("upper bound: no AutoAttack on the image at this eps", pgd.note)
+    if autoattack is None or not autoattack.complete or not pgd.threat_space == autoattack.threat_space == "image":
+        why = "no AutoAttack on the image at this eps"
+        if autoattack is not None and not autoattack.complete:
+            why = autoattack.note
+        note = _join(f"upper bound: {why.removeprefix('upper bound: ')}", pgd.note)
         return pgd.model_copy(update={"attack": "pgd_only", "seconds": 0.0, "note": note})
     both = zip(pgd.outcomes, autoattack.outcomes, strict=False)  # one fixed test order: the first images are shared
     return EvalResult(
@@ -92,12 +103,14 @@ def _place(result: EvalResult) -> tuple[str, int, str, float]:
 def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -> dict[str, Any]:
     spec = record.spec
     row: dict[str, Any] = {
-        "method": spec.method,
+        "method": spec.row,
         "adversary": record.adversary if record.environment else None,  # not known before a run begins
+        "supervised": record.supervised,
         "dataset": (record.data or manifest.data).label,
         "seed": spec.seed,
         "budget": str(spec.budget),
         "device": record.environment.device_name if record.environment else None,
+        "precision": spec.precision,
         "eval": spec.eval.level,
         "status": record.status,
     }

@@ -2,8 +2,8 @@
 
 import pytest
 
+from bench.options import share
 from bench.plan import Measured, cell_seconds, duration, estimate
-from bench.run import share
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, UsageError
 
 SPEC = EvalSpec(main_eps=0.1, eps=(0.1,), restarts=1)
@@ -12,7 +12,7 @@ SPEC = EvalSpec(main_eps=0.1, eps=(0.1,), restarts=1)
 def measured(adversary: str = "free", updates: int | None = None, update_seconds: float = 0.1) -> Measured:
     """A machine on which a pass of n images takes 1 ms + n * 0.1 ms."""
     return Measured(
-        method="m",
+        row="m",
         adversary=adversary,
         updates=updates,
         update_seconds=update_seconds,

@@ -1,0 +1,300 @@
+"""What the command line and a suite file may say, and the runs that follow from it, checked at the door."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from bench import registry
+from bench.spec import (
+    Budget,
+    Data,
+    DataInfo,
+    DataSpec,
+    EvalSpec,
+    Level,
+    Precision,
+    RunSpec,
+    UsageError,
+    parse_eps,
+    unknown,
+)
+
+SUITES = Path(__file__).parent / "suites"
+PROTOCOLS = "linear,multi_patch,published_eval"
+
+
+class Row(Data):
+    """One row of a suite: a method under a name of its own, with its settings and its training."""
+
+    method: str
+    name: str = Field(default="", pattern=r"^[\w.+-]*$")  # in every table and folder; the method's if not given
+    budget: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return self.name or (Path(self.method).stem if self.method.endswith(".py") else self.method)
+
+
+class Options(Data):
+    """What the command line and a suite file may say; both fill the same fields, the command line wins."""
+
+    description: str = ""
+    methods: str = "all"
+    rows: list[Row] = Field(default_factory=list)  # of a suite, instead of methods; --methods then picks among them
+    budget: str | None = None
+    total_budget: str | None = None
+    data: str = "cifar10"
+    data_root: str | None = None
+    train_images: int | None = Field(default=None, gt=0)
+    test_images: int | None = Field(default=None, gt=0)
+    seeds: str = "1"
+    attacks: str = "pgd,autoattack"
+    eps: str | None = None
+    protocols: str = PROTOCOLS
+    eval: Level | None = None
+    encoder: str | None = None
+    threads: int | None = Field(default=None, gt=0)
+    device: str = "auto"
+    precision: Precision | None = None  # None: bf16 on CUDA, fp32 elsewhere
+    compile: bool = False
+    eval_budget: str | None = None
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)  # method (or "all") -> key -> value
+
+
+def load_suite(name: str) -> dict[str, Any]:
+    """The options in a suite file: a name in bench/suites or a path. Raises UsageError."""
+    path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+    if not path.is_file():
+        raise UsageError(
+            unknown("suite", name, suites()) if not name.endswith(".toml") else f"no such suite file: {name}"
+        )
+    try:
+        options: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the suite {path} is not TOML: {error}") from None
+    checked = options_of(options, where=str(path))
+    if checked.rows:  # what a suite sets for all gives way to its rows; --set comes on top of both
+        common = options.pop("settings", {})
+        for row, given in zip(checked.rows, options["rows"], strict=True):
+            below = {key: value for target in ("all", row.method) for key, value in common.get(target, {}).items()}
+            given["settings"] = below | row.settings
+    return options
+
+
+def options_of(values: dict[str, Any], where: str = "the command line") -> Options:
+    """Options from plain values; UsageError with the nearest known key for one that does not exist."""
+    for key in values:
+        if key not in Options.model_fields:
+            raise UsageError(f"{where}: " + unknown("key", key, Options.model_fields))
+    try:
+        return Options.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{where}: {name}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+def suites() -> list[str]:
+    """Names of the suites that come with the project."""
+    return sorted(file.stem for file in SUITES.glob("*.toml"))
+
+
+# ---------------------------------------------------------------- options -> runs
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """``method.key=value`` (or ``all.key=value``) of --set as a nested dictionary. Raises UsageError."""
+    settings: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        target, equals, value = pair.partition("=")
+        method, dot, key = target.strip().rpartition(".")
+        if not (equals and dot and method and key and value.strip()):
+            raise UsageError(f"expected --set method.key=value, got {pair!r}")
+        settings.setdefault(method, {})[key] = value.strip()
+    return settings
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``3`` means seeds 0, 1, 2; a list has a comma: ``0,7`` or ``7,``. Raises UsageError."""
+    try:
+        seeds = [int(part) for part in text.split(",") if part.strip()] if "," in text else list(range(int(text)))
+    except ValueError:
+        raise UsageError(f"expected seeds such as 3 (that many) or 0,7 (these), got {text!r}") from None
+    if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
+        raise UsageError(f"expected at least one seed, none below 0 and none twice, got {text!r}")
+    return seeds
+
+
+def parse_names(kind: registry.Kind, text: str) -> list[str]:
+    """Known names of a comma-separated list; a path to a .py file may stand for a name. Raises UsageError."""
+    wanted = [part.strip() for part in text.split(",") if part.strip()]
+    groups: dict[str, tuple[str, ...]] = {}
+    if kind == "method":
+        import methods
+
+        ceilings = methods.GROUPS["supervised"]
+        groups = {"all": tuple(m for m in registry.names("method") if m not in ceilings), **methods.GROUPS}
+    found: list[str] = []
+    for name in wanted:
+        found += groups.get(name, (name,))
+    if not found:
+        raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(registry.names(kind))}")
+    for name in found:
+        registry.load(kind, name)  # raises for an unknown one
+    if len(set(found)) != len(found):
+        raise UsageError(f"expected each {kind} once, got {text!r}")
+    return found
+
+
+def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
+    """How the encoders of this run are scored: the level's depth, the dataset's eps and crops. Raises UsageError."""
+    from bench.evaluate import check_protocols
+
+    level: Level = options.eval or dataset.level
+    eps: tuple[float, ...] = dataset.eps
+    if options.eps:
+        eps = tuple(parse_eps(part) for part in options.eps.split(",") if part.strip())
+    if not eps or min(eps) == 0:
+        raise UsageError(f"expected eps above 0, got {options.eps!r}; clean accuracy is always measured")
+    protocols = tuple(dict.fromkeys(part.strip() for part in options.protocols.split(",") if part.strip()))
+    if not protocols:
+        raise UsageError(f"expected at least one protocol, got {options.protocols!r}; known: {PROTOCOLS}")
+    if level == "full" and "linear" in protocols and "linear_backbone" not in protocols:
+        protocols += ("linear_backbone",)
+    check_protocols(protocols)
+    main = [each for each in eps if abs(each - dataset.main_eps) < 1e-9]
+    levels: dict[Level, dict[str, Any]] = {
+        "quick": {"restarts": 1, "pgd_images": 300}
+        | {"autoattack_images": {"linear": 64, "linear_backbone": 64, "multi_patch": 32}},
+        "standard": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
+        | {"autoattack_images": {"linear": 1000, "linear_backbone": 1000, "multi_patch": 1000}},
+        "full": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
+        | {"autoattack_images": {}},
+    }
+    limit = Budget.parse(options.eval_budget) if options.eval_budget else None
+    if limit and limit.unit != "seconds":
+        raise UsageError(f"expected --eval-budget in time, such as 20m, got {limit}")
+    return EvalSpec(
+        level=level,
+        chunk=2048 if device.type == "cuda" else 512,
+        budget_seconds=limit.amount if limit else None,
+        attacks=tuple(parse_names("attack", options.attacks)),
+        eps=tuple(sorted(set(eps))),
+        main_eps=main[0] if main else max(eps),
+        protocols=protocols,
+        crops=dataset.crops,
+        **levels[level],
+    )
+
+
+def resolve(options: Options) -> tuple[list[RunSpec], Budget | None, Budget | None, DataInfo]:
+    """(runs, the budget that they share, the total, the data), all checked at the door. Raises UsageError."""
+    from bench import device as devices
+    from bench.data import data_info, load_data
+    from bench.encoder import BACKBONES
+    from bench.train import Course
+    from methods.common.base import resolve as resolve_settings
+
+    rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
+    total = Budget.parse(options.total_budget) if options.total_budget else None
+    budgets = row_budgets(options, rows, total, len(seeds))
+    device = devices.resolve(options.device)
+    name, colon, path = options.data.partition(":")
+    dataset = registry.load("dataset", name).Dataset()
+    data = DataSpec(
+        name=name,
+        path=path if colon else None,
+        root=options.data_root,
+        train_images=options.train_images,
+        test_images=options.test_images,
+    )
+    if options.encoder is not None and options.encoder not in BACKBONES:
+        raise UsageError(unknown("encoder", options.encoder, BACKBONES))
+    scoring = evaluation(options, dataset, device)
+    targets = {Path(row.method).stem for row in rows} | {row.label for row in rows}
+    for target in options.settings:
+        if target != "all" and target not in targets:
+            raise UsageError("--set: " + unknown("method", target, sorted(targets)))
+    train_set, test_set = load_data(dataset, data)
+    specs: list[RunSpec] = []
+    for turn, seed in enumerate(seeds):
+        for place in range(len(rows)):
+            number = (place + turn) % len(rows)  # interleaved over the seeds
+            row, short = rows[number], Path(rows[number].method).stem
+            settings = dict(row.settings)
+            for target in dict.fromkeys(("all", short, row.label)):
+                settings |= options.settings.get(target, {})
+            spec = RunSpec(
+                method=short,
+                method_path=str(Path(row.method).resolve()) if row.method.endswith(".py") else None,
+                label=row.name or None,
+                settings=settings,
+                data=data,
+                seed=seed,
+                budget=budgets[number],
+                device=str(device),
+                precision=options.precision or devices.default_precision(device),
+                compiled=options.compile,
+                threads=options.threads,
+                encoder=options.encoder,
+                eval=scoring,
+            )
+            specs.append(spec)
+            if seed == seeds[0]:
+                config, _ = resolve_settings(
+                    registry.load("method", row.method).Config, name, dataset.OVERRIDES, spec.settings
+                )
+                Course(len(train_set), config.batch, config.updates_per_batch)
+    return specs, budgets[0] if len(set(budgets)) == 1 else None, total, data_info(train_set, test_set)
+
+
+def chosen_rows(options: Options) -> list[Row]:
+    """The rows of the suite that --methods names (all, a row or a method), or a row for each method. UsageError."""
+    if not options.rows:
+        return [Row(method=method) for method in parse_names("method", options.methods)]
+    labels = [row.label for row in options.rows]
+    if len(set(labels)) != len(labels):
+        raise UsageError(f"expected rows of different names, got {', '.join(labels)}")
+    for row in options.rows:
+        registry.load("method", row.method)
+    wanted = [part.strip() for part in options.methods.split(",") if part.strip()]
+    known = [*dict.fromkeys(labels + [row.method for row in options.rows]), "all"]
+    for name in wanted:
+        if name not in known:
+            raise UsageError(unknown("row", name, known))
+    rows = [row for row in options.rows if {"all", row.label, row.method} & set(wanted)]
+    if not rows:
+        raise UsageError(f"expected at least one row, got {options.methods!r}; known: {', '.join(known)}")
+    return rows
+
+
+def row_budgets(options: Options, rows: list[Row], total: Budget | None, seeds: int) -> list[Budget]:
+    """The training of each row: its own, else --budget, else an even share of --total-budget. Raises UsageError.
+
+    Where every row states its own, the total is a cap, which the plan checks.
+    """
+    if all(row.budget for row in rows):
+        if total and total.unit != "seconds":
+            raise UsageError(f"expected a total budget in time, as the rows state their own training, got {total}")
+        return [Budget.parse(row.budget or "") for row in rows]
+    if (options.budget is None) == (total is None):
+        given = "both" if options.budget else "none"
+        raise UsageError(f"expected one budget, --budget (of each run) or --total-budget (of all), got {given}")
+    common = Budget.parse(options.budget) if options.budget else None
+    if common is None:
+        assert total is not None
+        common = share(total, len(rows) * seeds)
+    return [Budget.parse(row.budget) if row.budget else common for row in rows]
+
+
+def share(total: Budget, runs: int) -> Budget:
+    """An even share of a budget; updates are rounded down. Raises UsageError where less than one update is left."""
+    amount = total.amount / runs
+    if total.unit == "updates":
+        amount //= 1
+    if amount == 0:
+        raise UsageError(f"expected a total budget of at least one update for each of {runs} runs, got {total}")
+    return Budget(amount=amount, unit=total.unit)

@@ -1,0 +1,133 @@
+"""What the command line prints for people: tables, the plan, the leaderboard. Text is data, never markup."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.spec import Budget, RunSpec, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bench.plan import Estimate
+
+
+def table(title: str, heads: list[str], rows: list[list[str]]) -> "Table":
+    """A table for the terminal; text is data, never markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
+    for place, head in enumerate(heads):
+        drawn.add_column(Text(head), justify="left" if place == 0 else "right", no_wrap=place == 0)
+    for row in rows:
+        drawn.add_row(*[Text(cell) for cell in row])
+    return drawn
+
+
+def show(drawn: "Table") -> None:
+    """Print a table on standard output, as wide as the terminal or 120 columns into a file."""
+    from rich.console import Console
+
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(drawn)
+
+
+def print_leaderboard(folder: Path) -> None:
+    """The leaderboard of a folder, as it stands in its CSV."""
+    import pandas
+
+    file = folder / "leaderboard.csv"
+    if not file.is_file():
+        return
+    board = pandas.read_csv(file, dtype={"rank": "Int64"})
+
+    def percent(value: float) -> str:
+        return "" if pandas.isna(value) else f"{100 * value:.1f}"
+
+    def interval(row: Any, name: str) -> str:
+        low, high = row[f"{name}_lo"], row[f"{name}_hi"]
+        return "" if pandas.isna(low) else f"{percent(row[name])} [{percent(low)}, {percent(high)}]"
+
+    for protocol, part in board.groupby("protocol", sort=False):
+        rows = [
+            ["" if pandas.isna(row["rank"]) else str(row["rank"]), str(row["method"])]
+            + [interval(row, "clean"), percent(row["pgd"]), percent(row["autoattack"]), interval(row, "worst")]
+            + ["" if pandas.isna(row[key]) else f"{row[key]:.0f}" for key in ("n", "train_seconds")]
+            + [str(row["status"])]
+            for _, row in part.iterrows()
+        ]
+        heads = ["rank", "method", "clean %", "PGD %", "AutoAttack %", "worst %", "n", "train s", "status"]
+        first = part.iloc[0]
+        quick = " (quick, not comparable)" if first["eval"] == "quick" else ""
+        show(table(f"{first['dataset']}, {protocol}{quick}", heads, rows))
+
+
+def show_plan(specs: list[RunSpec], total: Budget | None, label: str, as_json: bool) -> int:
+    """Measure and print the plan. Raises UsageError if the training is above a total budget that is a cap."""
+    import tempfile
+
+    from bench.engine import signals_raise
+    from bench.run import measure_plan
+
+    with tempfile.TemporaryDirectory() as folder, signals_raise():
+        log = Path(folder) / "log.txt"
+        try:
+            estimates = measure_plan(specs, log)
+        except UsageError:
+            if log.is_file():
+                click.echo(log.read_text(encoding="utf-8"), err=True, nl=False)
+            raise
+    if as_json:
+        runs = [each.model_dump() | {"seconds": each.seconds} for each in estimates]
+        document = {"dataset": label, "device": specs[0].device, "seconds": sum(each.seconds for each in estimates)}
+        click.echo(json.dumps(document | {"runs": runs}, indent=1))
+        check_cap(total, estimates)
+        return 0
+    from bench.plan import duration
+
+    rows = [
+        [
+            each.row,
+            str(each.seed),
+            str(each.cells),
+            str(spec.budget),
+            duration(each.train_seconds),
+            duration(each.evaluate_seconds),
+            f"{each.peak_memory_bytes / 2**30:.2f} GiB",
+        ]
+        for spec, each in zip(specs, estimates, strict=True)
+    ]
+    heads = ["method", "seed", "cells", "budget", "training", "evaluation", "memory up to"]
+    show(table(f"{label}, on {specs[0].device} in {specs[0].precision}", heads, rows))
+    click.echo(summary(estimates))
+    check_cap(total, estimates)
+    return 0
+
+
+def check_cap(total: Budget | None, estimates: list["Estimate"]) -> None:
+    """Raises UsageError if the planned training is above a total budget; a total that is split is always kept."""
+    from bench.plan import duration
+
+    planned = sum(each.train_seconds - each.warm_up_seconds for each in estimates)
+    if total is not None and total.unit == "seconds" and planned > 1.01 * total.amount:
+        raise UsageError(
+            f"the rows need about {duration(planned)} of training, above the total budget of {total}; "
+            "pick rows with --methods, or raise --total-budget"
+        )
+
+
+def summary(estimates: list["Estimate"]) -> str:
+    """The plan in one line."""
+    from bench.plan import duration
+
+    training = sum(each.train_seconds for each in estimates)
+    evaluation = sum(each.evaluate_seconds for each in estimates)
+    cells = sum(each.cells for each in estimates)
+    memory = max(each.peak_memory_bytes for each in estimates) / 2**30
+    return (
+        f"plan: {len(estimates)} runs with {cells} cells, training {duration(training)}, evaluation about "
+        f"{duration(evaluation)}, in all about {duration(training + evaluation)}, memory up to {memory:.1f} GiB"
+    )
