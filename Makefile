@@ -5,7 +5,7 @@ OUT ?= runs/digits
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint clean
+.PHONY: run test gpu lint clean
 
 run: $(VENV)/.installed  ## every method on the embedded digits, 10 s of training each, then the report
 	$(BIN)/bench run --methods all --budget 10s --data digits --out $(OUT)
@@ -13,6 +13,9 @@ run: $(VENV)/.installed  ## every method on the embedded digits, 10 s of trainin
 
 test: $(VENV)/.installed-test  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+gpu: $(VENV)/.installed-test  ## every figure that needs a GPU: make gpu DATA=parquet:DIR
+	PYTHON=$(BIN)/python tests/gpu.sh
 
 lint: $(VENV)/.installed-test  ## style and types
 	$(BIN)/ruff check .

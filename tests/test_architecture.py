@@ -95,8 +95,9 @@ def loads(target):
         (r"bench\.datasets(\..*)?", r"bench\.datasets(\.\w+)?|bench\.(data|spec)"),
         (r"bench\.(clock|device|encoder|optim|registry|repro|data|store)", r"bench\.spec"),
         (r"bench\.protocols", r"bench\.(repro|spec)|methods\.common\.\w+"),
+        (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
         (r"bench\.train", r"bench\.(?!evaluate|protocols|engine|run|cli|store)\w+|methods\.common\.\w+|bench"),
-        (r"bench\.evaluate", r"bench\.(data|encoder|protocols|registry|repro|spec)|attacks\.common\.\w+|bench"),
+        (r"bench\.evaluate", r"bench\.(data|encoder|protocols|registry|search|spec)|attacks\.common\.\w+|bench"),
         (r"bench\.(?!cli|check|__main__)\w+", r"(?!reports|bench\.cli)[\w.]+"),
     ],
 )
