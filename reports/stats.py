@@ -1,12 +1,16 @@
 """Statistics of the tables, as pure functions of numbers."""
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z = NormalDist().inv_cdf(0.975)  # two-sided 95 %
+DRAWS = 10_000  # of a bootstrap
+OUTLIER = 3.0  # times the median seed sd: above it a method's sd is not pooled with the others'
 
 
 def wilson(correct: float, total: int) -> tuple[float, float]:
@@ -24,6 +28,165 @@ def wilson(correct: float, total: int) -> tuple[float, float]:
     half = math.sqrt(share * (1 - share) * weight + weight * weight / 4) / (1 + weight)
     # at 0 and at 1 the bound is exact, and rounding must not move it
     return 0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half
+
+
+def none_left_bound(total: int) -> float:
+    """One-sided 95 % bound of the accuracy where none of ``total`` images stands (protocol 5.1); 1 without images.
+
+    >>> round(none_left_bound(256), 3)
+    0.012
+    """
+    return 1 - 0.05 ** (1 / total) if total else 1.0
+
+
+def discordant(first: ArrayLike, second: ArrayLike) -> tuple[int, int]:
+    """(b, c): images (n,) of 0 and 1 on which only the ``first`` stands, and only the ``second``."""
+    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    return int((a & ~b).sum()), int((b & ~a).sum())
+
+
+def mcnemar(b: int, c: int, alternative: Literal["two-sided", "greater", "less"] = "two-sided") -> float:
+    """p of McNemar's exact test (binomial) on the discordant counts; ``greater``: b exceeds c. 1 without any.
+
+    It speaks about two checkpoints, not about two methods (protocol 5.2).
+    """
+    from scipy.special import bdtr
+
+    fewer = {"two-sided": min(b, c), "greater": c, "less": b}[alternative]
+    tail = float(bdtr(fewer, b + c, 0.5))  # P(X <= fewer), which is P(X >= the other) as p is one half
+    return min(1.0, 2 * tail) if alternative == "two-sided" else tail
+
+
+def paired_bootstrap(first: ArrayLike, second: ArrayLike, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean of ``first - second``, images (n,) drawn with replacement (protocol 5.2).
+
+    Meant for outcomes and their means over seeds, which take few values: drawing n images is drawing how often each
+    value occurs, which is multinomial.
+    """
+    values, counts = np.unique(np.asarray(first, dtype=float) - np.asarray(second, dtype=float), return_counts=True)
+    total = int(counts.sum())
+    means = np.random.default_rng(seed).multinomial(total, counts / total, size=draws) @ values / total
+    lo, hi = np.quantile(means, (0.025, 0.975))
+    return float(lo), float(hi)
+
+
+def ratio_of_medians(a: ArrayLike, b: ArrayLike, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
+    """(ratio, lo, hi) of median(a) / median(b), numbers above 0, with its 95 % bootstrap interval (protocol 5.3)."""
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    generator = np.random.default_rng(seed)
+    above, below = (np.median(x[generator.integers(len(x), size=(draws, len(x)))], axis=1) for x in (a, b))
+    lo, hi = np.quantile(above / below, (0.025, 0.975))
+    return float(np.median(a) / np.median(b)), float(lo), float(hi)
+
+
+def holm(p: ArrayLike) -> NDArray[np.float64]:
+    """Adjusted p values (Holm, 1979) of the family ``p`` (k,), in the same order: reject where at most alpha.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values)
+    steps = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """Where the outcomes of one method vary (protocol 5.3)."""
+
+    seeds: int
+    per_image: NDArray[np.float64]  # q (n,): mean over seeds
+    between_seeds: float  # s^2: variance of the seeds' accuracies on these images
+    within_image: float  # w: variance over the seeds at one image, mean over images
+
+
+def spread(outcomes: ArrayLike) -> Spread:
+    """The parts of the variance of ``outcomes`` (S, n) of 0 and 1; ValueError with fewer than two seeds."""
+    values = np.asarray(outcomes)
+    seeds = len(values)
+    if seeds < 2:
+        raise ValueError(f"expected at least 2 seeds, got {seeds}: one seed has no variance")
+    q = values.mean(axis=0)
+    # the unbiased variance of S outcomes of 0 and 1 with mean q
+    within = float((q * (1 - q)).mean()) * seeds / (seeds - 1)
+    return Spread(seeds, q, float(values.mean(axis=1).var(ddof=1)), within)
+
+
+def image_variance(a: Spread, b: Spread) -> float:
+    """Variance over images of the two methods' true difference, at least 0; infinite for a single image.
+
+    What the few seeds add to Var_i(q_A,i - q_B,i), w_A / S_A + w_B / S_B, is taken off: it is part of s^2 already.
+    """
+    if len(a.per_image) < 2:
+        return math.inf
+    seen = float((a.per_image - b.per_image).var(ddof=1))
+    return max(0.0, seen - a.within_image / a.seeds - b.within_image / b.seeds)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The methods whose seed variance is taken as one: s^2 and its degrees of freedom."""
+
+    methods: frozenset[str]
+    variance: float
+    freedom: int
+
+
+def pool_seeds(spreads: dict[str, Spread]) -> Pool:
+    """s^2 weighted by S - 1, without methods whose seed sd is above 3 times the median (protocol 5.3 ii)."""
+    sds = {name: math.sqrt(each.between_seeds) for name, each in spreads.items()}
+    limit = OUTLIER * float(np.median(list(sds.values()))) if sds else 0.0
+    inside = {name: each for name, each in spreads.items() if sds[name] <= limit}
+    freedom = sum(each.seeds - 1 for each in inside.values())
+    total = sum((each.seeds - 1) * each.between_seeds for each in inside.values())
+    return Pool(frozenset(inside), total / freedom if freedom else 0.0, freedom)
+
+
+def seed_image_test(a: str, b: str, spreads: dict[str, Spread], pool: Pool) -> tuple[float, float]:
+    """(SE, two-sided p) of the difference of two methods, both sources of chance in it (protocol 5.3 ii).
+
+    Unequal numbers of seeds: 2 s^2 / S becomes s^2 / S_A + s^2 / S_B. Outside the pool: Welch's, on the two own s^2.
+    """
+    from scipy.special import stdtr
+
+    one, two = spreads[a], spreads[b]
+    if {a, b} <= pool.methods:
+        parts, freedom = (pool.variance / one.seeds, pool.variance / two.seeds), float(pool.freedom)
+    else:
+        parts = one.between_seeds / one.seeds, two.between_seeds / two.seeds
+        freedom = sum(parts) ** 2 / (parts[0] ** 2 / (one.seeds - 1) + parts[1] ** 2 / (two.seeds - 1))
+    images = len(one.per_image)
+    difference = abs(float((one.per_image - two.per_image).mean()))
+    se = math.sqrt(sum(parts) + image_variance(one, two) / images)
+    if se < 1e-12:  # no seed and no image differs from the others: what is left is the sign test over the images
+        return 0.0, 1.0 if difference < 1e-12 else 2.0 ** (1 - images)
+    return se, min(1.0, 2 * float(stdtr(freedom, -difference / se)))
+
+
+def superiority(a: ArrayLike, b: ArrayLike) -> float:
+    """P(A > B) that a run of A beats one of B, equal runs counted half, over all pairs of runs (Bouthillier, 2021).
+
+    >>> superiority([3, 2], [2, 1])
+    0.875
+    """
+    above = np.asarray(a, dtype=float)[:, None] - np.asarray(b, dtype=float)[None, :]
+    return float(((above > 0) + 0.5 * (above == 0)).mean())
+
+
+def equivalence(a: ArrayLike, b: ArrayLike, margin: float) -> float:
+    """p of the two one-sided tests (Schuirmann, 1987) that the means of ``a`` and ``b`` differ by less than ``margin``.
+
+    The larger of the two p of Welch's t-test, for independent samples of at least two; small: they are equivalent.
+    """
+    from scipy.stats import ttest_ind
+
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    above = ttest_ind(a + margin, b, equal_var=False, alternative="greater").pvalue
+    below = ttest_ind(a - margin, b, equal_var=False, alternative="less").pvalue
+    return float(max(above, below))
 
 
 def pareto(points: ArrayLike) -> NDArray[np.bool_]:
