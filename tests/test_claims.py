@@ -93,8 +93,8 @@ def test_seeds_alone_are_not_all_the_chance(monkeypatch):
 
 @pytest.mark.parametrize(("images", "gain", "power"), [(10_000, 0.02, 0.87), (1000, 0.04, 0.88), (1000, 0.03, 0.45)])
 def test_power_of_the_protocol(images, gain, power):
-    """One method is better than seven others. The protocol names no mix of images: between mixes these figures move by
-    up to 8 points, and that is the tolerance."""
+    """One method is better than seven others. The protocol names no mix of images: ours is near its figures, within 8
+    points; other mixes move them further."""
     found = [c for family in simulate(images, (gain, *EQUAL[1:]), 200) for c in family if c.a == "0"]
     assert np.mean([c.verdict == "better" for c in found]) == pytest.approx(power, abs=0.08)
 
