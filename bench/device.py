@@ -71,10 +71,12 @@ def mixed(method: nn.Module, precision: Precision) -> Iterator[None]:
     """
     entered: list[torch.autocast] = []
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled module is entered as any other
     def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         entered.append(torch.autocast(inputs[0].device.type, torch.bfloat16, cache_enabled=False))
         entered[-1].__enter__()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         entered.pop().__exit__(None, None, None)
         return output.float() if isinstance(output, Tensor) and output.dtype == torch.bfloat16 else output
