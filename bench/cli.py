@@ -1,4 +1,4 @@
-"""The command line: ``bench run | plan | check | list | report | doctor``.
+"""The command line: ``bench run | plan | check | verify | list | report | doctor``.
 
 Exit codes: 0 fine, 1 failure, 2 usage, 3 some cells failed, 4 regression found, 130 interrupted, 143 terminated.
 Nothing here imports torch before a command needs it.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
+from bench.commands.evaluate import evaluate
 from bench.show import check_cap, print_leaderboard, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
 
@@ -45,6 +46,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--eps", help="radii of evaluation: 4/255,8/255  [the dataset's]"),
         click.option("--protocols", help="linear, multi_patch, published_eval  [all three]"),
         click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),
+        click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]"),
         click.option("--encoder", help="resnet18 or resnet8  [the dataset's]"),
         click.option("--suite", help="options from a file: a name of `bench list suites` or a .toml"),
         click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),
@@ -160,6 +162,21 @@ def check(finished_run: Path | None, suite: str, baseline: Path | None, update: 
     return REGRESSION if findings else 0
 
 
+@cli.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)")
+@click.option("--device", default="auto", help="auto, cpu or cuda:0  [auto]")
+def verify(folder: Path, data_root: str | None, device: str) -> int:
+    """Recompute the published numbers from stored weights, probes and adversarial images: exit 1 on any difference."""
+    from bench.verify import verify
+
+    checked, differences = verify(folder, data_root, device)
+    for difference in differences:
+        click.echo(difference)
+    click.echo(f"{len(differences)} differences in {checked} recomputed numbers of {folder}")
+    return 1 if differences else 0
+
+
 @cli.command("list")
 @click.argument("kind", metavar="methods|attacks|datasets|suites")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
@@ -243,6 +260,9 @@ def perf(as_json: bool, updates: int, **given: Any) -> int:
     for title, heads, rows in perf.tables(setup, measured, updates):
         show(table(title, heads, rows))
     return 0
+
+
+cli.add_command(evaluate)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -116,9 +116,10 @@ class StopFlag:
 
 
 def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
-    """Train and evaluate one run; what the store already has is not done again."""
+    """Train, evaluate and audit one run; what the store already has is not done again."""
     from bench import device as devices
     from bench import registry
+    from bench.audit import audit
     from bench.data import data_info, load_data
     from bench.evaluate import evaluate
     from bench.repro import environment
@@ -181,7 +182,8 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
         return
     report({"event": "trained", "updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss})
     try:
-        missing = evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
+        missing = [evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
+        missing += [audit(method.encoder, test_set, spec.eval, spec.seed, device, folder, report)]
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")
         raise
@@ -190,7 +192,7 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag) -> None:
             raise
         ended("oom", f"out of memory in the evaluation: {error}".splitlines()[0])
         return
-    ended("finished", missing)
+    ended("finished", "; ".join(filter(None, missing)))
 
 
 def build_method(spec: RunSpec, dataset: Any, channels: int, classes: int = 10) -> Any:
@@ -239,6 +241,10 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
 
             specs = [RunSpec.model_validate(spec) for spec in task["specs"]]
             measure(specs, report)
+        elif task["task"] == "evaluate_foreign":
+            from bench.foreign import Request, evaluate_foreign
+
+            evaluate_foreign(Request.model_validate(task["request"]), report)
         else:
             execute(Path(task["out"]), RunSpec.model_validate(task["spec"]), report, flag)
     except Interrupted as interrupted:

@@ -5,12 +5,9 @@ images that an attack returns. Images are attacked in the fixed test order, so s
 What is cheap and tells most comes first: clean, then PGD, then AutoAttack, which is stored after each of its stages.
 """
 
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -28,10 +25,10 @@ from bench.protocols import (
     fit_published_probe,
     linear,
 )
-from bench.search import Search
-from bench.spec import EvalResult, EvalSpec, ProbeResult, UsageError, unknown
+from bench.search import Cell, Report, Search, fingerprint, listening
+from bench.spec import RANKED, EvalResult, EvalSpec, ProbeResult, UsageError, unknown
 
-Report = Callable[[dict[str, Any]], None]
+KEPT = 1000  # images of each ranked attack, for the audit and for whoever checks the number
 CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
 GRADIENT_NORM = 1e-6  # of a fitted probe (protocol 1.2)
 PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
@@ -44,22 +41,8 @@ class Cells(Protocol):
     def save_probe(self, probe: ProbeResult, tensors: dict[str, Tensor]) -> None: ...
     def result(self, protocol: str, attack: str, eps: float) -> EvalResult | None: ...
     def save_result(self, result: EvalResult) -> None: ...
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One attack at one eps under one protocol, on the first ``images`` test images."""
-
-    protocol: str
-    attack: str
-    eps: float
-    images: int
-    curve: bool = False
-
-    @property
-    def name(self) -> str:
-        """Of the attack, in every table: a .py file of the user's own goes by its stem."""
-        return Path(self.attack).stem if self.attack.endswith(".py") else self.attack
+    def adversarial(self, protocol: str, attack: str) -> Tensor | None: ...
+    def save_adversarial(self, protocol: str, attack: str, images: Tensor) -> str: ...
 
 
 def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
@@ -136,8 +119,12 @@ def evaluate(
                 skipped.append(name)
                 continue
             classifier, images = classifiers[cell.protocol], carried[cell.protocol]
-            for result in attack_cell(classifier, test, cell, spec, seed, device, images, report, earlier):
+            kept = kept_images(cells, cell, spec, test)
+            for result in attack_cell(classifier, test, cell, spec, seed, device, images, report, earlier, kept):
                 spent = before + result.seconds
+                if kept is not None:  # the images first: where there is a result, they are complete
+                    stored = cells.save_adversarial(cell.protocol, cell.name, kept)
+                    result = result.model_copy(update={"images_sha256": stored})
                 stopped = exhausted() and not result.complete
                 if stopped:
                     note = result.note.replace(STOPPED, "upper bound: stopped by --eval-budget after")
@@ -163,6 +150,40 @@ STOPPED = "upper bound: stopped after"
 REPORTED = ("protocol", "attack", "eps", "seconds", "note")
 
 
+def kept_images(cells: Cells, cell: Cell, spec: EvalSpec, test: ImageSet) -> Tensor | None:
+    """What a ranked attack has returned so far, (K, C, H, W) in [0, 1], else the clean images; None for other cells.
+
+    An image that PGD broke at a smaller eps is not attacked again: the picture that broke it then is kept.
+    """
+    if cell.protocol not in RANKED or cell.attack not in ("pgd", "autoattack") or cell.eps > spec.main_eps + 1e-9:
+        return None
+    stored = cells.adversarial(cell.protocol, cell.attack)
+    count = cell.images if cell.attack == "autoattack" else spec.pgd_images or len(test)
+    return test.images[: min(KEPT, count)].float().cpu() / 255 if stored is None else stored
+
+
+def stored_classifier(
+    encoder: nn.Module, test: ImageSet, spec: EvalSpec, protocol: str, device: torch.device, cells: Cells
+) -> Classifier | None:
+    """The protocol's classifier with the probe that is stored; None where there is none."""
+    stored = cells.probe(protocol)
+    if stored is None:
+        return None
+    classifier = bare_classifier(encoder, test, spec, protocol, device)
+    classifier.probe = linear(stored[1]["weight"].to(device), stored[1]["bias"].to(device))
+    return classifier
+
+
+def bare_classifier(
+    encoder: nn.Module, test: ImageSet, spec: EvalSpec, protocol: str, device: torch.device
+) -> Classifier:
+    """The protocol's classifier without a probe."""
+    base = encoder.backbone if protocol == "linear_backbone" else encoder
+    assert isinstance(base, nn.Module)
+    size = test.image_shape[1:]
+    return build_classifier(protocol, fold_batch_norm(base), size, spec.crops, spec.crop_seed).to(device)
+
+
 def fitted_classifier(
     encoder: nn.Module,
     train: ImageSet,
@@ -179,15 +200,10 @@ def fitted_classifier(
 
     ``whole`` keeps the features of whole images, which two protocols read, between the calls.
     """
-    base = encoder.backbone if protocol == "linear_backbone" else encoder
-    assert isinstance(base, nn.Module)
-    size = test.image_shape[1:]
-    classifier = build_classifier(protocol, fold_batch_norm(base), size, spec.crops, spec.crop_seed).to(device)
-    stored = cells.probe(protocol)
+    stored = stored_classifier(encoder, test, spec, protocol, device, cells)
     if stored is not None:
-        tensors = stored[1]
-        classifier.probe = linear(tensors["weight"].to(device), tensors["bias"].to(device))
-        return classifier
+        return stored
+    classifier = bare_classifier(encoder, test, spec, protocol, device)
     report({"event": "probe", "protocol": protocol})
     began = time.monotonic()
     chunk = chunk_images(spec, protocol)
@@ -272,11 +288,13 @@ def attack_cell(
     carried: Tensor | None,
     report: Report,
     earlier: EvalResult | None = None,
+    kept: Tensor | None = None,
 ) -> Iterator[EvalResult]:
     """Attack the first images of the test set, verify what comes back, count: one result after each of its stages.
 
     Only the last result is complete; those before it are upper bounds, and ``earlier`` is one to go on from.
     ``carried`` (N,): an image that PGD broke at a smaller eps counts as broken here too and is not attacked again.
+    ``kept`` (K, C, H, W): takes what is returned for the first K images, in place.
     """
     attack = build_attack(cell, spec)
     config = attack.describe(test.classes) | {"eps": cell.eps, "seed": seed, "images": cell.images}
@@ -289,26 +307,31 @@ def attack_cell(
         asked = plan_cells(spec.model_copy(update={"protocols": (cell.protocol,)}), len(test))
         config["carried_from"] = [other.eps for other in asked if other.attack == "pgd" and other.eps < cell.eps]
         standing &= carried[: cell.images]
-    notes, seconds, flips, done = [], 0.0, 0, []
+    notes, seconds, flips, done, traces = [], 0.0, 0, [], set()
     if earlier is not None and earlier.config_hash == config_hash(config):
         notes = [note for note in earlier.note.split("; ") if not note.startswith("upper bound")]
         seconds, flips, done = earlier.seconds, earlier.flips, list(earlier.stages)
+        traces = set(earlier.traces)
         standing = torch.tensor([outcome == "1" for outcome in earlier.outcomes])
     stages = attack.stages(test.classes, cell.images)
     missing = [name for name in stages if name not in dict(done)]
     for name in missing:
-        began = time.monotonic()
+        began, before = time.monotonic(), fingerprint(classifier)
         with listening(cell, report) as warnings:
             passes = chunk_images(spec, cell.protocol)
             search = Search(
                 classifier, stages[name], cell.name, cell.protocol, cell.eps, spec.search, seed, device, passes
             )
             for number, ids in enumerate(torch.arange(cell.images).split(stages[name].chunk or cell.images)):
-                stands, flipped = search(test, ids, standing[ids], number)
+                stands, flipped, moved = search(test, ids, standing[ids], number)
+                if kept is not None:
+                    attacked = ids[standing[ids]]
+                    kept[attacked[attacked < len(kept)]] = moved[attacked < len(kept)]
                 standing[ids], flips = stands, flips + flipped
                 report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
                         "done": int(ids[-1]) + 1, "total": cell.images})  # fmt: skip
         seconds += time.monotonic() - began
+        traces |= {name for name, found in fingerprint(classifier).items() if found != before[name]}
         notes = list(dict.fromkeys([*notes, *warnings]))
         if len(stages) > 1:
             done.append((name, int(standing.sum())))
@@ -326,6 +349,7 @@ def attack_cell(
             complete=complete,
             stages=done,
             flips=flips,
+            traces=sorted(traces),
             note="; ".join(notes if complete else [f"{STOPPED} {name}", *notes]),
         )
         if complete:
@@ -353,35 +377,6 @@ def crops_per_image(spec: EvalSpec, protocol: str) -> int:
 def chunk_images(spec: EvalSpec, protocol: str) -> int:
     """Images per pass, so that the number of crops per pass is about the same under every protocol."""
     return max(1, spec.chunk // crops_per_image(spec, protocol))
-
-
-@contextmanager
-def listening(cell: Cell, report: Report) -> Iterator[list[str]]:
-    """Attacks speak through the loggers ``attacks`` and ``auto-attack``: warnings are kept, the rest is progress."""
-    warnings: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno >= logging.WARNING:
-                warnings.append(record.getMessage())
-            else:
-                report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
-                        "message": record.getMessage()})  # fmt: skip
-
-    loggers = [logging.getLogger(name) for name in ("attacks", "auto-attack")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    listener = Listener()
-    for logger in loggers:
-        logger.addHandler(listener)
-        logger.setLevel(logging.DEBUG)
-        logger.propagate = False
-    try:
-        yield warnings
-    finally:
-        for logger, (level, propagate) in zip(loggers, before, strict=True):
-            logger.removeHandler(listener)
-            logger.setLevel(level)
-            logger.propagate = propagate
 
 
 def check_protocols(names: tuple[str, ...]) -> None:

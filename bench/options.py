@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from bench import registry
 from bench.spec import (
+    AuditLevel,
     Budget,
     Data,
     DataInfo,
@@ -55,6 +56,7 @@ class Options(Data):
     eps: str | None = None
     protocols: str = PROTOCOLS
     eval: Level | None = None
+    audit: AuditLevel | None = None  # None: core at quick, full above
     encoder: str | None = None
     threads: int | None = Field(default=None, gt=0)
     device: str = "auto"
@@ -179,6 +181,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         raise UsageError(f"expected --eval-budget in time, such as 20m, got {limit}")
     return EvalSpec(
         level=level,
+        audit=options.audit or ("core" if level == "quick" else "full"),
         chunk=2048 if device.type == "cuda" else 512,
         budget_seconds=limit.amount if limit else None,
         attacks=tuple(parse_names("attack", options.attacks)),

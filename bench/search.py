@@ -4,9 +4,17 @@ What an attack believes does not count: ball and box are checked on the images t
 again. Those that it broke in TF32 and that stand in float32 are attacked again in float32.
 """
 
+import hashlib
+import logging
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +24,26 @@ from bench.data import ImageSet
 from bench.protocols import Classifier, OfCrops
 from bench.repro import stream
 from bench.spec import ThreatModel
+from bench.store import sha256
 
+Report = Callable[[dict[str, Any]], None]
 TOLERANCE = 1e-6  # of the ball: float rounding, not freedom
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One attack at one eps under one protocol, on the first ``images`` test images."""
+
+    protocol: str
+    attack: str
+    eps: float
+    images: int
+    curve: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the attack, in every table: a .py file of the user's own goes by its stem."""
+        return Path(self.attack).stem if self.attack.endswith(".py") else self.attack
 
 
 @dataclass(frozen=True)
@@ -34,14 +60,14 @@ class Search:
     device: torch.device
     chunk: int
 
-    def __call__(self, test: ImageSet, ids: Tensor, standing: Tensor, number: int) -> tuple[Tensor, int]:
-        """(which of the test images ``ids`` (B,) stand, flips); only those ``standing`` (B,) are attacked.
+    def __call__(self, test: ImageSet, ids: Tensor, standing: Tensor, number: int) -> tuple[Tensor, int, Tensor]:
+        """(which of the test images ``ids`` (B,) stand, flips, what was returned); only ``standing`` (B,) are attacked.
 
-        ``number`` of the chunk, from which its draws come. Raises RuntimeError if the attack leaves its threat model:
-        that is a fault of the attack, never a result.
+        What was returned is that for each image attacked, in their order. ``number`` of the chunk, from which its draws
+        come. Raises RuntimeError if the attack leaves its threat model: that is a fault of the attack, never a result.
         """
         if not standing.any():
-            return standing, 0
+            return standing, 0, test.images[:0].float()
         # PGD's draws are those of its whole chunk, whoever is left to attack; a stage's are those of what it gets
         whole = self.name == "pgd"
         given = ids if whole else ids[standing]
@@ -65,9 +91,10 @@ class Search:
             if flips:
                 again = self._perturb(model, images[flipped], labels[flipped], number)
                 stands[flipped] = self._right(model, again, labels[flipped])
+                moved[flipped] = again
         left = standing.clone()
         left[standing] = stands.cpu()
-        return left, flips
+        return left, flips, moved.detach().float().cpu()
 
     def _perturb(self, model: nn.Module, images: Tensor, labels: Tensor, number: int, **attacked: Tensor) -> Tensor:
         """What the attack returns for copies of the images, verified against the images as they are."""
@@ -101,3 +128,46 @@ def verify(adversarial: Tensor, images: Tensor, threat: ThreatModel, name: str) 
             f"the attack {name} left its threat model: distance {distance:.7g} at eps {threat.eps:.7g}, "
             f"pixels in [{low:.7g}, {high:.7g}]"
         )
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """What an attack must leave as it was, hashed: global generators, and the model's modes, parameters and buffers."""
+    generators = [pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())]  # noqa: NPY002  # read only
+    generators += [torch.get_rng_state().numpy().tobytes()]
+    if torch.cuda.is_initialized():
+        generators += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    modes = [f"{name} {module.training}" for name, module in model.named_modules()]
+    return {
+        "generators": hashlib.sha256(b"".join(generators)).hexdigest(),
+        "modes": hashlib.sha256("".join(modes).encode()).hexdigest(),
+        "state": sha256(dict([*model.named_parameters(), *model.named_buffers()])),
+    }
+
+
+@contextmanager
+def listening(cell: Cell, report: Report) -> Iterator[list[str]]:
+    """Attacks speak through the loggers ``attacks`` and ``auto-attack``: warnings are kept, the rest is progress."""
+    warnings: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno >= logging.WARNING:
+                warnings.append(record.getMessage())
+            else:
+                report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
+                        "message": record.getMessage()})  # fmt: skip
+
+    loggers = [logging.getLogger(name) for name in ("attacks", "auto-attack")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    listener = Listener()
+    for logger in loggers:
+        logger.addHandler(listener)
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+    try:
+        yield warnings
+    finally:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(listener)
+            logger.setLevel(level)
+            logger.propagate = propagate

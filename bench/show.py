@@ -56,10 +56,10 @@ def print_leaderboard(folder: Path) -> None:
             ["" if pandas.isna(row["rank"]) else str(row["rank"]), str(row["method"])]
             + [interval(row, "clean"), percent(row["pgd"]), percent(row["autoattack"]), interval(row, "worst")]
             + ["" if pandas.isna(row[key]) else f"{row[key]:.0f}" for key in ("n", "train_seconds")]
-            + [str(row["status"])]
+            + ["" if pandas.isna(row["audit"]) else f"{row['audit']} ({row['audit_level']})", str(row["status"])]
             for _, row in part.iterrows()
         ]
-        heads = ["rank", "method", "clean %", "PGD %", "AutoAttack %", "worst %", "n", "train s", "status"]
+        heads = ["rank", "method", "clean %", "PGD %", "AutoAttack %", "worst %", "n", "train s", "audit", "status"]
         first = part.iloc[0]
         quick = " (quick, not comparable)" if first["eval"] == "quick" else ""
         show(table(f"{first['dataset']}, {protocol}{quick}", heads, rows))

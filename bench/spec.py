@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Status = Literal["finished", "diverged", "oom", "preempted", "failed"]
 Level = Literal["quick", "standard", "full"]
 Precision = Literal["fp32", "bf16"]
+AuditLevel = Literal["off", "core", "full"]
+Verdict = Literal["PASS", "WARN", "FAIL", "N/A", "NOT_RUN", "not in this level"]
+RANKED = ("linear", "multi_patch")  # the protocols whose numbers are ranked, and therefore audited
 
 
 class UsageError(ValueError):
@@ -141,6 +144,7 @@ class EvalSpec(Data):
     curve_images: dict[str, int] = {"multi_patch": 100}  # of eps that are drawn for the curve only; 300 where not named
     curve: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # times the main eps
     search: Literal["fp32", "tf32"] = "fp32"  # precision of an attack's own passes; float32 decides what it found
+    audit: AuditLevel = "core"
     budget_seconds: float | None = Field(default=None, gt=0)  # for the evaluation of one run; None: no limit
 
 
@@ -239,6 +243,7 @@ class TrainResult(Data):
     last_loss: float | None = None
     last_lr: float
     losses: list[tuple[float, float]] = []  # (progress, loss)
+    encoder_sha256: str = ""  # of the weights that are stored
     note: str = ""
 
 
@@ -255,6 +260,7 @@ class ProbeResult(Data):
     train_total: int
     seconds: float
     band: list[tuple[float, int, int]] = []  # (lambda, correct, total) under PGD at the main eps
+    sha256: str = ""  # of weight and bias as stored
     note: str = ""
 
 
@@ -273,6 +279,8 @@ class EvalResult(Data):
     complete: bool = True  # False: stages are missing, and the accuracy is an upper bound
     stages: list[tuple[str, int]] = []  # of an attack that has several: (name, images standing after it)
     flips: int = 0  # images broken in the search's precision but not in float32, and attacked again in float32
+    traces: list[str] = []  # what the attack did not leave as it was: generators, modes, state (see bench.search)
+    images_sha256: str = ""  # of the first images that it returned, where they are kept
     note: str = ""
 
     @property
@@ -282,6 +290,47 @@ class EvalResult(Data):
     @property
     def total(self) -> int:
         return len(self.outcomes)
+
+
+class Check(Data):
+    """One check of the audit (protocol 3): what was found, against which bound, on how many images, at what cost."""
+
+    id: str  # S1 ... S15, A1 ... A22, M1 ... M7
+    verdict: Verdict
+    value: float | None = None
+    threshold: str = ""  # in words, as printed
+    n: int = 0
+    passes: float = 0.0  # forward passes of one image; a gradient counts as one more
+    seconds: float = 0.0
+    note: str = ""
+
+
+class Audit(Data):
+    """The audit of one protocol's ranked number, and the images that it broke although the ranked attacks had not."""
+
+    protocol: str
+    level: AuditLevel
+    eps: float
+    checks: list[Check]
+    broken: dict[str, list[int]] = {}  # check -> places in the test order of images that only it broke
+    ranked_correct: int = 0
+    audited: int = 0  # images that the ranked attacks both saw
+    evidence: str = ""  # SHA-256 of what was judged: weights, probe, images, results
+
+    @property
+    def verdict(self) -> Literal["PASS", "FLAG", "FAIL", "NOT_RUN"]:
+        """FAIL or NOT_RUN: shown, struck through, not ranked. FLAG: ranked with a mark."""
+        found = {check.verdict for check in self.checks}
+        if "FAIL" in found:
+            return "FAIL"
+        if not self.checks or "NOT_RUN" in found:
+            return "NOT_RUN"
+        return "FLAG" if "WARN" in found else "PASS"
+
+    @property
+    def worst_audited(self) -> int:
+        """Images that stand under the ranked attacks and under every attack of the audit."""
+        return self.ranked_correct - len({place for places in self.broken.values() for place in places})
 
 
 class Record(Data):
@@ -296,6 +345,7 @@ class Record(Data):
     train: TrainResult | None = None
     probes: list[ProbeResult] = []
     results: list[EvalResult] = []
+    audits: list[Audit] = []
     status: Status | Literal["pending"] = "pending"
     message: str = ""
 

@@ -5,11 +5,14 @@
                              /train.json, encoder.safetensors; checkpoint.pt while training is interrupted
                              /probes/<protocol>.json, <protocol>.safetensors
                              /results/<protocol>-<attack>-<eps>.json
+                             /adversarial/<protocol>-<attack>.safetensors   what the ranked attacks returned
+                             /audit.json                                    a list of Audit
     OUT/results.csv, leaderboard.csv, figures/, report.pdf     derived, rebuilt at will
 
 Reading needs no torch; the functions that handle tensors import it.
 """
 
+import hashlib
 import io
 import os
 import tempfile
@@ -17,15 +20,18 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from bench.spec import Data, EvalResult, Manifest, ProbeResult, Record, RunSpec, TrainResult, UsageError
+from bench.spec import Audit, Data, EvalResult, Manifest, ProbeResult, Record, RunSpec, TrainResult, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 MANIFEST = "manifest.json"
 D = TypeVar("D", bound=Data)
+AUDITS = TypeAdapter(list[Audit])
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -101,6 +107,7 @@ class RunFolder:
             "train": read(TrainResult, self.path / "train.json") if self._has("train.json") else None,
             "probes": [read(ProbeResult, file) for file in sorted(self.path.glob("probes/*.json"))],
             "results": [read(EvalResult, file) for file in sorted(self.path.glob("results/*.json"))],
+            "audits": self.audits(),
         }
         try:
             return Record(**dict(record) | parts)
@@ -109,7 +116,8 @@ class RunFolder:
 
     def save_record(self, record: Record) -> None:
         """Settings, environment and status; the parts have files of their own."""
-        save(self.path / "run.json", record.model_copy(update={"train": None, "probes": [], "results": []}))
+        alone = record.model_copy(update={"train": None, "probes": [], "results": [], "audits": []})
+        save(self.path / "run.json", alone)
 
     # ------------------------------------------------------------ training
 
@@ -123,7 +131,7 @@ class RunFolder:
     def save_trained(self, result: TrainResult, encoder: dict[str, "Tensor"]) -> None:
         """The encoder first, the result last: a result that is there is complete."""
         save_tensors(self.path / "encoder.safetensors", encoder)
-        save(self.path / "train.json", result)
+        save(self.path / "train.json", result.model_copy(update={"encoder_sha256": sha256(encoder)}))
         (self.path / "checkpoint.pt").unlink(missing_ok=True)
 
     def checkpoint(self) -> dict[str, Any] | None:
@@ -161,7 +169,7 @@ class RunFolder:
     def save_probe(self, probe: ProbeResult, tensors: dict[str, "Tensor"]) -> None:
         file = self.path / "probes" / f"{probe.protocol}.json"
         save_tensors(file.with_suffix(".safetensors"), tensors)
-        save(file, probe)
+        save(file, probe.model_copy(update={"sha256": sha256(tensors)}))
 
     def result(self, protocol: str, attack: str, eps: float) -> EvalResult | None:
         """A cell that was measured."""
@@ -170,6 +178,30 @@ class RunFolder:
 
     def save_result(self, result: EvalResult) -> None:
         save(self._cell(result.protocol, result.attack, result.eps), result)
+
+    def adversarial(self, protocol: str, attack: str) -> "Tensor | None":
+        """What an attack returned for the first images, (K, C, H, W) in [0, 1], if that was kept."""
+        file = self._adversarial(protocol, attack)
+        return load_tensors(file)["images"] if file.is_file() else None
+
+    def save_adversarial(self, protocol: str, attack: str, images: "Tensor") -> str:
+        """Keep them; returns their hash."""
+        save_tensors(self._adversarial(protocol, attack), {"images": images})
+        return sha256({"images": images})
+
+    def audits(self) -> list[Audit]:
+        """The audits of the protocols, in the order in which they were made."""
+        file = self.path / "audit.json"
+        try:
+            return AUDITS.validate_json(file.read_bytes()) if file.is_file() else []
+        except ValidationError as error:
+            raise UsageError(f"{file} is no list of audits of this version: {error.errors()[0]['msg']}") from None
+
+    def save_audits(self, audits: list[Audit]) -> None:
+        write_bytes(self.path / "audit.json", AUDITS.dump_json(audits, indent=1) + b"\n")
+
+    def _adversarial(self, protocol: str, attack: str) -> Path:
+        return self.path / "adversarial" / f"{protocol}-{attack}.safetensors"
 
     def _cell(self, protocol: str, attack: str, eps: float) -> Path:
         return self.path / "results" / f"{protocol}-{attack}-{eps:.6f}.json"
@@ -194,3 +226,14 @@ def load_tensors(path: Path) -> dict[str, "Tensor"]:
         return from_bytes(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise UsageError(f"expected the weights in {path}: {error}") from None
+
+
+def sha256(tensors: "Mapping[str, Tensor]") -> str:
+    """Hash of names, types, shapes and values, in the order of the names; the same on every device."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,7 +1,8 @@
 """The leaderboard: one line per method and protocol, the mean over seeds, ranked by ``worst`` at the main eps.
 
-Only attacks on the image count. A line is ranked where every seed finished and was attacked by PGD and AutoAttack;
-the others are listed below without a rank, and so are the supervised ceilings.
+Only attacks on the image count. A line is ranked where every seed finished, was attacked by PGD and AutoAttack, and has
+an audit of PASS or FLAG; the others are listed below without a rank, and so are the supervised ceilings. Where one seed
+was attacked with different settings in different rows, no line of that protocol is ranked (check S1).
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.spec import RANKED
 from reports.stats import wilson
 
 COLUMNS = {
@@ -27,6 +29,9 @@ COLUMNS = {
     "worst_lo": "float64",
     "worst_hi": "float64",
     "n": "Int64",
+    "audit": "object",
+    "audit_level": "object",
+    "worst_audited": "float64",
     "train_seconds": "float64",
     "compile_seconds": "float64",
     "flops_per_image": "float64",
@@ -36,14 +41,15 @@ COLUMNS = {
     "eval": "object",
     "status": "object",
 }
-PROTOCOLS = ("linear", "multi_patch")
+VERDICTS = ("FAIL", "NOT_RUN", "off", "FLAG", "PASS")  # of several seeds the first of these counts
 
 
 def leaderboard(rows: pd.DataFrame, main_eps: float) -> pd.DataFrame:
     """Ranked table of the ``rows``; equal accuracies share a rank."""
-    protocols = [name for name in PROTOCOLS if (rows["protocol"] == name).any()] or PROTOCOLS
+    protocols = [name for name in RANKED if (rows["protocol"] == name).any()] or RANKED
+    different = different_attacks(rows, main_eps)
     lines = [
-        _line(str(method), protocol, of_method, main_eps)
+        _line(str(method), protocol, of_method, main_eps, protocol not in different)
         for protocol in protocols
         for method, of_method in rows.groupby("method", sort=False)
     ]
@@ -54,13 +60,27 @@ def leaderboard(rows: pd.DataFrame, main_eps: float) -> pd.DataFrame:
     return table.sort_values(["protocol", "rank", "method"], ignore_index=True)[list(COLUMNS)].astype(COLUMNS)
 
 
-def _line(method: str, protocol: str, of_method: pd.DataFrame, main_eps: float) -> dict[str, Any]:
+def different_attacks(rows: pd.DataFrame, main_eps: float) -> dict[str, list[str]]:
+    """Check S1: protocol -> the hashes of the ranked attacks, where rows of one seed have different ones."""
+    worst = rows[(rows["attack"] == "worst") & np.isclose(rows["eps"].astype(float), main_eps)]
+    found: dict[str, list[str]] = {}
+    for (protocol, _), of_seed in worst.groupby(["protocol", "seed"]):
+        hashes = sorted(of_seed["config_hash"].dropna().unique())
+        if len(hashes) > 1:
+            found[str(protocol)] = hashes
+    return found
+
+
+def _line(
+    method: str, protocol: str, of_method: pd.DataFrame, main_eps: float, one_attack: bool = True
+) -> dict[str, Any]:
     runs = of_method.drop_duplicates("seed")
     scored = of_method[of_method["protocol"] == protocol]
     clean = scored[scored["attack"] == "none"]
     attacked = scored[np.isclose(scored["eps"], main_eps) & (scored["threat_space"] == "image")]
     worst = attacked[attacked["attack"] == "worst"]
     finished = runs[runs["status"] == "finished"]
+    audit = _audit(worst) if one_attack or worst.empty else "FAIL"
     costs = runs if finished.empty else finished  # the cost of the models that are scored
     return {
         "method": method,
@@ -73,6 +93,9 @@ def _line(method: str, protocol: str, of_method: pd.DataFrame, main_eps: float) 
         "autoattack": attacked.loc[attacked["attack"] == "autoattack", "accuracy"].mean(),
         **_accuracy("worst", worst),
         "n": worst["total"].min(),
+        "audit": audit,
+        "audit_level": _names(worst["audit_level"]),
+        "worst_audited": worst["worst_audited"].mean(),
         "train_seconds": costs["train_seconds"].mean(),
         "compile_seconds": costs["compile_seconds"].mean(),
         "flops_per_image": costs["flops_per_image"].mean(),
@@ -81,8 +104,16 @@ def _line(method: str, protocol: str, of_method: pd.DataFrame, main_eps: float) 
         "precision": _names(runs["precision"]),
         "eval": _names(runs["eval"]),
         "status": _status(runs["status"]),
-        "ranked": len(finished) == len(worst) == len(runs) and not runs["supervised"].any(),
+        "ranked": len(finished) == len(worst) == len(runs)
+        and audit in ("PASS", "FLAG")
+        and not runs["supervised"].any(),
     }
+
+
+def _audit(worst: pd.DataFrame) -> str | None:
+    """The gravest verdict over the seeds; None where there is no ranked number."""
+    found = set(worst["audit"].dropna())
+    return next((verdict for verdict in VERDICTS if verdict in found), None)
 
 
 def _accuracy(name: str, results: pd.DataFrame) -> dict[str, float]:

@@ -15,6 +15,8 @@ import pandas as pd
 import typst
 
 from bench.spec import Manifest, Record, format_eps
+from reports.leaderboard import different_attacks
+from reports.paper import PAPER, PAPER_EPS, PAPER_ROWS
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
 TITLE = "Robust self-supervised learning at equal training time"
@@ -25,38 +27,6 @@ CAPTIONS = {
     "robust_vs_eps": "Accuracy under PGD over eps, with the range over seeds; the open mark is the ranked worst case.",
     "accuracy_vs_cost": "Clean and robust accuracy against training time and against training computation.",
 }
-
-# The results table of arXiv:2501.03507: its rows, and accuracy in % (clean, PGD at 4/255, PGD at 8/255) per data set
-PAPER_ROWS = {
-    "emp_ssl_patch_adv": "Patch-based EMP-SSL",
-    "emp_ssl_adv": "Crop-based EMP-SSL",
-    "simclr_adv": "Crop-based SimCLR",
-    "simclr_patch_adv": "Patch-based SimCLR",
-    "emp_ssl_patch_free": "Patch-based EMP-FreeAdv",
-    "simclr_free": "Crop-based SimCLR-FreeAdv",
-    "cf_amc_ssl": "CF-AMC-SSL",
-}
-PAPER = {
-    "cifar100": {
-        "emp_ssl_patch_adv": (39.26, 14.38, 4.22),
-        "emp_ssl_adv": (51.71, 33.88, 19.35),
-        "simclr_adv": (44.57, 19.84, 5.68),
-        "simclr_patch_adv": (43.71, 21.87, 8.33),
-        "emp_ssl_patch_free": (40.31, 23.78, 12.13),
-        "simclr_free": (47.64, 26.53, 11.7),
-        "cf_amc_ssl": (50.74, 31.73, 17.19),
-    },
-    "cifar10": {
-        "emp_ssl_patch_adv": (61.0, 37.65, 16.95),
-        "emp_ssl_adv": (76.55, 53.3, 28.49),
-        "simclr_adv": (72.86, 47.98, 16.81),
-        "simclr_patch_adv": (65.44, 41.85, 17.19),
-        "emp_ssl_patch_free": (61.83, 42.28, 21.53),
-        "simclr_free": (70.25, 48.34, 24.5),
-        "cf_amc_ssl": (75.88, 55.97, 33.34),
-    },
-}
-PAPER_EPS = (0.0, 4 / 255, 8 / 255)
 
 
 def render(
@@ -146,6 +116,12 @@ def _definitions(manifest: Manifest) -> list[list[str]]:
             "ranked.",
         ],
         [
+            "The audit",
+            "Checks decide whether a ranked number may be trusted: structural ones (the right weights, images and "
+            "ball), and attacks of their own, which fail a number if they break images that PGD and AutoAttack left "
+            "standing. PASS or FLAG (a warning) is ranked. FAIL, NOT_RUN and off are shown struck through and are not.",
+        ],
+        [
             "The intervals",
             "95 % Wilson intervals over test images. Seeds share their images, so several seeds narrow no interval: it "
             "belongs to the mean accuracy over the images of one seed. Two methods whose intervals overlap "
@@ -168,16 +144,29 @@ def _board(protocol: object, lines: pd.DataFrame) -> dict[str, Any]:
             *_interval(line, "clean"),
             _percent(line["pgd"]),
             _percent(line["autoattack"]),
-            *_interval(line, "worst"),
+            *_worst(line),
             _whole(line["n"]),
+            _text(line["audit"]),
+            _percent(line["worst_audited"]),
             _number(line["train_seconds"], ".1f"),
             _number(line["peak_memory_bytes"], ".2f", per=1e9),
         ]
         for line in lines.to_dict("records")
     ]
-    titles = "# | Method | Seeds | Clean % | 95 % | PGD % | AA % | Worst % | 95 % | n | Train s | GB"
-    caption = f"{PROTOCOLS.get(name, name)}, ranked by the worst case over PGD and AutoAttack (AA) on n images."
-    return _table(caption, titles, rows, left="Method", wide="Method", quiet="95 %")
+    titles = (
+        "# | Method | Seeds | Clean % | 95 % | PGD % | AA % | Worst % | 95 % | n | Audit | Audited % | Train s | GB"
+    )
+    caption = (
+        f"{PROTOCOLS.get(name, name)}, ranked by the worst case over PGD and AutoAttack (AA) on n images. "
+        "Audited: the worst case with the audit's own attacks. Struck through: no passed audit, not ranked."
+    )
+    return _table(caption, titles, rows, left="Method | Audit", wide="Method", quiet="95 %", size=8)
+
+
+def _worst(line: dict[Any, Any]) -> list[Any]:
+    """The ranked number and its interval; struck through without an audit of PASS or FLAG."""
+    cells = _interval(line, "worst")
+    return cells if line["audit"] in ("PASS", "FLAG") else [{"struck": cell} if cell else "" for cell in cells]
 
 
 def _sections(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -187,6 +176,13 @@ def _sections(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame)
             "text": "The published protocol: a linear classifier fitted with Adam (3e-4, 20 epochs), PGD with 20 steps "
             "of .01 from a zero start. Budgets and hardware differ from the paper's; these rows are not ranked.",
             "tables": _beside_the_paper(manifest, rows),
+        },
+        {
+            "title": "Audit",
+            "text": "Checks of the ranked numbers that found something, or did not run. Checks that passed, do not "
+            "apply, or belong to a higher level are left out. FAIL and NOT_RUN take the rank away; WARN leaves it, "
+            "with the mark FLAG.",
+            "tables": _audits(records, different_attacks(rows, manifest.main_eps)),
         },
         {
             "title": "Every attack",
@@ -234,6 +230,34 @@ def _beside_the_paper(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, 
 
 def _attack_name(eps: float) -> str:
     return f"PGD {format_eps(eps)}" if eps else "Clean"
+
+
+def _audits(records: Sequence[Record], different: dict[str, list[str]]) -> list[dict[str, Any]]:
+    lines = [
+        ["all", "", protocol, "S1", "FAIL", str(len(hashes)), "1 hash of the attacks", "", ", ".join(hashes)]
+        for protocol, hashes in different.items()
+    ]
+    for record in records:
+        for audit in record.audits:
+            lines += [
+                [
+                    record.spec.row,
+                    str(record.spec.seed),
+                    audit.protocol,
+                    check.id,
+                    check.verdict,
+                    "" if check.value is None else f"{check.value:.4g}",
+                    check.threshold,
+                    str(check.n or ""),
+                    check.note,
+                ]
+                for check in audit.checks
+                if check.verdict in ("WARN", "FAIL", "NOT_RUN")
+            ]
+    titles = "Method | Seed | Protocol | Check | Verdict | Value | Threshold | n | Note"
+    left = "Method | Protocol | Check | Verdict | Threshold | Note"
+    wide = "Method | Threshold | Note"
+    return [_table("Checks that are not PASS.", titles, lines, left, wide, size=7.5)] if lines else []
 
 
 def _attacks(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -315,9 +339,12 @@ def _shown(value: Any) -> str:
 
 
 def _table(
-    caption: str, titles: str, rows: list[list[str]], left: str = "", wide: str = "", quiet: str = "", size: float = 8.5
+    caption: str, titles: str, rows: list[list[Any]], left: str = "", wide: str = "", quiet: str = "", size: float = 8.5
 ) -> dict[str, Any]:
-    """A table of the template; ``left``, ``wide`` and ``quiet`` name columns as ``titles`` does: ``A | B``."""
+    """A table of the template; a cell is a text, or {"struck": text}.
+
+    ``left``, ``wide`` and ``quiet`` name columns as ``titles`` does: ``A | B``.
+    """
     columns = [
         {
             "title": title,

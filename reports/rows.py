@@ -4,6 +4,7 @@ Two attacks are derived here from the stored outcomes of single images. ``worst`
 AutoAttack, over the images that both attacked. ``pgd_only``: PGD where AutoAttack did not run, an upper bound.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ COLUMNS = {
     "lo": "float64",
     "hi": "float64",
     "curve": "boolean",
+    "audit": "object",  # of the ranked number: on its row only
+    "audit_level": "object",
+    "worst_audited": "float64",
     "budget": "object",
     "train_seconds": "float64",
     "compile_seconds": "float64",
@@ -122,8 +126,22 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         row |= {"correct": result.correct, "total": result.total, "lo": lo, "hi": hi}
         row |= {"accuracy": result.correct / result.total if result.total else None, "eval_seconds": result.seconds}
         row |= {"config_hash": result.config_hash or None}
+        if result.attack == "worst" and math.isclose(result.eps, manifest.main_eps):
+            row |= _audit(record, result.protocol)
     notes = (record.message, record.train.note if record.train else "", result.note if result else "")
     return row | {"note": _join(*notes) or None}
+
+
+def _audit(record: Record, protocol: str) -> dict[str, Any]:
+    """The verdict on a ranked number: ``off`` where no audit was asked for, NOT_RUN where it has not come to one."""
+    level = record.spec.eval.audit
+    if level == "off":
+        return {"audit": "off", "audit_level": level}
+    audit = next((each for each in record.audits if each.protocol == protocol), None)
+    if audit is None:
+        return {"audit": "NOT_RUN", "audit_level": level}
+    accuracy = audit.worst_audited / audit.audited if audit.audited else None
+    return {"audit": audit.verdict, "audit_level": audit.level, "worst_audited": accuracy}
 
 
 def _join(*notes: str) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import torch
 from torch import nn
 
+from bench import store
 from bench.data import ImageSet
 from bench.encoder import Encoder
 from bench.spec import EvalResult, ProbeResult
@@ -55,6 +56,7 @@ class Shelf:
     def __init__(self):
         self.probes: dict[str, tuple[ProbeResult, dict[str, torch.Tensor]]] = {}
         self.results: dict[tuple[str, str, float], EvalResult] = {}
+        self.images: dict[tuple[str, str], torch.Tensor] = {}
 
     def probe(self, protocol):
         return self.probes.get(protocol)
@@ -64,6 +66,14 @@ class Shelf:
 
     def result(self, protocol, attack, eps):
         return self.results.get((protocol, attack, eps))
+
+    def adversarial(self, protocol, attack):
+        found = self.images.get((protocol, attack))
+        return None if found is None else found.clone()
+
+    def save_adversarial(self, protocol, attack, images):
+        self.images[protocol, attack] = images.clone()
+        return store.sha256({"images": images})
 
     def save_result(self, result):
         key = result.protocol, result.attack, result.eps

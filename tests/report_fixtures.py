@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from bench.spec import (
+    Audit,
     Budget,
+    Check,
     DataInfo,
     DataSpec,
     Environment,
@@ -16,6 +18,7 @@ from bench.spec import (
     RunSpec,
     Setting,
     TrainResult,
+    Verdict,
 )
 from bench.store import MANIFEST, RunFolder, save
 
@@ -112,6 +115,21 @@ def result(protocol: str, attack: str, eps: float, outcomes: str, **others: obje
     )
 
 
+def audited(protocol: str, results: list[EvalResult], eps: float, verdict: Verdict = "PASS") -> Audit:
+    """An audit of one check with this verdict, which broke nothing."""
+    both = [r.outcomes for r in results if (r.protocol, r.eps) == (protocol, eps) and r.attack in ("pgd", "autoattack")]
+    check = Check(id="S2", verdict=verdict, value=5.0, threshold="at least 2 eps", n=1)
+    left = ["".join(pair) for pair in zip(*both, strict=False)] if len(both) == 2 else []
+    return Audit(
+        protocol=protocol,
+        level="core",
+        eps=eps,
+        checks=[check],
+        ranked_correct=left.count("11"),
+        audited=len(left),
+    )
+
+
 def write(folder: Path, asked: Manifest, found: list[Record]) -> Path:
     """The same on disk, through the store."""
     save(folder / MANIFEST, asked)
@@ -122,6 +140,8 @@ def write(folder: Path, asked: Manifest, found: list[Record]) -> Path:
             save(run.path / "train.json", record.train)
         for each in record.results:
             run.save_result(each)
+        if record.audits:
+            run.save_audits(record.audits)
     return folder
 
 
@@ -154,6 +174,7 @@ def _record(asked: Manifest, spec: RunSpec, diverged: bool) -> Record:
         Setting(name="learning_rate", value=0.3, source="code"),
         Setting(name="train_eps", value=asked.main_eps, source="the dataset"),
     ]
+    results = [] if diverged else _results(asked, spec)
     return Record(
         spec=spec,
         adversary=adversary(name),
@@ -161,7 +182,8 @@ def _record(asked: Manifest, spec: RunSpec, diverged: bool) -> Record:
         settings=settings,
         environment=asked.environment,
         train=train,
-        results=[] if diverged else _results(asked, spec),
+        results=results,
+        audits=[audited(p, results, asked.main_eps) for p in ("linear", "multi_patch")] if results else [],
         status=train.status,
         message="the loss was not finite after 41 updates" if diverged else "",
     )

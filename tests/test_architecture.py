@@ -98,6 +98,10 @@ def loads(target):
         (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
         (r"bench\.train", r"bench\.(?!evaluate|protocols|engine|run|cli|store)\w+|methods\.common\.\w+|bench"),
         (r"bench\.evaluate", r"bench\.(data|encoder|protocols|registry|search|spec)|attacks\.common\.\w+|bench"),
+        (
+            r"bench\.checks\.\w+",
+            r"bench\.(checks|checks\.\w+|protocols|repro|search|spec)|(attacks|methods)\.common\.\w+",
+        ),
         (r"bench\.(?!cli|check|__main__)\w+", r"(?!reports|bench\.cli)[\w.]+"),
     ],
 )

@@ -636,7 +636,8 @@ def test_stages_on_the_images_still_standing_are_the_package_bit_for_bit(monkeyp
 
 
 def test_an_interrupted_autoattack_goes_on_at_its_stage(short, monkeypatch):
-    expected = run(STAGED).results["linear", "autoattack", 0.04]
+    whole = run(STAGED)
+    expected = whole.results["linear", "autoattack", 0.04]
     assert [name for name, _ in expected.stages] == list(SHORT)
     assert expected.stages[-1][1] == expected.correct > 0
     assert (expected.complete, expected.note) == (True, "")
@@ -664,6 +665,43 @@ def test_an_interrupted_autoattack_goes_on_at_its_stage(short, monkeypatch):
     run(STAGED, shelf)
     assert again == ["fab-t"]
     assert key_of(shelf.results["linear", "autoattack", 0.04]) == key_of(expected)
+    for attack in ("pgd", "autoattack"):
+        assert torch.equal(shelf.images["linear", attack], whole.images["linear", attack])
+
+
+def test_an_image_is_kept_as_the_attack_that_decided_returned_it(short):
+    """Broken by PGD at a smaller eps: inside that ball; standing under AutoAttack: the clean image."""
+    shelf = run(STAGED.model_copy(update={"eps": (0.02, 0.04, 0.08), "curve": (0.25, 1.5)}))
+    images = TEST.images.float() / 255
+    assert shelf.images.keys() == {("linear", "pgd"), ("linear", "autoattack")}
+    moved = shelf.images["linear", "pgd"]
+    distance = (moved - images[: len(moved)]).flatten(1).abs().amax(dim=1)
+    left = {eps: shelf.results["linear", "pgd", eps].outcomes for eps in (0.01, 0.02, 0.04)}
+    for place in range(min(map(len, left.values()))):
+        broken = next((eps for eps in sorted(left) if left[eps][place] == "0"), 0.04)
+        assert distance[place] <= broken + 1e-6
+    autoattack = shelf.results["linear", "autoattack", 0.04].outcomes
+    kept = shelf.images["linear", "autoattack"]
+    assert len(kept) == len(autoattack)
+    assert [outcome for outcome, a, b in zip(autoattack, kept, images, strict=False) if torch.equal(a, b)].count(
+        "1"
+    ) == autoattack.count("1")
+
+
+def test_an_attack_that_leaves_a_trace_is_written_down(monkeypatch):
+    original = pgd.Attack.perturb
+
+    def careless(self, *args, **options):
+        torch.rand(1)
+        return original(self, *args, **options)
+
+    clean = run(QUICK).results
+    assert {trace for result in clean.values() for trace in result.traces} == set()
+    monkeypatch.setattr(pgd.Attack, "perturb", careless)
+    state = torch.get_rng_state()
+    traces = {(r.attack, tuple(r.traces)) for r in run(QUICK).results.values() if r.protocol == "linear"}
+    torch.set_rng_state(state)
+    assert traces == {("none", ()), ("pgd", ("generators",))}
 
 
 def test_stages_of_an_attack_with_other_settings_are_not_taken_up(short):

@@ -2,9 +2,9 @@
 
 import pandas as pd
 import pytest
-from report_fixtures import manifest, records, result
+from report_fixtures import audited, manifest, records, result
 
-from reports.leaderboard import COLUMNS, leaderboard
+from reports.leaderboard import COLUMNS, different_attacks, leaderboard
 from reports.rows import rows
 from reports.stats import wilson
 
@@ -110,3 +110,67 @@ def test_nothing_but_diverged_runs_still_gives_a_table():
     assert list(table["protocol"]) == ["linear", "linear", "multi_patch", "multi_patch"]
     assert table["rank"].isna().all()
     assert set(table["status"]) == {"diverged"}
+
+
+# ---------------------------------------------------------------- the audit
+
+
+def audited_board(verdicts, **others):
+    """The line of one method at ``linear``, whose seeds have audits with these verdicts (None: no audit)."""
+    asked = manifest(("cf_amc_ssl",), seeds=len(verdicts))
+    found = [
+        record.model_copy(
+            update={
+                "audits": [audited("linear", record.results, 0.1, verdict).model_copy(update=others)] if verdict else []
+            }
+        )
+        for record, verdict in zip(records(asked), verdicts, strict=True)
+    ]
+    return leaderboard(rows(asked, found), 0.1).iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "audit", "rank"),
+    [
+        (["PASS", "PASS"], "PASS", 1),
+        (["PASS", "WARN"], "FLAG", 1),
+        (["WARN", None], "NOT_RUN", None),
+        (["NOT_RUN", "FAIL"], "FAIL", None),
+    ],
+)
+def test_a_line_is_ranked_only_if_the_audit_of_every_seed_lets_it(verdicts, audit, rank):
+    line = audited_board(verdicts)
+    assert (line["audit"], line["audit_level"]) == (audit, "core")
+    assert line["worst"] > 0  # the number is shown
+    assert line["rank"] == rank if rank else pd.isna(line["rank"])
+
+
+def test_images_that_only_the_audit_broke_are_counted_beside_the_ranked_number():
+    line = audited_board(["PASS"], broken={"A12": [0, 1], "A13": [1]})
+    assert line["worst"] - line["worst_audited"] == pytest.approx(2 / 64)
+
+
+def test_an_audit_that_is_off_takes_the_rank_away():
+    asked = manifest(("cf_amc_ssl",))
+    spec = asked.runs[0]
+    spec = spec.model_copy(update={"eval": spec.eval.model_copy(update={"audit": "off"})})
+    (record,) = records(asked)
+    line = leaderboard(rows(asked, [record.model_copy(update={"spec": spec, "audits": []})]), 0.1).iloc[0]
+    assert (line["audit"], line["audit_level"]) == ("off", "off")
+    assert pd.isna(line["rank"])
+
+
+def test_rows_attacked_with_other_settings_are_not_ranked_together():
+    asked = manifest(("simclr_adv", "cf_amc_ssl"))
+    found = records(asked)
+    other = [
+        r.model_copy(update={"config_hash": "weaker"}) if (r.protocol, r.attack, r.eps) == ("linear", "pgd", 0.1) else r
+        for r in found[0].results
+    ]
+    table = rows(asked, [found[0].model_copy(update={"results": other}), found[1]])
+    board = leaderboard(table, 0.1)
+    linear, patches = (board[board["protocol"] == name] for name in ("linear", "multi_patch"))
+    assert linear["rank"].isna().all()
+    assert set(linear["audit"]) == {"FAIL"}
+    assert patches["rank"].tolist() == [1, 2]
+    assert different_attacks(table, 0.1) == {"linear": ["pgd-hash+autoattack-hash", "weaker+autoattack-hash"]}

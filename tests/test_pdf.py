@@ -4,7 +4,7 @@ import io
 
 import pytest
 from pypdf import PdfReader
-from report_fixtures import CIFAR, METHODS, manifest, records
+from report_fixtures import CIFAR, METHODS, audited, manifest, records
 
 from reports import pdf
 from reports.leaderboard import leaderboard
@@ -132,3 +132,23 @@ def test_nothing_but_a_manifest_gives_a_report():
     text = " ".join(pages(rendered(asked, records(asked, diverged=("simclr-s0",)))))
     assert "diverged" in text
     assert "Beside the paper" not in text
+
+
+def test_a_number_without_a_passed_audit_is_struck_through_and_its_checks_are_listed():
+    asked = manifest(("simclr_adv", "cf_amc_ssl"))
+    first, second = records(asked, diverged=())
+    failed = audited("linear", first.results, 0.1, "FAIL")
+    found = [first.model_copy(update={"audits": [failed, first.audits[1]]}), second]
+    table = rows(asked, found)
+    data = pdf.content(asked, found, table, leaderboard(table, 0.1), {})
+    linear = {line[1]: line for line in data["leaderboards"][0]["rows"]}
+    place = [column["title"] for column in data["leaderboards"][0]["columns"]].index("Worst %")
+    worst = first.results and f"{100 * failed.worst_audited / failed.audited:.1f}"
+    assert linear["simclr_adv"][place] == {"struck": worst}
+    assert isinstance(linear["cf_amc_ssl"][place], str)
+    (audit,) = [section for section in data["sections"] if section["title"] == "Audit"]
+    (line,) = audit["tables"][0]["rows"]
+    assert line == ["simclr_adv", "0", "linear", "S2", "FAIL", "5", "at least 2 eps", "1", ""]
+    text = " ".join(" ".join(pages(rendered(asked, found))).split())
+    assert "Checks that are not PASS" in text
+    assert worst in text

@@ -16,7 +16,9 @@ from evaluation_fixtures import tiny_encoder
 
 from bench import store
 from bench.spec import (
+    Audit,
     Budget,
+    Check,
     DataInfo,
     DataSpec,
     Environment,
@@ -244,9 +246,11 @@ def test_every_part_of_a_run_comes_back(tmp_path):
         folder.save_result(each)
     assert folder.path == tmp_path / "runs" / "emp_ssl-s3"
     whole = folder.record()
-    assert whole == RECORD.model_copy(update={"train": TRAINED, "probes": [probe()], "results": results})
+    hashed = probe().model_copy(update={"sha256": store.sha256(weights)})
+    trained = TRAINED.model_copy(update={"encoder_sha256": store.sha256(encoder.state_dict())})
+    assert whole == RECORD.model_copy(update={"train": trained, "probes": [hashed], "results": results})
     found = folder.probe("linear")
-    assert found[0] == probe()
+    assert found[0] == hashed
     assert all(torch.equal(found[1][name], weights[name]) for name in weights)
     assert folder.probe("multi_patch") is None
     assert folder.result("linear", "pgd", 0.05) == results[1]
@@ -292,7 +296,7 @@ def test_trained_encoder_loads_strictly_and_ends_the_checkpoint(tmp_path):
     assert folder.checkpoint() is None
     assert files(folder.path) == ["encoder.safetensors", "train.json"]
     trained, weights = folder.trained()
-    assert trained == TRAINED
+    assert trained == TRAINED.model_copy(update={"encoder_sha256": store.sha256(encoder.state_dict())})
     other = tiny_encoder(seed=1)
     other.load_state_dict(weights, strict=True)
     images = torch.rand(4, 3, 16, 16)
@@ -317,7 +321,8 @@ def test_trained_of_a_run_that_diverged_has_no_weights(tmp_path, status):
     folder = RunFolder(tmp_path, SPEC)
     ended = TRAINED.model_copy(update={"status": status, "last_loss": None})
     folder.save_trained(ended, tiny_encoder().state_dict())
-    assert folder.trained() == (ended, {})
+    trained, weights = folder.trained()
+    assert (trained.model_copy(update={"encoder_sha256": ""}), weights) == (ended, {})
 
 
 def test_checkpoint_round_trip(tmp_path):
@@ -420,3 +425,37 @@ def test_a_folder_that_is_none_of_a_run(tmp_path, name):
     with pytest.raises(UsageError, match=r"expected the folder of a run, got .*: it has no manifest\.json") as error:
         load_manifest(tmp_path / name)
     assert one_line(error, tmp_path / name)
+
+
+# ---------------------------------------------------------------- what the audit needs
+
+
+def test_audits_and_adversarial_images_come_back(tmp_path):
+    folder = RunFolder(tmp_path, SPEC)
+    assert (folder.audits(), folder.adversarial("linear", "pgd")) == ([], None)
+    audits = [
+        Audit(protocol=name, level="core", eps=0.1, checks=[Check(id="S2", verdict="PASS", value=5.0)])
+        for name in ("multi_patch", "linear")
+    ]
+    folder.save_record(RECORD)
+    folder.save_audits(audits)
+    assert folder.audits() == folder.record().audits == audits
+    images = torch.rand(3, 1, 4, 4)
+    assert folder.save_adversarial("linear", "pgd", images) == store.sha256({"images": images})
+    assert torch.equal(folder.adversarial("linear", "pgd"), images)
+    (folder.path / "audit.json").write_text("{")
+    with pytest.raises(UsageError, match=r"audit\.json is no list of audits"):
+        folder.audits()
+
+
+def test_the_hash_of_tensors_is_of_names_types_shapes_and_values():
+    tensors = {"a": torch.arange(6.0), "b": torch.tensor(3)}
+    same = {"b": torch.tensor(3), "a": torch.arange(12.0)[::2] / 2}
+    assert store.sha256(tensors) == store.sha256(same)
+    others = [
+        {"a": torch.arange(6.0), "c": torch.tensor(3)},
+        {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)},
+        {"a": torch.arange(6.0), "b": torch.tensor(3, dtype=torch.int32)},
+        {"a": torch.arange(6.0).nextafter(torch.tensor(9.0)), "b": torch.tensor(3)},
+    ]
+    assert len({store.sha256(each) for each in [tensors, *others]}) == 5

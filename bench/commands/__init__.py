@@ -1,0 +1,1 @@
+"""Commands of the command line that are a file of their own."""

@@ -1,0 +1,120 @@
+"""``bench evaluate``: audit and score anybody's encoder or classifier, in a process of its own."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bench.show import print_leaderboard
+from bench.spec import DataSpec, UsageError
+
+if TYPE_CHECKING:
+    from bench.foreign import Request
+
+FAILED_CELLS = 3
+
+
+@click.command("evaluate")
+@click.argument("source", metavar="FILE.safetensors|package.module:factory")
+@click.option("--architecture", help="of a FILE: resnet18 or resnet8")
+@click.option("--kind", type=click.Choice(["encoder", "classifier"]), default="encoder", show_default=True,
+              help="an encoder gets the probe and both protocols; a classifier's own logits are scored")  # fmt: skip
+@click.option("--input-range", default="0,1", show_default=True, help="pixels that the model takes: only 0,1")
+@click.option("--normalize", help="a first layer: mean,std, or all means and then all stds of the channels")
+@click.option("--name", help="in every table  [that of the file or the factory]")
+@click.option("--data", default="cifar10", show_default=True, help="digits, cifar10, cifar100, parquet:DIR, folder:DIR")
+@click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)")
+@click.option("--train-images", type=int, help="for the probe: the first N of a fixed balanced shuffle")
+@click.option("--test-images", type=int, help="the first N of a fixed balanced shuffle")
+@click.option("--attacks", default="pgd,autoattack", show_default=True, help="names with commas")
+@click.option("--eps", help="radii: 4/255,8/255  [the dataset's]")
+@click.option("--eval", help="quick, standard or full  [quick on digits, else standard]")
+@click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]")
+@click.option("--threads", type=int, help="CPU threads of torch  [all cores]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:0")
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the results  [runs/<name>-<data>-<hash>]")
+def evaluate(source: str, out: Path | None, **given: Any) -> int:
+    """Audit and score anybody's encoder or classifier; `bench report` reads the folder that it leaves."""
+    from bench.store import load_records
+    from reports.build import build
+
+    request = gather(source, out, **given)
+    folder = conduct(request)
+    for warning in build(folder):
+        click.echo(f"warning: {warning}", err=True)
+    print_leaderboard(folder)
+    click.echo(f"tables: {folder / 'leaderboard.csv'}, {folder / 'results.csv'}")
+    return 0 if all(record.status == "finished" for record in load_records(folder)) else FAILED_CELLS
+
+
+def gather(source: str, out: Path | None, **given: Any) -> "Request":
+    """The request, checked as far as that goes without loading the model. Raises UsageError."""
+    from bench import device as devices
+    from bench import registry
+    from bench.foreign import Request, check_input_range, check_source, parse_normalize
+    from bench.options import evaluation, options_of
+
+    check_source(source, given["architecture"])
+    check_input_range(given.pop("input_range"))
+    normalize, kind = given.pop("normalize"), given.pop("kind")
+    own = {"architecture": given.pop("architecture"), "name": given.pop("name"), "kind": kind}
+    options = options_of({key: value for key, value in given.items() if value is not None})
+    name, colon, path = options.data.partition(":")
+    device = devices.resolve(options.device)
+    scoring = evaluation(options, registry.load("dataset", name).Dataset(), device)
+    protocols = ("linear",) if kind == "classifier" else ("linear", "multi_patch")
+    return Request(
+        source=source,
+        **own,
+        normalize=parse_normalize(normalize) if normalize else (),
+        data=DataSpec(
+            name=name,
+            path=path if colon else None,
+            root=options.data_root,
+            train_images=options.train_images,
+            test_images=options.test_images,
+        ),
+        eval=scoring.model_copy(update={"protocols": protocols}),
+        device=str(device),
+        threads=options.threads,
+        out=str(out) if out else None,
+        command=("bench", *sys.argv[1:]),
+    )
+
+
+def conduct(request: "Request") -> Path:
+    """Evaluate in a fresh process; the folder of the results.
+
+    Raises UsageError for a model that is refused, and Exit for a failure.
+    """
+    from bench.engine import run_child, signals_raise
+    from bench.foreign import run_spec
+    from bench.progress import Display
+
+    messages: list[str] = []
+    opened: list[Path] = []
+    spec = run_spec(request, weights="")
+    with tempfile.TemporaryDirectory() as scratch, signals_raise(), Display() as display:
+        log = Path(scratch) / "log.txt"
+
+        def listen(event: dict[str, Any]) -> None:
+            if event["event"] == "opened":
+                opened.append(Path(event["out"]))
+                display.line(f"results in {event['out']}")
+            elif event["event"] == "error":
+                messages.append(event["message"])
+            else:
+                display.event(spec, event)
+
+        task = {"task": "evaluate_foreign", "request": request.model_dump(mode="json")}
+        code = run_child(task, listen, log)
+        if code == 2 and messages:
+            raise UsageError(messages[-1])
+        if code or not opened:
+            click.echo(log.read_text(encoding="utf-8"), err=True, nl=False)
+            found = messages[-1] if messages else f"the process ended with code {code}"
+            click.echo(f"bench: the evaluation of {request.source} failed: {found}", err=True)
+            raise click.exceptions.Exit(1)
+    return opened[-1]

@@ -1,0 +1,371 @@
+"""Anybody's encoder or classifier, audited and scored as our own: loaded strictly, checked at the door, then evaluated.
+
+A checkpoint is read as safetensors only, since a pickle may hold code. A factory ``package.module:name`` is code, and
+so it counts only where the command line names it; it runs in the process of the evaluation, never in the parent.
+"""
+
+import hashlib
+import importlib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench.data import ImageSet, data_info, load_data
+from bench.encoder import build_encoder
+from bench.spec import (
+    Budget,
+    Data,
+    DataSpec,
+    EvalSpec,
+    ProbeResult,
+    Record,
+    RunSpec,
+    Setting,
+    TrainResult,
+    UsageError,
+    unknown,
+)
+from bench.store import RunFolder, load_tensors, sha256
+
+Report = Callable[[dict[str, Any]], None]
+Kind = Literal["encoder", "classifier"]
+LISTED = 6  # names of a kind of misfit that one line shows
+DEFAULT_WIDTH = 4096  # of the features, where the file has none
+ELSEWHERE = "trained elsewhere: no budget, no cost and no adversary of training is known"
+
+
+class Request(Data):
+    """What ``bench evaluate`` asks of the process that does it."""
+
+    source: str  # FILE.safetensors or package.module:factory
+    architecture: str | None = None  # of a file: a name in bench.encoder
+    kind: Kind = "encoder"
+    normalize: tuple[float, ...] = ()  # mean and std, one of each or one for each channel: all means, then all stds
+    name: str | None = None  # in every table; None: that of the file or the factory
+    data: DataSpec
+    eval: EvalSpec
+    device: str = "cpu"
+    threads: int | None = None
+    out: str | None = None
+    command: tuple[str, ...] = ()
+
+    @property
+    def row(self) -> str:
+        """A name that every table and file system takes."""
+        stem = self.source.rpartition(":")[2] if is_factory(self.source) else Path(self.source).stem
+        return re.sub(r"[^\w.-]", "-", self.name or stem, flags=re.ASCII)[:80] or "model"
+
+
+# ---------------------------------------------------------------- loading
+
+
+def is_factory(source: str) -> bool:
+    """Whether this names a factory, ``package.module:name``, and not a file."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source) is not None and not Path(source).exists()
+
+
+def check_source(source: str, architecture: str | None) -> None:
+    """Raises UsageError unless this is a factory, or a safetensors file with an architecture. Reads nothing."""
+    if is_factory(source):
+        if architecture is not None:
+            raise UsageError(f"expected --architecture with a file only, got it with the factory {source}")
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise UsageError(f"expected a .safetensors file or package.module:factory, got {source!r}: no such file")
+    if path.suffix != ".safetensors":
+        raise UsageError(
+            f"expected a .safetensors file, got {path}, which may hold code and is not read; convert it where you "
+            f"trust it: safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True), "
+            f"{path.stem + '.safetensors'!r})"
+        )
+    if architecture is None:
+        raise UsageError(f"expected --architecture resnet18 or resnet8 with the file {path}, got none")
+
+
+def load_module(source: str, architecture: str | None, channels: int, normalize: tuple[float, ...]) -> nn.Module:
+    """The module: images (B, C, H, W) in [0, 1] -> features or logits; in eval mode, frozen. Raises UsageError."""
+    check_source(source, architecture)
+    module = load_weights(Path(source), architecture, channels) if architecture else call_factory(source)
+    if normalize or not architecture:
+        module = Foreign(module, *mean_and_std(normalize, channels))
+    return module.eval().requires_grad_(False)
+
+
+def load_weights(path: Path, architecture: str, channels: int) -> nn.Module:
+    """The architecture with every weight of the file in its place. Raises UsageError that lists what does not fit."""
+    weights = load_tensors(path)
+    features = weights.get("feature_layer.0.weight")
+    with torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(architecture, channels, DEFAULT_WIDTH if features is None else len(features))
+    wanted = encoder.state_dict()
+    misfits = {
+        "missing": sorted(wanted.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - wanted.keys()),
+        "shapes": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    if any(misfits.values()):
+        found = "; ".join(f"{what}: {listed(names)}" for what, names in misfits.items() if names)
+        raise UsageError(f"{path} does not fit {architecture} with {channels} channels: {found}")
+    encoder.load_state_dict(weights)
+    return encoder
+
+
+def listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def call_factory(source: str) -> nn.Module:
+    """What the factory returns, called without arguments. Raises UsageError if it cannot, or returns no module."""
+    where, _, name = source.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that nothing there can stand in for a package of ours
+    try:
+        module = importlib.import_module(where)
+    except Exception as error:
+        raise UsageError(f"cannot import {where} of {source}: {one_line(error)}") from error
+    if not hasattr(module, name):
+        known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        raise UsageError(f"{where} has no such factory: " + unknown("factory", name, known))
+    factory = getattr(module, name)
+    if not callable(factory):
+        raise UsageError(f"expected {source} to be callable without arguments, got {type(factory).__name__}")
+    try:
+        built = factory()
+    except Exception as error:
+        raise UsageError(f"the factory {source} failed: {one_line(error)}") from error
+    if not isinstance(built, nn.Module):
+        raise UsageError(f"expected a torch.nn.Module from {source}, got {type(built).__name__}")
+    return built
+
+
+def one_line(error: Exception) -> str:
+    """Type and first line of what it says."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+class Foreign(nn.Module):
+    """A module behind its normalization; images (B, C, H, W) in [0, 1] -> what the module returns.
+
+    Whether the images are four-dimensional is asked of the value, so torch.fx cannot trace it and
+    ``fold_batch_norm`` leaves it as it is: a traced copy would freeze whatever the module draws or decides.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4:
+            raise ValueError(f"expected images (B, C, H, W), got {tuple(images.shape)}")
+        output: Tensor = self.module((images - self.mean) / self.std)
+        return output
+
+
+def mean_and_std(numbers: tuple[float, ...], channels: int) -> tuple[Tensor, Tensor]:
+    """(mean, std), each (1, C or 1, 1, 1), of the numbers of --normalize; 0 and 1 where none are given."""
+    numbers = numbers or (0.0, 1.0)
+    if len(numbers) not in (2, 2 * channels):
+        expected = f"2 numbers, mean and std, or {2 * channels}, a mean and then a std for each channel"
+        raise UsageError(f"expected --normalize with {expected}, got {len(numbers)}")
+    mean, std = torch.tensor(numbers).view(2, 1, -1, 1, 1)
+    if not bool((std > 0).all()) or not all(map(math.isfinite, numbers)):
+        raise UsageError(f"expected --normalize with finite numbers and every std above 0, got {numbers}")
+    return mean, std
+
+
+def parse_normalize(text: str) -> tuple[float, ...]:
+    """Numbers with commas. Raises UsageError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"expected --normalize with numbers such as 0.5,0.25, got {text!r}") from None
+
+
+def check_input_range(text: str) -> None:
+    """Raises UsageError unless this is 0,1: every image comes in [0, 1], and what else a module wants is a layer."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"expected --input-range 0,1, got {text!r}") from None
+    if (low, high) == (0, 1):
+        return
+    if not low < high:
+        raise UsageError(f"expected --input-range with the lower end first, got {text!r}")
+    width = high - low
+    layer = f"--normalize {-low / width:.9g},{1 / width:.9g}"
+    raise UsageError(f"expected a model of images in [0, 1], got [{low:g}, {high:g}]; wrap it with {layer}")
+
+
+# ---------------------------------------------------------------- at the door
+
+
+def check_module(module: nn.Module, kind: Kind, test: ImageSet, device: torch.device, name: str) -> int:
+    """Width of what it returns for the first images, black and white. Raises UsageError unless it is usable.
+
+    Usable: float32 (B, width), finite, a gradient reaches the images, and a classifier has a logit for each class.
+    """
+    few = test.images[:4].to(device).float() / 255
+    images = torch.cat([few, torch.zeros_like(few[:1]), torch.ones_like(few[:1])]).requires_grad_()
+    try:
+        output = module(images)
+    except Exception as error:
+        shape = tuple(images.shape)
+        raise UsageError(f"{name} fails on images {shape}, float32 in [0, 1]: {one_line(error)}") from error
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UsageError(f"expected {name} to return ({len(images)}, width) for {len(images)} images, got {got}")
+    if output.dtype != torch.float32:
+        raise UsageError(f"expected float32 from {name}, got {output.dtype}: float32 decides every number")
+    if not bool(output.isfinite().all()):
+        raise UsageError(f"expected finite numbers from {name} for images in [0, 1], got NaN or infinity")
+    if kind == "classifier" and output.shape[1] != test.classes:
+        expected = f"expected {test.classes} logits from {name}, one for each class of {test.label}"
+        raise UsageError(f"{expected}, got {output.shape[1]}")
+    if not output.requires_grad:
+        raise UsageError(f"expected {name} to be differentiable, got an output without a gradient to the images")
+    return int(output.shape[1])
+
+
+def own_logits(classes: int, train: ImageSet, protocol: str = "linear") -> tuple[ProbeResult, dict[str, Tensor]]:
+    """A probe that hands a classifier's logits on as they are: the identity, to the last bit."""
+    probe = ProbeResult(
+        protocol=protocol,
+        feature_width=classes,
+        penalty=0.0,
+        gradient_norm=0.0,
+        scale=1.0,
+        held_out=[],
+        train_correct=0,
+        train_total=0,
+        seconds=0.0,
+        note="the classifier's own logits: no probe was fitted",
+    )
+    return probe, {"weight": torch.eye(classes), "bias": torch.zeros(classes)}
+
+
+# ---------------------------------------------------------------- the child's side
+
+
+def evaluate_foreign(request: Request, report: Report) -> None:
+    """Load, check, then evaluate into a run folder; what the folder already has is not done again.
+
+    Nothing is written before the module has been found usable. Events: those of a run, and ``opened`` with the folder.
+    """
+    from bench import device as devices
+    from bench import registry
+    from bench.engine import Interrupted
+    from bench.evaluate import evaluate
+    from bench.repro import environment
+    from bench.run import make_manifest, open_folder
+
+    device = devices.resolve(request.device)
+    devices.prepare(device, request.threads)
+    train, test = load_data(registry.load("dataset", request.data.name).Dataset(), request.data)
+    module = load_module(request.source, request.architecture, test.image_shape[0], request.normalize)
+    devices.place(module, device)
+    width = check_module(module, request.kind, test, device, request.source)
+    weights = sha256(module.state_dict())
+    spec = run_spec(request, weights)
+    out = Path(request.out) if request.out else default_folder(spec)
+    manifest = make_manifest([spec], None, None, data_info(train, test), list(request.command))
+    open_folder(out, manifest)
+    folder = RunFolder(out, spec)
+    record = Record(
+        spec=spec,
+        adversary="unknown",
+        supervised=request.kind == "classifier",  # its own head has seen labels
+        data=data_info(train, test),
+        settings=[Setting(name=name, value=value, source="bench evaluate") for name, value in spec.settings.items()]
+        + [Setting(name="output_width", value=width, source="found")],
+        environment=environment(str(device), "fp32"),
+    )
+    folder.save_record(record)
+    report({"event": "opened", "out": str(out)})
+
+    def ended(status: str, *messages: str) -> None:
+        message = "; ".join(filter(None, messages))
+        said = f"{message}; {ELSEWHERE}" if message else ELSEWHERE
+        folder.save_record(record.model_copy(update={"status": status, "message": said}))
+        report({"event": "ended", "status": status, "message": message})
+
+    if request.kind == "classifier" and folder.probe("linear") is None:
+        folder.save_probe(*own_logits(width, train))
+    try:
+        missing = [evaluate(module, train, test, spec.eval, spec.seed, device, folder, report)]
+        missing += [audit_folder(module, test, spec, device, out, report)]
+    except Interrupted:
+        ended("preempted", "stopped in the evaluation; the same command goes on from there")
+        raise
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            ended("failed", one_line(error))
+            raise
+        ended("oom", f"out of memory in the evaluation: {one_line(error)}")
+        return
+    ended("finished", *missing)
+
+
+class Loaded(RunFolder):
+    """The run's folder, whose record also says which weights were loaded: here the loading stands for the training."""
+
+    def record(self) -> Record:
+        known = {"status": "finished", "encoder_sha256": self.spec.settings["weights_sha256"]}
+        nothing = {name: 0 for name, field in TrainResult.model_fields.items() if field.is_required()}
+        train = TrainResult.model_validate(nothing | known)
+        return super().record().model_copy(update={"train": train})
+
+
+def audit_folder(
+    module: nn.Module, test: ImageSet, spec: RunSpec, device: torch.device, out: Path, report: Report
+) -> str:
+    """Audit the numbers in the folder, which stays without a training; returns what is missing, or ""."""
+    from bench.audit import audit
+
+    return audit(module, test, spec.eval, spec.seed, device, Loaded(out, spec), report)
+
+
+def run_spec(request: Request, weights: str) -> RunSpec:
+    """The run that stands for this evaluation; other weights are another run, whatever their name."""
+    return RunSpec(
+        method=request.row,
+        settings={
+            "source": request.source,
+            "kind": request.kind,
+            "architecture": request.architecture or "its own",
+            "normalize": list(request.normalize),
+            "weights_sha256": weights,
+        },
+        data=request.data,
+        budget=Budget(amount=1, unit="updates"),  # a run has one; no training is done here
+        device=request.device,
+        threads=request.threads,
+        encoder=request.architecture,
+        eval=request.eval,
+    )
+
+
+def default_folder(spec: RunSpec) -> Path:
+    """``runs/<name>-<data>-<hash of everything>``: the same command finds its folder again."""
+    return (
+        Path("runs")
+        / f"{spec.method}-{spec.data.name}-{hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:6]}"
+    )
