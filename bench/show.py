@@ -54,7 +54,7 @@ def print_leaderboard(folder: Path) -> None:
     for protocol, part in board.groupby("protocol", sort=False):
         rows = [
             ["" if pandas.isna(row["rank"]) else str(row["rank"]), str(row["method"])]
-            + [interval(row, "clean"), percent(row["pgd"]), percent(row["autoattack"]), interval(row, "worst")]
+            + [percent(row["clean"]), percent(row["pgd"]), percent(row["autoattack"]), interval(row, "worst")]
             + ["" if pandas.isna(row[key]) else f"{row[key]:.0f}" for key in ("n", "train_seconds")]
             + ["" if pandas.isna(row["audit"]) else f"{row['audit']} ({row['audit_level']})", str(row["status"])]
             for _, row in part.iterrows()
