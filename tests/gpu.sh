@@ -12,7 +12,11 @@ mkdir -p "$OUT"
 
 # the step of each method against the textbook one, and the projected minutes of every row of the paper suite
 "$PYTHON" -m bench perf --json > "$OUT/perf.json"
-"$PYTHON" -m bench perf --compile --json > "$OUT/perf-compiled.json" || echo "compiled: failed"
+# does compiling pay: 200 updates of both kinds, seconds and share of the peak in results.csv
+for compile in --compile --no-compile; do
+    "$PYTHON" -m bench run --suite paper --methods cf_amc_ssl,emp_ssl_adv,simclr_adv --budget 200up "$compile" \
+        --data "$DATA" --eval quick --attacks pgd --protocols linear --out "$OUT/updates$compile"
+done
 
 # CF-AMC-SSL at the full recipe; linear and multi_patch, PGD at 4/255 and 8/255, AutoAttack on 1,000, published_eval
 time "$PYTHON" -m bench run --suite paper --methods cf_amc_ssl --data "$DATA" --eval standard --out "$OUT/cf_amc_ssl"
