@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -212,19 +211,10 @@ def growth(name: str, side: Side, device_name: str, precision: Precision, quick:
     devices.prepare(device, threads)
     work = build(name, side, device, precision, quick)
     devices.reset_peak_memory(device)
-    before = peak_memory(device)
+    before = devices.peak_memory_bytes(device)
     work.run()
     work.run()
-    return peak_memory(device) - before
-
-
-def peak_memory(device: torch.device) -> int:
-    """Peak of this process alone: what getrusage tells on Linux includes the process that has started this one."""
-    status = Path("/proc/self/status")
-    if device.type == "cpu" and status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) * 1024
-    return devices.peak_memory_bytes(device)
+    return devices.peak_memory_bytes(device) - before
 
 
 # ---------------------------------------------------------------- what is timed
