@@ -1,94 +1,110 @@
-"""The store: the only writer of files. Atomic, checksummed; a finished cell is found again and never run twice.
+"""The store: what a run folder holds and where. A finished cell is found again and never run twice.
 
     OUT/manifest.json                       what was asked, where it was made
+    OUT/.lock                               who writes here (see bench.lock)
     OUT/runs/<method>-s<seed>/run.json      a Record without its parts: settings, environment, status
-                             /train.json, encoder.safetensors; checkpoint.pt while training is interrupted
+                             /train.json, encoder.safetensors; checkpoints/ until training is finished
                              /probes/<protocol>.json, <protocol>.safetensors
                              /results/<protocol>-<attack>-<eps>.json
-                             /adversarial/<protocol>-<attack>.safetensors   what the ranked attacks returned
-                             /audit.json                                    a list of Audit
-    OUT/results.csv, leaderboard.csv, figures/, report.pdf     derived, rebuilt at will
+                             /adversarial/<protocol>-<attack>-<hash>.safetensors   what the ranked attacks returned
+                             /audit.json                                           an Audits
+                             /examples/<protocol>.json                             an Examples: pictures for the report
+    OUT/results.csv, leaderboard.csv, figures/, report.pdf, report.html     derived, rebuilt at will
+
+Every JSON file ends with its checksum, and every file of tensors has its hash in one. Of two files that belong
+together the one that names the other is written last. A damaged file is named, put aside, and made again.
 
 Reading needs no torch; the functions that handle tensors import it.
 """
 
-import hashlib
-import io
 import os
-import tempfile
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
-from bench.spec import Audit, Data, EvalResult, Manifest, ProbeResult, Record, RunSpec, TrainResult, UsageError
+from bench.disk import DiskError, is_there, listed, put_aside, remove_file
+from bench.disk import write_bytes as write_bytes
+from bench.files import Damaged, sealed
+from bench.files import load_tensors as load_tensors
+from bench.files import read as read
+from bench.files import save as save
+from bench.files import save_tensors as save_tensors
+from bench.files import sha256 as sha256
+from bench.spec import Audit, Data, EvalResult, Manifest, Name, ProbeResult, Record, RunSpec, TrainResult, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+CELLS = ("probes", "results", "adversarial")  # the folders of what is made from a trained encoder
+Png = Annotated[str, Field(pattern="^[A-Za-z0-9+/]*=*$")]  # base64
 D = TypeVar("D", bound=Data)
-AUDITS = TypeAdapter(list[Audit])
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` or leave it as it was: temp file, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+class Audits(Data):
+    """audit.json: the audits of the protocols, in the order in which they were made."""
+
+    audits: list[Audit]
+
+
+class Example(Data):
+    """One test image, what an attack made of it, and the classes predicted before and after; pictures are PNG."""
+
+    label: int
+    before: int
+    after: int
+    attack: str
+    image: Png
+    adversarial: Png
+    perturbation: Png  # grey where nothing moved, black and white at -eps and eps
+
+
+class Examples(Data):
+    """examples/<protocol>.json: the first images of the test order, the same for every method."""
+
+    protocol: Name
+    eps: float
+    examples: list[Example]
+
+
+class Beat(Data):
+    """beat.json: how far a training had come when it was last heard of; may be lost in a power cut."""
+
+    seconds: float
+    updates: int
 
 
 def write_text(path: Path, text: str) -> None:
-    """As write_bytes, in UTF-8."""
+    """A derived file in UTF-8, atomically. Raises DiskError."""
     write_bytes(path, text.encode())
 
 
-def read(kind: type[D], path: Path) -> D:
-    """The record in a JSON file. Raises UsageError if it is missing, damaged or of another kind."""
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UsageError(f"expected {path}: no such file") from None
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"{path} is not a {kind.__name__} of this version: {where}: {first['msg']}") from None
-
-
-def save(path: Path, record: Data) -> None:
-    """A record as JSON, atomically."""
-    write_text(path, record.model_dump_json(indent=1) + "\n")
-
-
 def load_manifest(folder: Path) -> Manifest:
-    """What a run folder was asked for. Raises UsageError if the folder is none."""
-    if not (folder / MANIFEST).is_file():
+    """What a run folder was asked for. Raises UsageError if the folder is none, Damaged if its manifest is."""
+    if not is_there(folder / MANIFEST):
         raise UsageError(f"expected the folder of a run, got {folder}: it has no {MANIFEST}")
+    refuse_links(folder)
     return read(Manifest, folder / MANIFEST)
 
 
-def load_records(folder: Path) -> list[Record]:
-    """All runs of a folder in the manifest's order, those that have not begun included."""
-    return [RunFolder(folder, spec).record() for spec in load_manifest(folder).runs]
+def refuse_links(folder: Path) -> None:
+    """Raises UsageError at a link in the folder of a run: it may lead out of it. The folder itself may be one."""
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(os.path.join(parent, name)):
+                raise UsageError(f"expected no links in the folder of a run, got {os.path.join(parent, name)!r}")
+
+
+def load_records(folder: Path, damaged: list[Damaged] | None = None) -> list[Record]:
+    """All runs of a folder in the manifest's order, those not begun included; ``damaged`` as in ``record``."""
+    return [RunFolder(folder, spec).record(damaged) for spec in load_manifest(folder).runs]
+
+
+def load_examples(folder: Path, damaged: list[Damaged] | None = None) -> dict[str, list[Examples]]:
+    """Name of a run -> its pictures, for the runs of a folder that have any; ``damaged`` as in ``record``."""
+    found = {spec.name: RunFolder(folder, spec).examples(damaged) for spec in load_manifest(folder).runs}
+    return {name: each for name, each in found.items() if each}
 
 
 class RunFolder:
@@ -96,144 +112,194 @@ class RunFolder:
 
     def __init__(self, out: Path, spec: RunSpec) -> None:
         self.spec = spec
+        self.out = out
         self.path = out / "runs" / spec.name
+        self.there = is_there(out)
 
-    def record(self) -> Record:
-        """Everything known so far. Raises UsageError where a part is damaged or there twice."""
-        if not (self.path / "run.json").is_file():
-            return Record(spec=self.spec)
-        record = read(Record, self.path / "run.json")
+    def record(self, damaged: list[Damaged] | None = None) -> Record:
+        """Everything known so far. Damaged files are left out and put into ``damaged``, or raised where it is None."""
+        own = self._read(Record, "run.json", damaged)
+        audits = self._read(Audits, "audit.json", damaged)
         parts = {
-            "train": read(TrainResult, self.path / "train.json") if self._has("train.json") else None,
-            "probes": [read(ProbeResult, file) for file in sorted(self.path.glob("probes/*.json"))],
-            "results": [read(EvalResult, file) for file in sorted(self.path.glob("results/*.json"))],
-            "audits": self.audits(),
+            "train": self._read(TrainResult, "train.json", damaged),
+            "probes": self._read_all(ProbeResult, "probes", damaged),
+            "results": self._read_all(EvalResult, "results", damaged),
+            "audits": audits.audits if audits else [],
         }
         try:
-            return Record(**dict(record) | parts)
+            return Record(**dict(own or Record(spec=self.spec)) | parts)
         except ValidationError as error:
-            raise UsageError(f"{self.path} is no record: {error.errors()[0]['msg']}") from None
+            raise Damaged(self.path, error.errors()[0]["msg"]) from None
 
     def save_record(self, record: Record) -> None:
         """Settings, environment and status; the parts have files of their own."""
         alone = record.model_copy(update={"train": None, "probes": [], "results": [], "audits": []})
-        save(self.path / "run.json", alone)
+        save(self.place("run.json"), alone)
+
+    def place(self, name: str) -> Path:
+        """Where a file of this run is written. Raises DiskError where the folder of all runs was there and is not."""
+        if self.there and not is_there(self.out):
+            raise DiskError(f"the folder {self.out} has vanished; with it back, the same command goes on")
+        return self.path / name
 
     # ------------------------------------------------------------ training
 
-    def trained(self) -> tuple[TrainResult, dict[str, "Tensor"]] | None:
-        """The result of a training that has ended, and the encoder's weights."""
-        if not self._has("train.json"):
+    def trained(self) -> "tuple[TrainResult, dict[str, Tensor]] | None":
+        """The result of a training that has ended, and the encoder's weights; none where it did not finish."""
+        result = self._read(TrainResult, "train.json")
+        if result is None:
             return None
-        result = read(TrainResult, self.path / "train.json")
-        return result, load_tensors(self.path / "encoder.safetensors") if result.status == "finished" else {}
+        if result.status != "finished":
+            return result, {}
+        return result, load_tensors(self.path / "encoder.safetensors", result.encoder_sha256)
 
-    def save_trained(self, result: TrainResult, encoder: dict[str, "Tensor"]) -> None:
+    def save_trained(self, result: TrainResult, encoder: "dict[str, Tensor]") -> None:
         """The encoder first, the result last: a result that is there is complete."""
-        save_tensors(self.path / "encoder.safetensors", encoder)
-        save(self.path / "train.json", result.model_copy(update={"encoder_sha256": sha256(encoder)}))
-        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        if result.status == "finished":
+            save_tensors(self.place("encoder.safetensors"), encoder)
+            result = result.model_copy(update={"encoder_sha256": sha256(encoder)})
+        save(self.place("train.json"), result)
+        self.forget_training(result)
 
-    def checkpoint(self) -> dict[str, Any] | None:
-        """The state of a training that was interrupted."""
-        if not self._has("checkpoint.pt"):
-            return None
-        import torch
+    def forget_training(self, result: TrainResult) -> None:
+        """Remove what a training that has ended needs no more; one that diverged keeps its checkpoints."""
+        from bench.checkpoint import remove_checkpoints
 
-        try:
-            state: dict[str, Any] = torch.load(self.path / "checkpoint.pt", map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UsageError(
-                f"cannot read {self.path / 'checkpoint.pt'}: {reason}; remove it to train from the start"
-            ) from None
-        return state
+        if result.status != "diverged":
+            remove_checkpoints(self.path / "checkpoints")
+        self.remove("beat.json")
+
+    def checkpoint(self) -> "tuple[dict[str, Any] | None, list[Damaged]]":
+        """The newest state of a training that has not ended, and what is wrong with newer ones (bench.checkpoint)."""
+        from bench.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.path / "checkpoints")
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """The state of a training that goes on later."""
-        import torch
+        """The next generation of the state."""
+        from bench.checkpoint import save_checkpoint
 
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_bytes(self.path / "checkpoint.pt", buffer.getvalue())
+        save_checkpoint(self.place("checkpoints"), state)
+
+    def beat(self) -> Beat | None:
+        """How far the training was when it was last heard of; None where that is not known."""
+        try:
+            return self._read(Beat, "beat.json")
+        except Damaged:
+            return None
+
+    def save_beat(self, beat: Beat) -> None:
+        """Not synced: it is written twice a second, and may be lost in a power cut. Raises DiskError."""
+        write_bytes(self.place("beat.json"), sealed(beat.model_dump_json(indent=1)), synced=False)
 
     # ------------------------------------------------------------ cells
 
-    def probe(self, protocol: str) -> tuple[ProbeResult, dict[str, "Tensor"]] | None:
+    def probe(self, protocol: str) -> "tuple[ProbeResult, dict[str, Tensor]] | None":
         """A probe that was fitted."""
-        file = self.path / "probes" / f"{protocol}.json"
-        if not file.is_file():
+        found = self._read(ProbeResult, f"probes/{protocol}.json")
+        if found is None:
             return None
-        return read(ProbeResult, file), load_tensors(file.with_suffix(".safetensors"))
+        return found, load_tensors(self.path / "probes" / f"{protocol}.safetensors", found.sha256)
 
-    def save_probe(self, probe: ProbeResult, tensors: dict[str, "Tensor"]) -> None:
-        file = self.path / "probes" / f"{probe.protocol}.json"
-        save_tensors(file.with_suffix(".safetensors"), tensors)
-        save(file, probe.model_copy(update={"sha256": sha256(tensors)}))
+    def save_probe(self, probe: ProbeResult, tensors: "dict[str, Tensor]") -> None:
+        """The tensors first: a probe that is there is complete."""
+        save_tensors(self.place(f"probes/{probe.protocol}.safetensors"), tensors)
+        save(self.place(f"probes/{probe.protocol}.json"), probe.model_copy(update={"sha256": sha256(tensors)}))
 
     def result(self, protocol: str, attack: str, eps: float) -> EvalResult | None:
         """A cell that was measured."""
-        file = self._cell(protocol, attack, eps)
-        return read(EvalResult, file) if file.is_file() else None
+        return self._read(EvalResult, f"results/{protocol}-{attack}-{eps:.6f}.json")
 
     def save_result(self, result: EvalResult) -> None:
-        save(self._cell(result.protocol, result.attack, result.eps), result)
+        """And forget what the attack returned before."""
+        save(self.place(result_file(result)), result)
+        if result.images_sha256:
+            self.forget_images(result.protocol, result.attack)
+
+    def forget_images(self, protocol: str, attack: str) -> None:
+        """Remove the images of an attack that its last result does not name."""
+        last = self.last_with_images(protocol, attack)
+        kept = images_file(last) if last is not None else ""
+        for name in self.names("adversarial"):
+            if cell(name) == f"{protocol}-{attack}" and name != kept:
+                self.remove(name)
 
     def adversarial(self, protocol: str, attack: str) -> "Tensor | None":
-        """What an attack returned for the first images, (K, C, H, W) in [0, 1], if that was kept."""
-        file = self._adversarial(protocol, attack)
-        return load_tensors(file)["images"] if file.is_file() else None
+        """What an attack returned for the first images, (K, C, H, W) in [0, 1], when its last result was stored."""
+        found = self.last_with_images(protocol, attack)
+        if found is None:
+            return None
+        return load_tensors(self.path / images_file(found), found.images_sha256)["images"]
 
     def save_adversarial(self, protocol: str, attack: str, images: "Tensor") -> str:
-        """Keep them; returns their hash."""
-        save_tensors(self._adversarial(protocol, attack), {"images": images})
-        return sha256({"images": images})
+        """Keep them beside those of the result before, which stays whole until the next is stored; their hash."""
+        found = sha256({"images": images})
+        save_tensors(self.place(f"adversarial/{protocol}-{attack}-{found[:16]}.safetensors"), {"images": images})
+        return found
 
     def audits(self) -> list[Audit]:
         """The audits of the protocols, in the order in which they were made."""
-        file = self.path / "audit.json"
-        try:
-            return AUDITS.validate_json(file.read_bytes()) if file.is_file() else []
-        except ValidationError as error:
-            raise UsageError(f"{file} is no list of audits of this version: {error.errors()[0]['msg']}") from None
+        found = self._read(Audits, "audit.json")
+        return found.audits if found else []
 
     def save_audits(self, audits: list[Audit]) -> None:
-        write_bytes(self.path / "audit.json", AUDITS.dump_json(audits, indent=1) + b"\n")
+        """All of them, in one file."""
+        save(self.place("audit.json"), Audits(audits=audits))
 
-    def _adversarial(self, protocol: str, attack: str) -> Path:
-        return self.path / "adversarial" / f"{protocol}-{attack}.safetensors"
+    def examples(self, damaged: list[Damaged] | None = None) -> list[Examples]:
+        """The pictures of each protocol; ``damaged`` as in ``record``."""
+        return self._read_all(Examples, "examples", damaged)
 
-    def _cell(self, protocol: str, attack: str, eps: float) -> Path:
-        return self.path / "results" / f"{protocol}-{attack}-{eps:.6f}.json"
+    def save_examples(self, examples: Examples) -> None:
+        """The pictures of one protocol."""
+        save(self.place(f"examples/{examples.protocol}.json"), examples)
 
-    def _has(self, name: str) -> bool:
-        return (self.path / name).is_file()
+    # ------------------------------------------------------------ files
+
+    def names(self, kind: str) -> list[str]:
+        """The files of one of CELLS, as ``results/linear-pgd-0.100000.json``; not those that were put aside."""
+        names = listed(self.path / kind)
+        return [f"{kind}/{name}" for name in names if name.endswith((".json", ".safetensors"))]
+
+    def put_aside(self, *names: str) -> None:
+        """Rename files that are there to ``<name>.damaged``, each to stay before the next. Raises DiskError."""
+        for name in names:
+            put_aside(self.path / name)
+
+    def remove(self, name: str) -> None:
+        """A file, if it is there. Raises DiskError."""
+        remove_file(self.path / name)
+
+    def last_with_images(self, protocol: str, attack: str) -> EvalResult | None:
+        """The result that names what is kept of an attack. PGD goes by growing eps, so the largest is the last."""
+        results = self._read_all(EvalResult, "results", None, f"{protocol}-{attack}")
+        return max((each for each in results if each.images_sha256), key=lambda each: each.eps, default=None)
+
+    def _read_all(self, kind: type[D], folder: str, damaged: list[Damaged] | None, only: str = "") -> list[D]:
+        names = [n for n in self.names(folder) if n.endswith(".json") and (not only or cell(n) == only)]
+        return [found for name in names if (found := self._read(kind, name, damaged)) is not None]
+
+    def _read(self, kind: type[D], name: str, damaged: list[Damaged] | None = None) -> D | None:
+        """A part that is there; one that is damaged is put into the list, or raised where there is no list."""
+        try:
+            return read(kind, self.path / name) if is_there(self.path / name) else None
+        except Damaged as error:
+            if damaged is None:
+                raise
+            damaged.append(error)
+            return None
 
 
-def save_tensors(path: Path, tensors: dict[str, "Tensor"]) -> None:
-    """Tensors as safetensors, atomically."""
-    from safetensors.torch import save as to_bytes
-
-    write_bytes(path, to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+def result_file(result: EvalResult) -> str:
+    """Its place in the folder of its run."""
+    return f"results/{result.protocol}-{result.attack}-{result.eps:.6f}.json"
 
 
-def load_tensors(path: Path) -> dict[str, "Tensor"]:
-    """Tensors of a safetensors file. Raises UsageError if it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
-
-    try:
-        return from_bytes(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"expected the weights in {path}: {error}") from None
+def cell(name: str) -> str:
+    """``<protocol>-<attack>`` of a file in results or adversarial."""
+    return name.partition("/")[2].rpartition("-")[0]
 
 
-def sha256(tensors: "Mapping[str, Tensor]") -> str:
-    """Hash of names, types, shapes and values, in the order of the names; the same on every device."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def images_file(result: EvalResult) -> str:
+    """The place of the images that a result names."""
+    return f"adversarial/{result.protocol}-{result.attack}-{result.images_sha256[:16]}.safetensors"
