@@ -22,19 +22,20 @@ PORTABLE = {
 
 def run_suite(suite: str, out: Path | None, stack: contextlib.ExitStack) -> Path:
     """The folder of a finished run of the suite; temporary unless ``out`` is given."""
-    from bench.engine import signals_raise
     from bench.options import load_suite, options_of, resolve
     from bench.progress import Display
-    from bench.run import make_manifest, open_folder, run_all
+    from bench.run import make_manifest, opened, run_all
+    from bench.signals import signals_raise
 
     options = options_of(load_suite(suite))
     specs, budget, total, data = resolve(options)
     folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-check-")))
     stack.enter_context(signals_raise())
     os.environ.update(PORTABLE)
-    open_folder(folder, make_manifest(specs, budget, total, data, ["bench", "check", "--suite", suite]))
+    manifest = make_manifest(specs, budget, total, data, ["bench", "check", "--suite", suite])
+    lock = stack.enter_context(opened(folder, manifest))
     with Display() as display:
-        run_all(folder, specs, display, None)
+        run_all(folder, specs, display, None, lock)
     return folder
 
 

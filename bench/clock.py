@@ -16,7 +16,6 @@ class Clock:
     """Training time and updates of one run. ``now`` (nanoseconds) and ``synchronize`` are injected: tests use fakes.
 
     ``total_updates`` is the number of updates of a budget in updates or epochs; None for a budget in time.
-    ``seconds`` and ``updates`` continue an interrupted run: a duration is restored, never a time stamp.
     """
 
     def __init__(
@@ -24,20 +23,24 @@ class Clock:
         budget: Budget,
         total_updates: int | None,
         *,
-        seconds: float = 0.0,
-        updates: int = 0,
-        durations: list[float] | None = None,
         now: Callable[[], int] = time.monotonic_ns,
         synchronize: Callable[[], None] = lambda: None,
     ) -> None:
         assert (total_updates is None) == (budget.unit == "seconds")
         self.budget, self.total_updates = budget, total_updates
-        self.updates = updates
-        self.durations = deque(durations or [], maxlen=200)  # of the newest updates, in seconds
+        self.updates = 0
+        self.durations: deque[float] = deque(maxlen=200)  # of the newest updates, in seconds
         self.paused: dict[str, float] = {}  # reason -> seconds off the clock
         self._now, self._synchronize = now, synchronize
-        self._kept = self._spent = seconds  # up to the last kept update; up to the last stop
+        self._kept = self._spent = 0.0  # up to the last kept update; up to the last stop
         self._started: int | None = None
+
+    def go_on(self, seconds: float, updates: int, durations: list[float], paused: dict[str, float]) -> None:
+        """Continue an interrupted run: durations are restored, never a time stamp."""
+        self._kept = self._spent = seconds
+        self.updates = updates
+        self.durations.extend(durations)
+        self.paused = dict(paused)
 
     def start(self) -> None:
         """The first batch is about to be asked for."""
@@ -78,9 +81,9 @@ class Clock:
         seconds = self.seconds
         if self.budget.unit == "seconds" and seconds > self.budget.amount:
             return False
+        self.updates += 1  # first: an interruption below leaves a number that no copy of the state has
         self.durations.append(seconds - self._kept)
         self._kept = seconds
-        self.updates += 1
         return True
 
     @property

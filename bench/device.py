@@ -22,6 +22,13 @@ from bench.spec import Precision, UsageError
 
 aten = torch.ops.aten
 M = TypeVar("M", bound=nn.Module)
+THROTTLE = {  # bits of nvmlClocksThrottleReasons
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
 
 
 def resolve(name: str) -> torch.device:
@@ -169,6 +176,17 @@ class Phases:
             self._marks.popleft()
 
 
+def generator_state(device: torch.device) -> Tensor | None:
+    """State of the global generator of a GPU; None on a CPU."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def load_generator_state(device: torch.device, state: Tensor | None) -> None:
+    """Put it back, where there was one."""
+    if device.type == "cuda" and state is not None:
+        torch.cuda.set_rng_state(state, device)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start the memory meter anew where that is possible (a CPU process only ever knows its highest peak)."""
     if device.type == "cuda":
@@ -229,8 +247,39 @@ class Energy:
         return self._read() - self._start if self._read else None
 
 
-def energy_counter(device: torch.device) -> Any:
-    """A function that reads the total of the device in joules, or None; by UUID, as NVML has an order of its own."""
+def other_processes(device: torch.device) -> int | None:
+    """Processes beside this one that compute on the GPU; None where nothing tells.
+
+    This process is one of those listed, under a number that a container may not know; an empty list hides them all.
+    """
+    handle = nvml_handle(device)
+    if handle is None:
+        return None
+    try:
+        import pynvml
+
+        count = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    except Exception:
+        return None
+    return count - 1 if count else None
+
+
+def throttling(device: torch.device) -> list[str] | None:
+    """What holds the clocks of the GPU down, idling and chosen clocks aside; None where nothing tells."""
+    handle = nvml_handle(device)
+    if handle is None:
+        return None
+    try:
+        import pynvml
+
+        bits = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    except Exception:
+        return None
+    return [name for bit, name in THROTTLE.items() if bits & bit]
+
+
+def nvml_handle(device: torch.device) -> Any:
+    """What NVML calls the device, found by UUID, as NVML has an order of its own; None without a GPU or NVML."""
     if device.type != "cuda":
         return None
     try:
@@ -238,9 +287,21 @@ def energy_counter(device: torch.device) -> Any:
 
         pynvml.nvmlInit()
         uuid = str(torch.cuda.get_device_properties(device).uuid)
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    except Exception:  # no library or no driver
+        return None
+
+
+def energy_counter(device: torch.device) -> Any:
+    """A function that reads the total of the device in joules, or None."""
+    handle = nvml_handle(device)
+    if handle is None:
+        return None
+    try:
+        import pynvml
+
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # no library, no driver, or a GPU that does not count: unknown, never 0
+    except Exception:  # a GPU that does not count: unknown, never 0
         return None
     return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
 

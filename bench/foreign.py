@@ -4,7 +4,6 @@ A checkpoint is read as safetensors only, since a pickle may hold code. A factor
 so it counts only where the command line names it; it runs in the process of the evaluation, never in the parent.
 """
 
-import hashlib
 import importlib
 import math
 import os
@@ -17,28 +16,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bench.data import ImageSet, data_info, load_data
+from bench.data import ImageSet
 from bench.encoder import build_encoder
 from bench.spec import (
-    Budget,
     Data,
     DataSpec,
     EvalSpec,
     ProbeResult,
-    Record,
-    RunSpec,
-    Setting,
-    TrainResult,
     UsageError,
     unknown,
 )
-from bench.store import RunFolder, load_tensors, sha256
+from bench.store import RunFolder, load_tensors
 
 Report = Callable[[dict[str, Any]], None]
 Kind = Literal["encoder", "classifier"]
 LISTED = 6  # names of a kind of misfit that one line shows
 DEFAULT_WIDTH = 4096  # of the features, where the file has none
-ELSEWHERE = "trained elsewhere: no budget, no cost and no adversary of training is known"
+WEIGHTS = "encoder.safetensors"  # in the run's folder: a copy of the file that was evaluated
 
 
 class Request(Data):
@@ -60,7 +54,7 @@ class Request(Data):
     def row(self) -> str:
         """A name that every table and file system takes."""
         stem = self.source.rpartition(":")[2] if is_factory(self.source) else Path(self.source).stem
-        return re.sub(r"[^\w.-]", "-", self.name or stem, flags=re.ASCII)[:80] or "model"
+        return re.sub(r"[^\w.-]", "-", self.name or stem, flags=re.ASCII).lstrip("-.")[:68] or "model"
 
 
 # ---------------------------------------------------------------- loading
@@ -101,7 +95,7 @@ def load_module(source: str, architecture: str | None, channels: int, normalize:
 
 def load_weights(path: Path, architecture: str, channels: int) -> nn.Module:
     """The architecture with every weight of the file in its place. Raises UsageError that lists what does not fit."""
-    weights = load_tensors(path)
+    weights = load_tensors(path.resolve())  # what the command line names may be a link
     features = weights.get("feature_layer.0.weight")
     with torch.random.fork_rng(devices=[]):
         encoder = build_encoder(architecture, channels, DEFAULT_WIDTH if features is None else len(features))
@@ -262,110 +256,16 @@ def own_logits(classes: int, train: ImageSet, protocol: str = "linear") -> tuple
     return probe, {"weight": torch.eye(classes), "bias": torch.zeros(classes)}
 
 
-# ---------------------------------------------------------------- the child's side
+def reload_module(run: RunFolder, channels: int) -> nn.Module:
+    """The module of an evaluation once more: from the weights in its folder, or from the factory that it names.
 
-
-def evaluate_foreign(request: Request, report: Report) -> None:
-    """Load, check, then evaluate into a run folder; what the folder already has is not done again.
-
-    Nothing is written before the module has been found usable. Events: those of a run, and ``opened`` with the folder.
+    Raises UsageError where the weights do not fit, or the factory cannot be called from here.
     """
-    from bench import device as devices
-    from bench import registry
-    from bench.engine import Interrupted
-    from bench.evaluate import evaluate
-    from bench.repro import environment
-    from bench.run import make_manifest, open_folder
-
-    device = devices.resolve(request.device)
-    devices.prepare(device, request.threads)
-    train, test = load_data(registry.load("dataset", request.data.name).Dataset(), request.data)
-    module = load_module(request.source, request.architecture, test.image_shape[0], request.normalize)
-    devices.place(module, device)
-    width = check_module(module, request.kind, test, device, request.source)
-    weights = sha256(module.state_dict())
-    spec = run_spec(request, weights)
-    out = Path(request.out) if request.out else default_folder(spec)
-    manifest = make_manifest([spec], None, None, data_info(train, test), list(request.command))
-    open_folder(out, manifest)
-    folder = RunFolder(out, spec)
-    record = Record(
-        spec=spec,
-        adversary="unknown",
-        supervised=request.kind == "classifier",  # its own head has seen labels
-        data=data_info(train, test),
-        settings=[Setting(name=name, value=value, source="bench evaluate") for name, value in spec.settings.items()]
-        + [Setting(name="output_width", value=width, source="found")],
-        environment=environment(str(device), "fp32"),
-    )
-    folder.save_record(record)
-    report({"event": "opened", "out": str(out)})
-
-    def ended(status: str, *messages: str) -> None:
-        message = "; ".join(filter(None, messages))
-        said = f"{message}; {ELSEWHERE}" if message else ELSEWHERE
-        folder.save_record(record.model_copy(update={"status": status, "message": said}))
-        report({"event": "ended", "status": status, "message": message})
-
-    if request.kind == "classifier" and folder.probe("linear") is None:
-        folder.save_probe(*own_logits(width, train))
+    given = run.spec.settings
+    architecture = run.spec.encoder
+    source = given["source"] if architecture is None else str(run.path / WEIGHTS)
     try:
-        missing = [evaluate(module, train, test, spec.eval, spec.seed, device, folder, report)]
-        missing += [audit_folder(module, test, spec, device, out, report)]
-    except Interrupted:
-        ended("preempted", "stopped in the evaluation; the same command goes on from there")
-        raise
-    except Exception as error:
-        if not devices.is_out_of_memory(error):
-            ended("failed", one_line(error))
-            raise
-        ended("oom", f"out of memory in the evaluation: {one_line(error)}")
-        return
-    ended("finished", *missing)
-
-
-class Loaded(RunFolder):
-    """The run's folder, whose record also says which weights were loaded: here the loading stands for the training."""
-
-    def record(self) -> Record:
-        known = {"status": "finished", "encoder_sha256": self.spec.settings["weights_sha256"]}
-        nothing = {name: 0 for name, field in TrainResult.model_fields.items() if field.is_required()}
-        train = TrainResult.model_validate(nothing | known)
-        return super().record().model_copy(update={"train": train})
-
-
-def audit_folder(
-    module: nn.Module, test: ImageSet, spec: RunSpec, device: torch.device, out: Path, report: Report
-) -> str:
-    """Audit the numbers in the folder, which stays without a training; returns what is missing, or ""."""
-    from bench.audit import audit
-
-    return audit(module, test, spec.eval, spec.seed, device, Loaded(out, spec), report)
-
-
-def run_spec(request: Request, weights: str) -> RunSpec:
-    """The run that stands for this evaluation; other weights are another run, whatever their name."""
-    return RunSpec(
-        method=request.row,
-        settings={
-            "source": request.source,
-            "kind": request.kind,
-            "architecture": request.architecture or "its own",
-            "normalize": list(request.normalize),
-            "weights_sha256": weights,
-        },
-        data=request.data,
-        budget=Budget(amount=1, unit="updates"),  # a run has one; no training is done here
-        device=request.device,
-        threads=request.threads,
-        encoder=request.architecture,
-        eval=request.eval,
-    )
-
-
-def default_folder(spec: RunSpec) -> Path:
-    """``runs/<name>-<data>-<hash of everything>``: the same command finds its folder again."""
-    return (
-        Path("runs")
-        / f"{spec.method}-{spec.data.name}-{hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:6]}"
-    )
+        return load_module(source, architecture, channels, tuple(given["normalize"]))
+    except UsageError as error:
+        advice = "run it where this can be imported" if architecture is None else "evaluate the model again"
+        raise UsageError(f"cannot verify {run.spec.name}: {error}; {advice}") from error

@@ -30,7 +30,8 @@ from bench.reference import optim as textbook_optim
 from bench.reference import step as textbook
 from bench.repro import Draws
 from bench.spec import Budget, Data, Precision, UsageError, unknown
-from bench.train import Training, train, update
+from bench.state import Training
+from bench.train import train, update
 from methods.common.adversary import ADVERSARIES
 from methods.common.base import BaseMethod
 from methods.common.losses import coding_rate
@@ -344,7 +345,7 @@ def project_paper(
     images = ImageSet(pictures, torch.arange(2048) % 10, classes=10, label="noise")
     for row in load_suite("paper")["rows"]:
         method = build_method(row["method"], encoder, row["settings"] | settings)
-        result, _ = train(method, images, Budget(amount=updates, unit="updates"), 0, device, precision=precision)
+        result = train(method, images, Budget(amount=updates, unit="updates"), 0, device, precision=precision)
         rate = result.updates / result.train_seconds
         total = row_updates(Budget.parse(row["budget"]), method)
         yield Projection(method=row["method"], updates=total, updates_per_second=rate, minutes=total / rate / 60)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from bench.spec import Data, EvalSpec, RunSpec
+from bench.spec import RANKED, Data, EvalSpec, RunSpec
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -16,6 +16,12 @@ STANDING = {"none": 0.0, "pgd": 0.45, "free": 0.45}  # assumed robust accuracy a
 LEARNING_UPDATES = 60  # before about so many updates an encoder is not robust yet (seen on digits)
 AUTOATTACK_PASSES = 11_700  # of an image that survives all four attacks
 EARLY_PASSES = 10  # of an image that falls at once
+# of the audit, with the passes that the checks of a healthy model on digits have counted (tests/zoo)
+STRUCTURAL_PASSES = {"linear": 2400, "multi_patch": 700}  # and once over the test set
+AUDIT_PASSES = {"core": (40, 346), "full": (290, 789)}  # of an audited image, and more of one that stands
+ZERO_PASSES = 20  # of an audited image where the number is 0, which few checks judge
+DRAWS = {"A3": (100, 101), "A14": (500, 101)}  # full: images at most, passes of each
+NOISE = (100, 1000)  # A13, the same for those that stand
 START_SECONDS = 8.0  # imports, data and probes of one run
 
 
@@ -62,6 +68,8 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
     for cell in cells:
         a, b = measured.passes[cell.protocol]
         evaluation += cell_seconds(cell.attack, cell.eps, cell.images, spec.eval, robust, a, b)
+        if cell.attack == "autoattack" and cell.protocol in RANKED and "pgd" in spec.eval.attacks:
+            evaluation += audit_seconds(cell.protocol, cell.images, measured.test_images, spec.eval, robust, a, b)
     return Estimate(
         row=spec.row,
         seed=spec.seed,
@@ -87,6 +95,26 @@ def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, robust: f
     return 41 * restarts * (a + b * standing) + EARLY_PASSES * (a + b * images)
 
 
+def audit_seconds(
+    protocol: str, images: int, test_images: int, spec: EvalSpec, robust: float, a: float, b: float
+) -> float:
+    """Expected seconds of the audit of a number on so many images; a, b and ``robust`` as in ``cell_seconds``."""
+    if spec.audit == "off":
+        return 0.0
+    most = {("core", "linear"): 64, ("core", "multi_patch"): 32, ("full", "linear"): 1000, ("full", "multi_patch"): 256}
+    n = min(images, most[spec.audit, protocol])
+    standing = robust * n
+    seconds = b * (STRUCTURAL_PASSES[protocol] + test_images)
+    if standing < 1:
+        return seconds + ZERO_PASSES * (a + b * n)
+    each, left = AUDIT_PASSES[spec.audit]
+    seconds += each * (a + b * n) + left * (a + b * standing)
+    if spec.audit == "full":
+        seconds += sum(passes * (a + b * min(n, count)) for count, passes in DRAWS.values())
+        seconds += NOISE[1] * b * min(standing, NOISE[0])
+    return seconds
+
+
 def measure(specs: list[RunSpec], report: Report) -> None:
     """Measure a few steps of every method in this process, and report a Measured for each.
 
@@ -94,10 +122,11 @@ def measure(specs: list[RunSpec], report: Report) -> None:
     """
     from bench import device as devices
     from bench import registry
+    from bench.build import build_method
+    from bench.course import Course
     from bench.data import load_data
-    from bench.engine import build_method
     from bench.spec import Budget
-    from bench.train import Course, train
+    from bench.train import train
 
     passes: dict[tuple[str, int], tuple[float, float]] = {}
     for spec in specs:
@@ -109,7 +138,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         course = Course(len(train_set), method.config.batch, method.config.updates_per_batch)
         total = course.total_updates(spec.budget)
         few = Budget(amount=min(2, total or 1), unit="updates")
-        result, _ = train(method, train_set, few, spec.seed, device, precision=spec.precision)
+        result = train(method, train_set, few, spec.seed, device, precision=spec.precision)
         for protocol in spec.eval.protocols:
             key = (protocol, method.config.feature_width)
             if key not in passes:

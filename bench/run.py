@@ -3,15 +3,22 @@
 It has no logic of its own: the options say what to run, the engine does it, the store keeps it.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench import __version__, registry
-from bench.engine import run_child
+from bench.disk import DiskError, put_aside
+from bench.engine import SAVE_EVERY, run_child
+from bench.files import Damaged
+from bench.lock import LOCK, owned
 from bench.options import Options
 from bench.plan import Estimate, Measured, estimate
 from bench.progress import Display
+from bench.repair import settle
+from bench.signals import EXIT_INTERRUPTED, Interrupted
 from bench.spec import Budget, DataInfo, Manifest, RunSpec, UsageError
 from bench.store import MANIFEST, RunFolder, load_manifest, save
 
@@ -27,32 +34,56 @@ def default_out(options: Options, specs: list[RunSpec]) -> Path:
 
 # ---------------------------------------------------------------- the run
 
+ENDED = ("finished", "diverged", "oom")  # whatever became of the process afterwards
 
-def open_folder(out: Path, manifest: Manifest) -> Manifest:
-    """The manifest of the folder: the stored one if it asks for the same runs, else the new one, now stored.
 
-    Raises UsageError if the folder holds another run's settings or other files, or cannot be written.
+@contextlib.contextmanager
+def opened(out: Path, manifest: Manifest) -> Iterator[int]:
+    """Own the folder of a run, made now or found: yields the handle of its lock (see bench.lock).
+
+    Raises UsageError if the folder holds another run's settings or other files, cannot be written, or is in use.
     """
-    if (out / MANIFEST).exists():
-        stored = load_manifest(out)
-        if unlimited(stored.runs) != unlimited(manifest.runs) or stored.budget != manifest.budget:
-            raise UsageError(
-                f"{out} holds a run with other settings ({difference(stored, manifest)}); choose another --out"
-            )
-        if (stored.data.train_sha256, stored.data.test_sha256) != (
-            manifest.data.train_sha256,
-            manifest.data.test_sha256,
-        ):
-            raise UsageError(f"{out} was made with other images of {stored.data.label}; choose another --out")
-        return stored
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"expected a new or empty folder, or one of a run, got {out}; choose another --out")
+        begun = {LOCK, "runs", f"{MANIFEST}.damaged"}
+        if out.exists() and not (out / MANIFEST).exists():
+            names = {each.name for each in out.iterdir()} if out.is_dir() else {out.name}
+            if {name for name in names - begun if not name.endswith(".tmp")}:
+                raise UsageError(f"expected a new or empty folder, or one of a run, got {out}; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
-        save(out / MANIFEST, manifest)
     except OSError as error:
         raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
-    return manifest
+    with owned(out) as lock:
+        settle(out)
+        open_folder(out, manifest)
+        yield lock
+
+
+def open_folder(out: Path, manifest: Manifest) -> Manifest:
+    """The manifest of the folder, which is there: the stored one if it asks for the same runs, else the new one.
+
+    A damaged one is put aside where every run that was begun is one of ours. Raises UsageError if the folder holds
+    another run's settings or images.
+    """
+    try:
+        stored = load_manifest(out) if (out / MANIFEST).exists() else None
+    except Damaged:
+        put_aside(out / MANIFEST)
+        stored = None
+    if stored is None:
+        for spec in manifest.runs:
+            record = RunFolder(out, spec).record([])
+            if unlimited([record.spec]) != unlimited([spec]):
+                raise UsageError(f"{out} holds a run {spec.name} with other settings; choose another --out")
+        save(out / MANIFEST, manifest)
+        return manifest
+    if unlimited(stored.runs) != unlimited(manifest.runs) or stored.budget != manifest.budget:
+        raise UsageError(
+            f"{out} holds a run with other settings ({difference(stored, manifest)}); choose another --out"
+        )
+    images = [(data.train_sha256, data.test_sha256) for data in (stored.data, manifest.data)]
+    if images[0] != images[1]:
+        raise UsageError(f"{out} was made with other images of {stored.data.label}; choose another --out")
+    return stored
 
 
 def unlimited(specs: list[RunSpec]) -> list[RunSpec]:
@@ -91,17 +122,27 @@ def measure_plan(specs: list[RunSpec], log: Path) -> list[Estimate]:
     return [estimate(spec, measured[spec.row]) for spec in specs]
 
 
-def run_all(out: Path, specs: list[RunSpec], display: Display, estimates: list[Estimate] | None) -> list[str]:
+def run_all(
+    out: Path,
+    specs: list[RunSpec],
+    display: Display,
+    estimates: list[Estimate] | None,
+    lock: int | None = None,
+    save_every: float = SAVE_EVERY,
+) -> list[str]:
     """Every run that is not finished, one after the other; the names of those that did not finish.
 
     One whose evaluation ran out of time is finished and says what is missing: it goes on. ``diverged`` and ``oom`` are
-    results and stay; ``failed`` is tried again by the same command.
+    results and stay; ``failed`` is tried again by the same command. The transfer stage follows, as ``transfer``.
+    Training is saved every so many seconds. Raises DiskError at the first file that cannot be written.
     """
     display.begin(specs, estimates)
-    for spec in specs:
-        folder = RunFolder(out, spec)
-        record = folder.record()
-        if record.status in ("diverged", "oom") or (record.status == "finished" and not record.message):
+    for folder in [RunFolder(out, spec) for spec in specs]:  # all of them while the folder is there
+        spec = folder.spec
+        damaged: list[Damaged] = []
+        record = folder.record(damaged)
+        done = record.status in ("diverged", "oom") or (record.status == "finished" and not record.message)
+        if done and not damaged:
             display.skipped(spec, record.status)
             continue
         display.started(spec)
@@ -112,15 +153,54 @@ def run_all(out: Path, specs: list[RunSpec], display: Display, estimates: list[E
                 messages.append(event["message"])
             display.event(spec, event)
 
-        log = folder.path / "log.txt"
-        code = run_child({"task": "run", "out": str(out), "spec": spec.model_dump(mode="json")}, listen, log)
+        log = folder.place("log.txt")
+        task = {"task": "run", "out": str(out), "spec": spec.model_dump(mode="json"), "save_every": save_every}
+        try:
+            code = run_child(task, listen, log, lock)
+        except Interrupted:
+            with contextlib.suppress(DiskError):
+                mark_stopped(folder)
+            raise
         record = folder.record()
-        if code or record.status == "pending":
+        stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"  # a signal to the child alone
+        if record.status == "pending" or (code and not stopped and record.status not in ENDED):
             message = messages[-1] if messages else f"the process ended with code {code}; see {log}"
             folder.save_record(record.model_copy(update={"status": "failed", "message": message}))
         record = folder.record()
         display.ended(spec, record.status, record.message)
-    return [spec.name for spec in specs if RunFolder(out, spec).record().status != "finished"]
+    unfinished = [spec.name for spec in specs if RunFolder(out, spec).record().status != "finished"]
+    return unfinished + ["transfer"] * (not run_transfer(out, specs, display, lock))
+
+
+def mark_stopped(folder: RunFolder) -> None:
+    """Say so of a run that was stopped before it could say it itself. Raises DiskError."""
+    record = folder.record([])
+    if record.status == "pending":
+        message = "stopped before it could save; the same command goes on from what there is"
+        folder.save_record(record.model_copy(update={"status": "preempted", "message": message}))
+
+
+def run_transfer(out: Path, specs: list[RunSpec], display: Display, lock: int | None = None) -> bool:
+    """The last stage of a full audit, over all runs (bench.transfer), in a process of its own: whether it went well.
+
+    It knows itself what is done. Where no audit is full, or a run is alone, there is nothing to do.
+    """
+    if len(specs) < 2 or all(spec.eval.audit != "full" for spec in specs):
+        return True
+    by_name, messages, log = {spec.name: spec for spec in specs}, [], out / "transfer-log.txt"
+
+    def listen(event: dict[str, Any]) -> None:
+        if event.get("event") == "error":
+            messages.append(event["message"])
+        if "run" in event:
+            display.event(by_name[event["run"]], event)
+
+    display.line("transfer: adversarial images of each run on the others", "bold")
+    code = run_child({"task": "transfer", "out": str(out)}, listen, log, lock)
+    if code:
+        reason = messages[-1] if messages else f"the process ended with code {code}; see {log}"
+        display.line(f"transfer: failed: {reason}", "red")
+    return code == 0
 
 
 def make_manifest(

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -17,6 +17,10 @@ Level = Literal["quick", "standard", "full"]
 Precision = Literal["fp32", "bf16"]
 AuditLevel = Literal["off", "core", "full"]
 Verdict = Literal["PASS", "WARN", "FAIL", "N/A", "NOT_RUN", "not in this level"]
+DISTURBED = 0.03  # of a machine's pace: a larger difference between two clock probes marks a timed run
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,67}$"  # of what becomes the name of a file
+Name = Annotated[str, Field(pattern=NAME)]
+Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 RANKED = ("linear", "multi_patch")  # the protocols whose numbers are ranked, and therefore audited
 
 
@@ -129,10 +133,10 @@ class EvalSpec(Data):
     """How an encoder is scored (protocol of the project, sections 1.1 to 1.6)."""
 
     level: Level = "quick"
-    attacks: tuple[str, ...] = ("pgd", "autoattack")
+    attacks: tuple[Name, ...] = ("pgd", "autoattack")
     eps: tuple[float, ...] = (0.05, 0.1)
     main_eps: float = 0.1
-    protocols: tuple[str, ...] = ("linear", "multi_patch")
+    protocols: tuple[Name, ...] = ("linear", "multi_patch")
     crops: int = Field(default=16, gt=0)  # n of multi_patch
     crop_seed: int = 0
     restarts: int = Field(default=1, gt=0)  # of PGD
@@ -151,12 +155,12 @@ class EvalSpec(Data):
 class RunSpec(Data):
     """One run: a method trained with one seed under one budget, then evaluated."""
 
-    method: str
+    method: Name
     method_path: str | None = None  # a .py file of the user's own
-    label: str | None = None  # the name of a row of a suite; None: the method's
+    label: Name | None = None  # the name of a row of a suite; None: the method's
     settings: dict[str, Any] = {}  # --set and suites; the dataset's OVERRIDES are applied below them
     data: DataSpec
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=10**10)
     budget: Budget
     device: str = "cpu"
     precision: Precision = "fp32"  # of training; float32 decides every evaluation
@@ -174,6 +178,11 @@ class RunSpec(Data):
     def name(self) -> str:
         """Folder name of the run: row and seed."""
         return f"{self.row}-s{self.seed}"
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this stands for a model that was trained elsewhere (``bench evaluate``): its budget says nothing."""
+        return "weights_sha256" in self.settings
 
 
 # ---------------------------------------------------------------- what is found
@@ -244,13 +253,28 @@ class TrainResult(Data):
     last_lr: float
     losses: list[tuple[float, float]] = []  # (progress, loss)
     encoder_sha256: str = ""  # of the weights that are stored
+    calibration: tuple[float, float] | None = None  # clock probe: seconds per unit of the load before, after
+    load_average: float | None = None  # of the machine, over the minute before the start
+    gpu_processes: int | None = None  # of others
+    throttling: tuple[str, ...] | None = None  # what slowed the GPU
+    paused: dict[str, float] = {}  # reason -> seconds off the clock between the first update and the last
+    preemptions: int = 0  # how often the training was stopped or killed, and went on
+    lost_seconds: float = 0.0  # of training that was done again after a kill: not charged
     note: str = ""
+
+    def disturbed(self, machine: float | None = None) -> bool | None:
+        """Whether the clock probe differs after and before, or from the machine's median; None without a probe."""
+        if self.calibration is None:
+            return None
+        before, after = self.calibration
+        pairs = [(after, before)] + ([(before, machine), (after, machine)] if machine else [])
+        return any(abs(ours / usual - 1) > DISTURBED for ours, usual in pairs)
 
 
 class ProbeResult(Data):
     """A linear classifier on frozen features: the chosen penalty and what it does on clean images."""
 
-    protocol: str
+    protocol: Name
     feature_width: int
     penalty: float  # lambda
     gradient_norm: float
@@ -267,8 +291,8 @@ class ProbeResult(Data):
 class EvalResult(Data):
     """One attack at one eps under one protocol. ``outcomes``: '1' where the image stands, in the fixed test order."""
 
-    protocol: str
-    attack: str
+    protocol: Name
+    attack: Name
     threat_space: Literal["image", "crop"]
     eps: float
     outcomes: str = Field(pattern="^[01]*$")
@@ -280,7 +304,7 @@ class EvalResult(Data):
     stages: list[tuple[str, int]] = []  # of an attack that has several: (name, images standing after it)
     flips: int = 0  # images broken in the search's precision but not in float32, and attacked again in float32
     traces: list[str] = []  # what the attack did not leave as it was: generators, modes, state (see bench.search)
-    images_sha256: str = ""  # of the first images that it returned, where they are kept
+    images_sha256: Sha256 = ""  # of the first images that it returned, where they are kept
     note: str = ""
 
     @property
@@ -308,7 +332,7 @@ class Check(Data):
 class Audit(Data):
     """The audit of one protocol's ranked number, and the images that it broke although the ranked attacks had not."""
 
-    protocol: str
+    protocol: Name
     level: AuditLevel
     eps: float
     checks: list[Check]

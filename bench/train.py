@@ -1,14 +1,15 @@
 """The only training loop: a method and its adversary under one clock.
 
 Everything that the loop draws is a function of (seed, epoch, image, view), so the state of a run is its weights, its
-optimizer, the adversary's delta, the clock, and one number: how many updates have been made.
+optimizer, the adversary's delta, the clock, and one number: how many updates have been made. Generators that a method
+of the user's may draw from are part of it too.
 """
 
 import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,124 +17,30 @@ from torch import Tensor
 
 from bench import device as devices
 from bench.clock import Clock
+from bench.course import Course
 from bench.data import ImageSet, permutation
 from bench.optim import LARS, cosine
 from bench.repro import Draws, stream
-from bench.spec import Budget, Precision, Status, TrainResult, UsageError
-from methods.common.adversary import ADVERSARIES, Adversary
+from bench.signals import Interrupted
+from bench.spec import Budget, Precision, Status, TrainResult
+from bench.state import Training, Undo, kept_generators, seed_generators
+from methods.common.adversary import ADVERSARIES
 from methods.common.base import BaseMethod
 
 Report = Callable[[dict[str, Any]], None]
 REPORT_EVERY = 0.5  # seconds between two lines of progress
+FINITE_EVERY = 25  # updates between two looks at every weight, buffer and momentum
+SLOW = 1.0  # seconds: beside an update that takes longer, a copy of the state costs nothing
 
 
-@dataclass
-class Course:
-    """What is decided before the first update: which batch, epoch and replay an update belongs to."""
+@dataclass(frozen=True)
+class Keeper:
+    """How a training is kept: ``save`` takes a state to go on from, every so many seconds, off the clock."""
 
-    images: int
-    batch: int
-    updates_per_batch: int
-
-    def __post_init__(self) -> None:
-        if self.batch > self.images:
-            raise UsageError(
-                f"expected a batch of at most {self.images} (the training images), got {self.batch}; "
-                f"take more images or set a smaller batch with --set METHOD.batch={self.images}"
-            )
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """One pass over the images, the last incomplete batch dropped, each replay an update."""
-        return self.images // self.batch * self.updates_per_batch
-
-    def total_updates(self, budget: Budget) -> int | None:
-        """Updates of a budget in updates or epochs; None for a budget in time."""
-        if budget.unit == "seconds":
-            return None
-        updates = budget.amount * (self.updates_per_epoch if budget.unit == "epochs" else 1)
-        return max(1, math.ceil(round(updates, 6)))  # 0.55 epochs of 100 updates are 55, not 56
-
-    def locate(self, update: int) -> tuple[int, int, int]:
-        """(epoch, batch within the epoch, replay) of an update counted from 0."""
-        epoch, within = divmod(update, self.updates_per_epoch)
-        return epoch, *divmod(within, self.updates_per_batch)
-
-
-@dataclass
-class Training:
-    """The moving parts of one run, and how they are saved and put back."""
-
-    method: BaseMethod
-    optimizer: LARS
-    adversary: Adversary
-    clock: Clock
-    device: torch.device
-    losses: list[tuple[float, float]] = field(default_factory=list)
-    spent: dict[str, float] = field(default_factory=dict)  # seconds of each phase, and joules
-    meter: devices.Meter | None = None  # of one update, as the warm-up found it
-    passes: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of one update: forward, backward to input, to weights
-    compile_seconds: float = 0.0
-
-    def state(self) -> dict[str, Any]:
-        """All that is needed to go on exactly here; plain tensors, numbers and lists."""
-        return {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "delta": self.adversary.delta,
-            "updates": self.clock.updates,
-            "seconds": self.clock.train_seconds,
-            "durations": list(self.clock.durations),
-            "losses": [list(point) for point in self.losses],
-            "schedule": self.optimizer.schedule_meter,
-            "spent": self.spent,
-        }
-
-    def load(self, state: dict[str, Any], device: torch.device) -> None:
-        """Put a saved state back; the clock is given its numbers when it is made."""
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.adversary.delta = None if state["delta"] is None else state["delta"].to(device)
-        self.losses = [(progress, loss) for progress, loss in state["losses"]]
-        self.optimizer.schedule_meter.copy_(state["schedule"])
-        self.spent = dict(state["spent"])
-
-    def tensors(self) -> list[Tensor]:
-        """Everything that an update changes in place."""
-        momenta = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-        return [*self.method.parameters(), *self.method.buffers(), *momenta, self.optimizer.schedule_meter]
-
-
-class Undo:
-    """A copy of the state, so that an update can be taken back: the warm-up, or one that ended past the budget."""
-
-    def __init__(self, training: Training) -> None:
-        self.training = training
-        self.tensors: list[Tensor] = []
-        self.copies: list[Tensor] = []
-        self.save()
-
-    def save(self) -> None:
-        """Remember the state as it is now."""
-        tensors = [t.detach() for t in self.training.tensors()]
-        if len(tensors) != len(self.copies):
-            self.copies = [t.clone() for t in tensors]
-        else:
-            for copy, tensor in zip(self.copies, tensors, strict=True):
-                copy.copy_(tensor)
-        self.tensors, self.delta = tensors, self.training.adversary.delta
-        self.lr = self.training.optimizer.param_groups[0]["lr"]
-        self.known = set(self.training.optimizer.state)
-
-    def restore(self) -> None:
-        """Put the remembered state back; optimizer state that is newer than it is forgotten."""
-        for copy, tensor in zip(self.copies, self.tensors, strict=True):
-            tensor.copy_(copy)
-        self.training.adversary.delta = self.delta
-        self.training.optimizer.param_groups[0]["lr"] = self.lr
-        for parameter in set(self.training.optimizer.state) - self.known:
-            del self.training.optimizer.state[parameter]
-        self.training.optimizer.zero_grad(set_to_none=True)
+    save: Callable[[dict[str, Any]], None] = lambda state: None
+    every: float = math.inf
+    stop: Callable[[], bool] = lambda: False  # asked after each update
+    report: Report = lambda event: None
 
 
 def train(
@@ -146,47 +53,42 @@ def train(
     precision: Precision = "fp32",
     compiled: bool = False,
     resume: dict[str, Any] | None = None,
-    report: Report = lambda event: None,
-    stop: Callable[[], bool] = lambda: False,
+    lost_seconds: float = 0.0,
+    keeper: Keeper = Keeper(),
     now: Callable[[], int] = time.monotonic_ns,
-) -> tuple[TrainResult, dict[str, Any]]:
-    """The method trained in place until the budget is spent: (what it cost, the state to go on from).
+) -> TrainResult:
+    """The method trained in place until the budget is spent: what it cost.
 
-    Status ``finished``; ``diverged`` once a loss is not finite; ``oom``; ``preempted`` when ``stop()`` says so, with a
-    state from which ``resume`` goes on exactly; ``failed`` when not one update fits into the budget.
+    Status ``finished``; ``diverged`` once the loss or the state is not finite; ``oom``; ``preempted`` when the keeper
+    says stop or a signal interrupts an update, which is then dropped: ``resume`` with a state that was saved goes on
+    exactly; ``failed`` when not one update fits into the budget. ``lost_seconds`` were trained after that state.
     """
     config = method.config
     devices.reset_peak_memory(device)
     course = Course(len(images), config.batch, config.updates_per_batch)
-    clock = Clock(
-        budget,
-        course.total_updates(budget),
-        seconds=resume["seconds"] if resume else 0.0,
-        updates=resume["updates"] if resume else 0,
-        durations=resume["durations"] if resume else None,
-        now=now,
-        synchronize=lambda: devices.synchronize(device),
-    )
     training = Training(
         devices.place(method, device).train(),
         LARS(method.parameters(), config.lr, config.momentum, config.weight_decay, config.trust),
         ADVERSARIES[config.adversary](config),
-        clock,
+        Clock(budget, course.total_updates(budget), now=now, synchronize=lambda: devices.synchronize(device)),
         device,
     )
-    if resume:
-        training.load(resume, device)
     images = images.to(device)
     note = ""
-    with devices.mixed(method, precision):
-        status = attempt(training, images, course, seed, compiled, now, report, stop)
+    with kept_generators(device), devices.mixed(method, precision):
+        seed_generators(seed)
+        if resume is not None:
+            training.load(resume)
+            training.preemptions += 1
+            training.lost_seconds += lost_seconds
+        status = attempt(training, images, course, seed, compiled, now, keeper)
         if status == "oom":  # outside the handler, which keeps the tensors of the failed update alive
             note = f"out of memory with a batch of {config.batch} and {config.views} views; "
             note += advice(training, images, course)
-    if status == "finished" and clock.updates == 0:
+    if status == "finished" and training.clock.updates == 0:
         status = "failed"
         note = f"not one update fits into {budget}: the warm-up took {training.compile_seconds:.3g} s"
-    return summary(training, course, status, note, precision), training.state()
+    return summary(training, course, status, note, precision)
 
 
 def attempt(
@@ -196,13 +98,10 @@ def attempt(
     seed: int,
     compiled: bool,
     now: Callable[[], int],
-    report: Report,
-    stop: Callable[[], bool],
+    keeper: Keeper,
 ) -> Status:
     """Warm up, then train; how it ended. Out of memory is a status, every other error is raised."""
     method, device = training.method, training.device
-    phases, energy = devices.Phases(device), devices.Energy(device)
-    status: Status = "finished"
     try:
         began = now()
         training.meter = warm_up(training, images, course, seed)
@@ -211,19 +110,16 @@ def attempt(
             devices.compile_modules(*method.children())
             warm_up(training, images, course, seed, metered=False)
         training.compile_seconds = (now() - began) / 1e9
-        energy = devices.Energy(device)
-        if not training.clock.exhausted:
-            status = run_updates(training, images, course, seed, phases, report, stop)
-            if status == "finished" and not all(bool(t.isfinite().all()) for t in training.tensors()):
-                status = "diverged"  # in the last updates, after the last loss that was read
+        training.phases, training.energy = devices.Phases(device), devices.Energy(device)
+        if training.clock.exhausted:
+            return "finished"
+        status = run_updates(training, images, course, seed, keeper)
+        # in the last updates, after the last look
+        return "diverged" if status == "finished" and not training.finite() else status
     except Exception as error:
         if not devices.is_out_of_memory(error):
             raise
-        status = "oom"
-    for name, amount in (phases.seconds() | {"joules": energy.joules()}).items():
-        if amount is not None:
-            training.spent[name] = training.spent.get(name, 0.0) + amount
-    return status
+        return "oom"
 
 
 def summary(training: Training, course: Course, status: Status, note: str, precision: Precision) -> TrainResult:
@@ -241,6 +137,9 @@ def summary(training: Training, course: Course, status: Status, note: str, preci
         epochs=clock.updates / course.updates_per_epoch,
         train_seconds=clock.train_seconds,
         compile_seconds=training.compile_seconds,
+        paused=clock.paused,
+        preemptions=training.preemptions,
+        lost_seconds=training.lost_seconds,
         progress=clock.progress,
         images_per_second=clock.updates / per_image / clock.train_seconds if clock.train_seconds else 0.0,
         forward_per_image=forward,
@@ -249,7 +148,7 @@ def summary(training: Training, course: Course, status: Status, note: str, preci
         flops_per_image=round(flops * per_image, 1),
         peak_memory_bytes=peak_memory,
         matrix_share=flops * clock.updates / clock.train_seconds / peak if trained else None,
-        schedule_active=training.optimizer.schedule_active,
+        schedule_active=training.optimizer.schedule_active if status != "diverged" else None,
         data_seconds=spent.get("data", 0.0),
         attack_seconds=spent.get("attack", 0.0),
         update_seconds=spent.get("update", 0.0),
@@ -264,7 +163,7 @@ def summary(training: Training, course: Course, status: Status, note: str, preci
 
 
 def warm_up(training: Training, images: ImageSet, course: Course, seed: int, metered: bool = True) -> devices.Meter:
-    """One whole update on noise, its passes counted, then everything as it was: weights, buffers, optimizer, delta.
+    """One whole update on noise, its passes counted, then everything as it was, weights to generators.
 
     Off the clock (house rule 3). The noise has its own stream, and no other generator is touched.
     """
@@ -273,7 +172,7 @@ def warm_up(training: Training, images: ImageSet, course: Course, seed: int, met
     noise = torch.randint(0, 256, shape, generator=stream(seed, "warm-up"), dtype=torch.uint8).to(training.device)
     ids = torch.arange(course.batch)
     meter = devices.Meter(images.images.shape[1])
-    with meter if metered else contextlib.nullcontext():
+    with kept_generators(training.device), meter if metered else contextlib.nullcontext():
         draws = Draws(seed, -1, ids, method.config.views, training.device)
         views = method.augment(noise, draws)
         show_labels(method, images, ids.to(training.device))
@@ -314,23 +213,39 @@ def update(training: Training, loss: Tensor) -> None:
     training.method.after_update()
 
 
-def run_updates(
-    training: Training,
-    images: ImageSet,
-    course: Course,
-    seed: int,
-    phases: devices.Phases,
-    report: Report,
-    stop: Callable[[], bool],
-) -> Status:
+def run_updates(training: Training, images: ImageSet, course: Course, seed: int, keeper: Keeper) -> Status:
     """Updates until the budget is spent; the clock runs from the first batch request to the last update."""
+    clock, undo = training.clock, Undo(training)
+    # a full disk shows before the training, there is always a finite state, and a next kill finds this one counted
+    keeper.save(training.state())
+    clock.start()
+    try:
+        status = loop(training, undo, images, course, seed, keeper)
+        clock.stop()
+    except Interrupted:
+        clock.stop()
+        if not undo.current:
+            return "preempted"  # in the middle of an update that cannot be taken back: the last checkpoint counts
+        undo.restore()
+        status = "preempted"
+    if status == "preempted":
+        if not training.finite():
+            return "diverged"
+        keeper.save(training.state())
+    return status
+
+
+def loop(training: Training, undo: Undo, images: ImageSet, course: Course, seed: int, keeper: Keeper) -> Status:
+    """The loop over batches and their replays. Raises Interrupted in the middle of an update."""
     clock, method, config, device = training.clock, training.method, training.method.config, training.device
+    phases = training.phases
+    assert phases is not None
     training.adversary.climbed = lambda: phases.mark("attack")
     timed = clock.total_updates is None
-    pacer, undo = devices.Pacer(device), Undo(training)
+    pacer = devices.Pacer(device)
     read_every = 1 if device.type == "cpu" else 25  # reading a loss waits for the device
-    order, order_epoch, reported = torch.empty(0), -1, -math.inf
-    clock.start()
+    order, order_epoch, reported, saved = torch.empty(0), -1, -math.inf, clock.seconds
+    sound = torch.ones((), dtype=torch.bool, device=device)  # whether every loss was finite
     while not clock.exhausted:
         epoch, batch, replay = course.locate(clock.updates)
         if epoch != order_epoch:
@@ -342,40 +257,44 @@ def run_updates(
         show_labels(method, images, ids)
         phases.mark("data")
         losses = training.adversary.losses(method, views, replay, draws)
-        for loss in losses:
-            undo.delta = training.adversary.delta  # the replay before has moved it only now
-            training.optimizer.param_groups[0]["lr"] = cosine(clock.progress * config.schedule_waves, config.lr)
-            update(training, loss)
-            phases.mark("update")
-            if timed and clock.seconds_left < 4 * max(clock.durations, default=0.0):
-                devices.synchronize(device)  # near the end each update is waited for, so that none ends past it
-            else:
-                pacer.launched()
-            if not clock.tick():
-                losses.close()
-                undo.restore()
-                clock.stop()
-                return "finished"
-            if timed:
-                undo.save()  # before the next forward, which feeds the running statistics
-            last = clock.exhausted
-            if clock.updates % read_every == 0 or last:
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    clock.stop()
-                    return "diverged"
-                if not training.losses or clock.progress - training.losses[-1][0] >= 0.005 or last:
-                    training.losses.append((round(clock.progress, 6), value))
-                if clock.seconds - reported >= REPORT_EVERY or last:
-                    reported = clock.seconds
-                    report(progress_event(training, course, value))
-            if last or stop():
-                break
-        losses.close()
-        if stop() and not clock.exhausted:
-            clock.stop()
+        with contextlib.closing(losses):
+            for loss in losses:
+                undo.follow()  # the replay before has moved delta only now
+                training.optimizer.param_groups[0]["lr"] = cosine(clock.progress * config.schedule_waves, config.lr)
+                update(training, loss)
+                phases.mark("update")
+                if timed and clock.seconds_left < 4 * max(clock.durations, default=0.0):
+                    devices.synchronize(device)  # near the end each is waited for, so that none ends past it
+                else:
+                    pacer.launched()
+                if not clock.tick():
+                    losses.close()
+                    undo.restore()
+                    return "finished"
+                if timed or clock.median_update > SLOW:
+                    undo.save()  # before the next forward, which feeds the running statistics
+                last = clock.exhausted
+                sound = sound & loss.detach().isfinite()
+                if clock.updates % read_every == 0 or last:
+                    value = float(loss.detach())
+                    if not sound or (clock.updates % FINITE_EVERY == 0 and not training.finite()):
+                        return "diverged"
+                    if not training.losses or clock.progress - training.losses[-1][0] >= 0.005 or last:
+                        training.losses.append((round(clock.progress, 6), value))
+                    if clock.seconds - reported >= REPORT_EVERY or last:
+                        reported = clock.seconds
+                        keeper.report(progress_event(training, course, value))
+                if last or keeper.stop():
+                    break
+        undo.follow()
+        if keeper.stop() and not clock.exhausted:
             return "preempted"
-    clock.stop()
+        if clock.seconds - saved > keeper.every and not clock.exhausted:
+            with clock.pause("checkpoint"):
+                if not training.finite():
+                    return "diverged"
+                keeper.save(training.state())
+            saved = clock.seconds
     return "finished"
 
 
@@ -388,6 +307,7 @@ def progress_event(training: Training, course: Course, loss: float) -> dict[str,
         "progress": round(clock.progress, 4),
         "loss": round(loss, 4),
         "updates": clock.updates,
+        "seconds": clock.train_seconds,
         "images_per_second": round(images / max(clock.train_seconds, 1e-9), 1),
         "seconds_left": round(clock.seconds_left, 1),
     }

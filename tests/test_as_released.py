@@ -237,7 +237,7 @@ class TestLearningRate:
     def test_of_a_training(self, horizon, waves, tiny, digits):
         """Four batches with an even m: the last of 8 updates is near the peak, or near 0."""
         method = tiny("cf_amc_ssl", replays=2, horizon=horizon)
-        result, _ = train(method, digits.first(4 * IMAGES), Budget.parse("1ep"), 0, torch.device("cpu"))
+        result = train(method, digits.first(4 * IMAGES), Budget.parse("1ep"), 0, torch.device("cpu"))
         assert result.updates == 8
         assert result.last_lr == pytest.approx(0.15 * (1 + math.cos(math.pi * waves * 7 / 8)), rel=1e-9)
 

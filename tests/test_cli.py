@@ -4,15 +4,23 @@ import csv
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench import run
 from bench.cli import main
+from bench.lock import owned
+from bench.progress import Display
+from bench.spec import RunSpec
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["--data", "synthetic", "--train-images", "64", "--test-images", "32", "--threads", "1", "--device", "cpu"]
@@ -212,17 +220,59 @@ class TestRun:
         child = subprocess.Popen(
             command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ, start_new_session=True
         )
-        assert child.stderr is not None
-        for line in child.stderr:
-            if "training for" in line:
-                break
-        time.sleep(8)  # imports, then some updates
+        deadline = time.monotonic() + 60
+        while not (out / "runs" / "simclr-s0" / "beat.json").exists():  # it trains
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         os.killpg(child.pid, signum)  # to the whole group, as Ctrl-C and timeout(1) do
         _, errors = child.communicate(timeout=60)
         assert child.returncode == code, errors
         record = json.loads((out / "runs" / "simclr-s0" / "run.json").read_text())
         assert record["status"] == "preempted"
-        assert (out / "runs" / "simclr-s0" / "checkpoint.pt").is_file()
+        assert list((out / "runs" / "simclr-s0" / "checkpoints").glob("*/MANIFEST.json"))
+
+
+class TestRefused:
+    """Folders that cannot be used, or stop to be: one line, no traceback, and the right exit code."""
+
+    ARGUMENTS = ("run", "--methods", "emp_ssl", *FAST, "--budget", "40up", "--out")
+
+    def only_line(self, capsys: pytest.CaptureFixture[str]) -> str:
+        """The one line that starts with ``bench:``, which is the last."""
+        *before, last = capsys.readouterr().err.strip().splitlines()
+        assert not [line for line in before if line.startswith(("bench:", "Traceback"))]
+        return last
+
+    def test_a_folder_in_use(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(run, "owned", partial(owned, patience=0.3))
+        with owned(tmp_path):
+            assert bench(*self.ARGUMENTS, str(tmp_path)) == 2
+        assert f"bench: {tmp_path} is in use by process {os.getpid()} on " in self.only_line(capsys)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+    @pytest.mark.parametrize("place", ["/proc/1/out", "file/out"])
+    def test_a_folder_that_cannot_be_made(self, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "file").write_text("in the way")
+        assert bench(*self.ARGUMENTS, str(tmp_path / place)) == 2
+        assert re.fullmatch(r"bench: cannot write to \S+: .+; choose another --out", self.only_line(capsys))
+
+    def test_a_folder_that_vanishes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out"
+
+        def event(self: Display, spec: RunSpec, event: dict[str, Any]) -> None:
+            if event["event"] == "train" and out.exists():
+                shutil.rmtree(out)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Display, "event", event)
+            assert bench(*self.ARGUMENTS, str(out)) == 1
+        said = self.only_line(capsys)
+        assert said == f"bench: the folder {out} has vanished; with it back, the same command goes on"
+        assert not out.exists()
 
 
 class TestPlan:

@@ -1,10 +1,13 @@
 """The clock under a fake now and a fake synchronize: nothing here sleeps."""
 
+import ast
 import random
 import time
+from pathlib import Path
 
 import pytest
 
+import bench.clock
 from bench.clock import Clock
 from bench.spec import Budget
 
@@ -27,7 +30,10 @@ class Fake:
         self.nanoseconds += round(seconds * SECONDS)
 
     def clock(self, budget, total_updates=None, **resumed):
-        return Clock(Budget.parse(budget), total_updates, now=self.now, synchronize=self.synchronize, **resumed)
+        clock = Clock(Budget.parse(budget), total_updates, now=self.now, synchronize=self.synchronize)
+        if resumed:
+            clock.go_on(**{"durations": [], "paused": {}} | resumed)
+        return clock
 
 
 @pytest.fixture
@@ -181,6 +187,21 @@ class TestResume:
         assert fake.clock("10s", seconds=9.5, updates=9, durations=[1.0] * 9).exhausted
         assert fake.clock("9up", 9, seconds=9.5, updates=9).exhausted
 
+    def test_restores_what_was_off_the_clock(self, fake):
+        clock = fake.clock("10s", seconds=1.0, updates=1, durations=[1.0], paused={"checkpoint": 5.0})
+        clock.start()
+        with clock.pause("checkpoint"):
+            fake.sleep(2)
+        assert clock.paused == {"checkpoint": 7.0}
+
+    def test_keeps_a_copy_of_what_was_off_the_clock(self, fake):
+        paused = {"checkpoint": 5.0}
+        clock = fake.clock("10s", seconds=1.0, updates=1, paused=paused)
+        clock.start()
+        with clock.pause("checkpoint"):
+            fake.sleep(2)
+        assert paused == {"checkpoint": 5.0}
+
 
 class TestPause:
     def test_is_off_the_clock_and_logged_with_its_reason(self, fake):
@@ -259,3 +280,23 @@ def test_the_default_clock_is_monotonic():
     clock.start()
     first, second = clock.seconds, clock.seconds
     assert 0 <= first <= second < 3600
+
+
+@pytest.mark.parametrize("module", ["train", "clock", "state", "execute", "evaluate", "search", "audit"])
+def test_the_time_of_day_measures_nothing(module):
+    """It jumps (promise P11): only the monotonic clock and the performance counter are asked."""
+    tree = ast.parse((Path(bench.clock.__file__).parent / f"{module}.py").read_text())
+    asked = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and is_named(node.value, "time")}
+    imported = [
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", ""), *(alias.name for alias in node.names)]
+    ]
+    assert asked <= {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
+    assert "datetime" not in imported
+    assert not any(isinstance(node, ast.ImportFrom) and node.module == "time" for node in ast.walk(tree))
+
+
+def is_named(node, name):
+    return isinstance(node, ast.Name) and node.id == name

@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training_fixtures import trained
 
 from bench import device as devices
 from bench import registry
+from bench.build import build_method
+from bench.clock import Clock
+from bench.course import Course
 from bench.device import Meter, is_out_of_memory, resolve
 from bench.encoder import build_encoder
-from bench.engine import build_method
 from bench.optim import LARS
 from bench.spec import Budget, DataSpec, RunSpec, UsageError
-from bench.train import Course, Training, train, warm_up
+from bench.state import Training
+from bench.train import train, warm_up
 from methods.common.adversary import ADVERSARIES
 
 CPU = torch.device("cpu")
@@ -72,7 +76,7 @@ class TestPasses:
     def test_on_digits_have_a_closed_form(self, name, digits):
         spec = RunSpec(method=name, data=DataSpec(name="digits"), budget=Budget.parse("1up"))
         method, _ = build_method(spec, registry.load("dataset", "digits").Dataset(), 1)
-        result, _ = train(method, digits.first(method.config.batch), spec.budget, 0, CPU)
+        result = train(method, digits.first(method.config.batch), spec.budget, 0, CPU)
         counted = (result.forward_per_image, result.backward_input_per_image, result.backward_weight_per_image)
         assert counted == PASSES[name]
 
@@ -85,7 +89,7 @@ class TestPasses:
         with torch.no_grad(), Meter(1) as stem:
             method.encoder.backbone[0](torch.rand(8, 1, 16, 16))
         expected = times * one.flops - (0 if adversary == "free" else stem.flops)
-        result, _ = train(method, digits.first(8), Budget.parse("1up"), 0, CPU)
+        result = train(method, digits.first(8), Budget.parse("1up"), 0, CPU)
         assert result.flops_per_image * 8 / 3 == pytest.approx(expected, rel=0.03)
 
     def test_of_an_encoder_without_convolutions_are_none(self):
@@ -136,12 +140,12 @@ class TestWarmUp:
     def test_leaves_everything_as_it_was(self, tiny, digits, name, fresh):
         method = tiny(name)
         if not fresh:
-            _, state = train(method, digits.first(12), Budget.parse("3up"), 0, CPU)
-            state = copy.deepcopy(state)
+            _, state = trained(method, digits.first(12), "3up")
         adversary = ADVERSARIES[method.config.adversary](method.config)
-        training = Training(method.train(), LARS(method.parameters()), adversary, clock=None, device=CPU)
+        clock = Clock(Budget.parse("9up"), 9)
+        training = Training(method.train(), LARS(method.parameters()), adversary, clock, CPU)
         if not fresh:
-            training.load(state, CPU)
+            training.load(state)
         weights, optimizer = copy.deepcopy(method.state_dict()), copy.deepcopy(training.optimizer.state_dict())
         delta = copy.deepcopy(training.adversary.delta)
         assert (delta is None) == (fresh or method.config.adversary != "free")
@@ -237,8 +241,8 @@ def test_the_pacer_has_nothing_to_do_on_a_cpu():
 @pytest.mark.gpu
 class TestGPU:
     def test_trains_with_the_same_passes_and_almost_the_same_loss(self, tiny, digits):
-        here, _ = train(tiny("cf_amc_ssl"), digits.first(12), Budget.parse("2up"), 0, CPU)
-        there, _ = train(tiny("cf_amc_ssl"), digits.first(12), Budget.parse("2up"), 0, resolve("cuda:0"))
+        here = train(tiny("cf_amc_ssl"), digits.first(12), Budget.parse("2up"), 0, CPU)
+        there = train(tiny("cf_amc_ssl"), digits.first(12), Budget.parse("2up"), 0, resolve("cuda:0"))
         assert there.forward_per_image == here.forward_per_image == 9
         assert math.isclose(there.first_loss or math.nan, here.first_loss, rel_tol=1e-3)  # other order of the sums
         assert 0 < there.peak_memory_bytes < 2**32

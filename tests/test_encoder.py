@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bench import registry
+from bench.build import build_method
 from bench.encoder import BACKBONES, Encoder, build_encoder, fold_batch_norm
-from bench.engine import build_method
 from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from methods.common.base import parameter_count
 

@@ -1,19 +1,30 @@
 """The engine with real children and, where a process adds nothing, with the child's main function in this one."""
 
+import contextlib
+import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from bench import engine
-from bench.engine import Interrupted, StopFlag, main, run_child, signals_raise
-from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
+from bench import calibration, disk, engine
+from bench.disk import Disk, DiskError
+from bench.engine import main, run_child
+from bench.lock import owned
+from bench.progress import Display
+from bench.run import run_all
+from bench.signals import EXIT_INTERRUPTED, Interrupted
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, UsageError
 from bench.store import RunFolder
 
 EVAL = EvalSpec(attacks=("pgd",), eps=(0.05,), main_eps=0.05, curve=(0.5,), crops=2, band_images=4)
@@ -59,9 +70,17 @@ def in_process(out, run, on=lambda event: None):
 
 @pytest.fixture(autouse=True)
 def own_signal_handlers():
+    with handlers_given_back():
+        yield
+
+
+@contextlib.contextmanager
+def handlers_given_back():
     """The child takes the handlers of its process; here they are given back."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in (*EXIT_INTERRUPTED, signal.SIGALRM)}
+    hook = sys.unraisablehook
     yield
+    sys.unraisablehook = hook
     for signum, handler in before.items():
         signal.signal(signum, handler)
 
@@ -71,8 +90,11 @@ def weights(out, run):
 
 
 def whole(out, run):
-    """Every file of a run: (content, time of change); run.json and the log are told apart by the caller."""
-    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in RunFolder(out, run).path.rglob("*") if p.is_file()}
+    """Every file of a run: its content, and its time of change where nothing may write it again."""
+    files = {str(p.relative_to(RunFolder(out, run).path)): p for p in RunFolder(out, run).path.rglob("*")}
+    again = ("run.json", "examples/")  # settings and pictures, which come out the same
+    times = {name: 0 if name.startswith(again) else p.stat().st_mtime_ns for name, p in files.items()}
+    return {name: (p.read_bytes(), times[name]) for name, p in files.items() if p.is_file()}
 
 
 # ---------------------------------------------------------------- a run
@@ -97,23 +119,19 @@ def test_a_child_trains_evaluates_and_stores_and_does_nothing_twice(tmp_path):
     assert {r.total for r in record.results} == {16}
 
     before = whole(tmp_path, run)
-    names = sorted(before)
-    assert [n for n in names if "-" not in n] == [
+    assert [name for name in sorted(before) if not name.startswith(("results/", "adversarial/", "examples/"))] == [
         "encoder.safetensors",
-        "linear.json",
-        "linear.safetensors",
-        "multi_patch.json",
-        "multi_patch.safetensors",
+        "probes/linear.json",
+        "probes/linear.safetensors",
+        "probes/multi_patch.json",
+        "probes/multi_patch.safetensors",
         "run.json",
         "train.json",
     ]
     code, events = in_process(tmp_path, run)
     assert code == 0
     assert [event["event"] for event in events] == ["trained", "ended"]
-    after = whole(tmp_path, run)
-    content, _ = before.pop("run.json")
-    assert after.pop("run.json")[0] == content  # settings and status are written again, and are the same
-    assert after == before
+    assert whole(tmp_path, run) == before
 
 
 def test_the_global_generators_do_not_decide_anything(tmp_path):
@@ -128,6 +146,73 @@ def test_the_global_generators_do_not_decide_anything(tmp_path):
     other = run.model_copy(update={"seed": 1})
     assert in_process(tmp_path / "a", other)[0] == 0
     assert weights(tmp_path / "a", other) != weights(tmp_path / "a", run)
+
+
+# ---------------------------------------------------------------- the clock probe
+
+
+def readings(monkeypatch, *units):
+    """Let each reading of the machine be the next of these; returns those that are left."""
+    left = list(units)
+
+    def read(budget, device, precision, *, stop):
+        return {"unit": left.pop(0), "load_average": 0.5, "processes": None, "throttling": None}
+
+    monkeypatch.setattr(calibration, "read_machine", read)
+    return left
+
+
+def test_a_run_in_seconds_is_probed_before_and_after(tmp_path):
+    code, events = in_process(tmp_path, spec("1s"))
+    train = RunFolder(tmp_path, spec("1s")).record().train
+    assert code == 0
+    assert all(0 < seconds < 0.5 for seconds in train.calibration)
+    assert train.load_average >= 0
+    assert (train.gpu_processes, train.throttling) == (None, None)
+    (event,) = [event for event in events if event["event"] == "trained"]
+    assert event["disturbed"] == calibration.complaint(train)
+
+
+def test_a_run_in_updates_is_not(tmp_path):
+    assert in_process(tmp_path, spec("1up"))[0] == 0
+    train = RunFolder(tmp_path, spec("1up")).record().train
+    assert (train.calibration, train.load_average, train.disturbed()) == (None, None, None)
+
+
+def test_a_probe_decides_nothing_of_the_result(tmp_path, monkeypatch):
+    run = spec()
+    assert in_process(tmp_path / "a", run)[0] == 0
+    monkeypatch.setattr(calibration, "probe_seconds", lambda budget: 0.05)
+    assert in_process(tmp_path / "b", run)[0] == 0
+    quiet, probed = (RunFolder(tmp_path / side, run).record() for side in "ab")
+    assert (quiet.train.calibration, len(probed.train.calibration)) == (None, 2)
+    assert weights(tmp_path / "a", run) == weights(tmp_path / "b", run)
+    assert [r.outcomes for r in quiet.results] == [r.outcomes for r in probed.results]
+
+
+def test_a_resumed_run_keeps_the_reading_of_its_first_start(tmp_path, monkeypatch):
+    run, left, sent = spec("20up"), readings(monkeypatch, 1.0, 1.12, 9.0), []
+
+    def once(event):
+        if event["event"] == "train" and not sent:
+            sent.append(event)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert in_process(tmp_path, run, once)[0] == 143
+    assert left == [1.12, 9.0]
+    code, events = in_process(tmp_path, run)
+    train = RunFolder(tmp_path, run).record().train
+    assert (code, train.calibration, left) == (0, (1.0, 1.12), [9.0])
+    (event,) = [event for event in events if event["event"] == "trained"]
+    assert event["disturbed"].startswith("disturbed: this machine was 12 % slower")
+
+
+def test_a_run_that_diverged_has_no_second_reading(tmp_path, monkeypatch):
+    left = readings(monkeypatch, 1.0, 1.0)
+    run = spec(**own_method(tmp_path, "return super().loss(views) * float('nan')"))
+    assert in_process(tmp_path, run)[0] == 0
+    assert left == [1.0]
+    assert RunFolder(tmp_path, run).record().train.calibration is None
 
 
 # ---------------------------------------------------------------- signals
@@ -158,15 +243,15 @@ def test_a_child_that_is_terminated_in_training_goes_on_to_the_same_weights(tmp_
     assert rest[-1]["status"] == "preempted"
     folder = RunFolder(tmp_path / "a", run)
     record = folder.record()
-    done = folder.checkpoint()["updates"]
+    done = folder.checkpoint()[0]["updates"]
     assert 0 < done < 80
     assert (record.status, record.train) == ("preempted", None)
-    assert record.message == f"stopped after {done} updates; the same command goes on from there"
+    assert record.message == "stopped in the training; the same command goes on from there"
     assert folder.trained() is None
 
     assert in_process(tmp_path / "a", run)[0] == 0
     assert in_process(tmp_path / "b", run)[0] == 0
-    assert folder.checkpoint() is None
+    assert folder.checkpoint() == (None, [])
     assert folder.record().status == "finished"
     assert folder.record().train.updates == 80
     assert weights(tmp_path / "a", run) == weights(tmp_path / "b", run)
@@ -174,7 +259,7 @@ def test_a_child_that_is_terminated_in_training_goes_on_to_the_same_weights(tmp_
     assert [r.outcomes for r in results[0]] == [r.outcomes for r in results[1]]
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), sorted(EXIT_INTERRUPTED.items()))
 def test_a_signal_in_training_is_a_checkpoint_and_its_exit_code(tmp_path, signum, code):
     run = spec("50up")
     sent = []
@@ -187,7 +272,7 @@ def test_a_signal_in_training_is_a_checkpoint_and_its_exit_code(tmp_path, signum
     found, events = in_process(tmp_path, run, once)
     assert found == code
     assert events[-1]["status"] == "preempted"
-    assert RunFolder(tmp_path, run).checkpoint()["updates"] == sent[0] == 1
+    assert RunFolder(tmp_path, run).checkpoint()[0]["updates"] == sent[0] == 1
 
 
 def test_a_signal_in_the_evaluation_keeps_the_finished_cells(tmp_path):
@@ -219,25 +304,196 @@ def test_a_signal_to_the_parent_reaches_the_child_which_saves(tmp_path):
         run_child(task(tmp_path, run), interrupted, tmp_path / "log.txt")
     assert raised.value.signum == signal.SIGINT
     assert RunFolder(tmp_path, run).record().status == "preempted"
-    assert RunFolder(tmp_path, run).checkpoint()["updates"] > 0
+    assert RunFolder(tmp_path, run).checkpoint()[0]["updates"] > 0
     assert (tmp_path / "log.txt").read_text() == ""
 
 
-def test_signals_raise_once_and_are_given_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted) as raised, signals_raise():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert raised.value.signum == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == before
+def test_a_signal_to_the_child_alone_leaves_it_preempted(tmp_path):
+    """Whoever stops one process, the command goes on with the next run, and the same command with this one."""
+    runs, said = [spec("200up"), spec("2up", seed=1)], []
+
+    def once(run, event):
+        if event["event"] == "train" and not said:
+            said.append(event)
+            os.kill(child_of_this_process(), signal.SIGTERM)
+
+    assert run_all(tmp_path, runs, Shown(once), None) == [runs[0].name]
+    assert [RunFolder(tmp_path, run).record().status for run in runs] == ["preempted", "finished"]
 
 
-def test_a_second_signal_in_training_raises():
-    flag = StopFlag()
-    flag.training = True
-    flag._handle(signal.SIGTERM, None)
-    assert flag()
-    with pytest.raises(Interrupted):
-        flag._handle(signal.SIGINT, None)
+# ---------------------------------------------------------------- processes that die
+
+
+class Shown(Display):
+    """A display that hands the events on."""
+
+    def __init__(self, on):
+        super().__init__(Console(file=io.StringIO()))
+        self.on = on
+
+    def event(self, spec, event):
+        self.on(spec, event)
+
+
+def child_of_this_process():
+    """The pid of the process that the server of this one has made."""
+    server = forkserver._forkserver._forkserver_pid
+    return int(Path(f"/proc/{server}/task/{server}/children").read_text().split()[0])
+
+
+def blocked(pid):
+    """The signals that a process does not take now."""
+    mask = int(re.search(r"SigBlk:\s(\w+)", Path(f"/proc/{pid}/status").read_text())[1], 16)
+    return {signum for signum in EXIT_INTERRUPTED if mask >> (signum - 1) & 1}
+
+
+def test_the_server_takes_no_signal_to_the_group_and_the_child_takes_all(tmp_path):
+    found = {}
+
+    def look(event):
+        if event["event"] == "train":
+            found["server"] = blocked(forkserver._forkserver._forkserver_pid)
+            found["child"] = blocked(child_of_this_process())
+
+    resource_tracker._resource_tracker._stop()
+    forkserver._forkserver._stop()  # so that both are started here
+    assert run_child(task(tmp_path, spec("1up")), look, tmp_path / "log.txt") == 0
+    assert found == {"server": set(EXIT_INTERRUPTED), "child": set()}
+    assert blocked(os.getpid()) == set()
+
+
+def test_a_killed_server_costs_nothing(tmp_path):
+    runs, killed = [spec("20up"), spec("2up", seed=1)], []
+
+    def once(run, event):
+        if event["event"] == "train" and not killed:
+            killed.append(forkserver._forkserver._forkserver_pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert run_all(tmp_path, runs, Shown(once), None) == []
+    assert [RunFolder(tmp_path, run).record().status for run in runs] == ["finished", "finished"]
+    assert len(killed) == 1
+
+
+PARENT = """
+import json, sys
+from pathlib import Path
+from bench.engine import run_child
+from bench.lock import owned
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    with owned(out) as lock:
+        run_child(json.loads(sys.argv[2]), lambda event: print(json.dumps(event), flush=True), out / "log.txt", lock)
+"""
+
+
+def test_a_child_whose_parent_is_killed_saves_ends_and_holds_the_lock_until_then(tmp_path):
+    run, out = spec("80up", method="cf_amc_ssl"), tmp_path / "a"
+    out.mkdir()
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py"), str(out), json.dumps(task(out, run))]
+    parent = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True
+    )
+    with parent, parent.stdout:
+        assert json.loads(parent.stdout.readline())["event"] == "train"
+        (server, child) = of_the_session(parent.pid)
+        parent.kill()
+        began = time.monotonic()
+        with pytest.raises(UsageError, match=f"in use by process {parent.pid} on "), owned(out, 0):
+            pass
+        with owned(out):
+            assert time.monotonic() - began < 10
+            assert not is_running(child)
+        assert parent.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while is_running(server):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    folder = RunFolder(out, run)
+    assert folder.record().status == "preempted"
+    assert 0 < folder.checkpoint()[0]["updates"] < 80
+    assert (out / "log.txt").read_text() == ""
+    assert in_process(out, run)[0] == 0
+    assert in_process(tmp_path / "b", run)[0] == 0
+    assert weights(out, run) == weights(tmp_path / "b", run)
+
+
+def of_the_session(leader):
+    """(server, child) of a process that runs a child: the one is its child, the other that of the server."""
+    for pid in Path(f"/proc/{leader}/task/{leader}/children").read_text().split():
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        if children:
+            return int(pid), int(children[0])
+    raise AssertionError("it has no child")
+
+
+def is_running(pid):
+    """Whether there is such a process that has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# ---------------------------------------------------------------- disks that refuse
+
+
+class FullFrom(Disk):
+    """A disk that has no room for a file of this name."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def create(self, path):
+        if self.name in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().create(path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The weights of a run that nothing has disturbed."""
+    out, run = tmp_path_factory.mktemp("undisturbed"), spec("10up")
+    with handlers_given_back():
+        assert in_process(out, run)[0] == 0
+    return weights(out, run)
+
+
+@pytest.mark.parametrize("name", ["run.json", "state.json", "train.json", "multi_patch-pgd"])
+def test_a_full_disk_is_one_line_and_the_same_task_goes_on(tmp_path, monkeypatch, capsys, undisturbed, name):
+    run = spec("10up")
+    monkeypatch.setattr(disk, "DISK", FullFrom(name))
+    code, events = in_process(tmp_path, run)
+    assert code == 1
+    assert events[-1]["event"] == "disk"
+    assert re.fullmatch(r"cannot write .*: No space left on device; mend that, .*", events[-1]["message"])
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(disk, "DISK", Disk())
+    assert in_process(tmp_path, run)[0] == 0
+    assert weights(tmp_path, run) == undisturbed
+    assert RunFolder(tmp_path, run).record().status == "finished"
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_disk_error_of_the_child_is_one_of_the_parent(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "emp_ssl-s0").write_text("in the way")
+    with pytest.raises(DiskError, match=r"cannot .*emp_ssl-s0"):
+        run_child(task(tmp_path, spec()), lambda event: None, tmp_path / "log.txt")
+
+
+def test_a_folder_that_vanishes_in_training_is_a_disk_error_and_is_not_made_again(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def once(run, event):
+        if event["event"] == "train" and out.exists():
+            out.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(DiskError, match=f"the folder {out} has vanished; with it back, the same command goes on"):
+        run_all(out, [spec("2000up"), spec(seed=1)], Shown(once), None)
+    assert not out.exists()
 
 
 # ---------------------------------------------------------------- methods that fail

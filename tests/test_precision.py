@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from training_fixtures import trained
 
 from bench import device as devices
 from bench.encoder import Stem, build_encoder, fold_batch_norm
@@ -81,8 +82,8 @@ class TestMixed:
         budget, images = Budget.parse("2up"), digits.first(12)
         one, method = tiny(name), tiny(name)
         method.load_state_dict(copy.deepcopy(one.state_dict()))
-        plain, _ = train(one, images, budget, 0, CPU)
-        mixed, state = train(method, images, budget, 0, CPU, precision="bf16")
+        plain = train(one, images, budget, 0, CPU)
+        mixed, state = trained(method, images, budget, precision="bf16")
         # five steps of a sign attack on a batch of six magnify what bf16 rounds
         assert mixed.first_loss == pytest.approx(plain.first_loss, rel=0.25 if name.endswith("_adv") else 0.02)
         assert mixed.first_loss != plain.first_loss
@@ -104,16 +105,16 @@ class TestMeters:
         assert phases.seconds() == {"data": 1.0 + 2.0, "update": 3.0 + 4.0}
 
     def test_a_training_knows_where_its_time_went(self, tiny, digits):
-        result, _ = train(tiny("emp_ssl_adv"), digits.first(12), Budget.parse("12up"), 0, CPU)
+        result = train(tiny("emp_ssl_adv"), digits.first(12), Budget.parse("12up"), 0, CPU)
         assert result.data_seconds > 0
         assert result.attack_seconds > result.update_seconds > 0  # five passes against one
         spent = result.data_seconds + result.attack_seconds + result.update_seconds
         assert 0.8 * result.train_seconds < spent <= result.train_seconds
-        clean, _ = train(tiny("emp_ssl"), digits.first(12), Budget.parse("3up"), 0, CPU)
+        clean = train(tiny("emp_ssl"), digits.first(12), Budget.parse("3up"), 0, CPU)
         assert clean.attack_seconds == 0
 
     def test_the_share_of_the_peak_is_a_share(self, tiny, digits):
-        result, _ = train(tiny("simclr"), digits.first(12), Budget.parse("2up"), 0, CPU)
+        result = train(tiny("simclr"), digits.first(12), Budget.parse("2up"), 0, CPU)
         assert 0 < result.matrix_share < 1
         assert devices.matrix_peak(CPU, "fp32") > 1e9
 
@@ -139,8 +140,8 @@ class TestCompiled:
         budget, images = Budget.parse("2up"), digits.first(12)
         one, method = tiny(name), tiny(name)
         method.load_state_dict(copy.deepcopy(one.state_dict()))
-        plain, _ = train(one, images, budget, 0, CPU, precision=precision)
-        compiled, _ = train(method, images, budget, 0, CPU, precision=precision, compiled=True)
+        plain = train(one, images, budget, 0, CPU, precision=precision)
+        compiled = train(method, images, budget, 0, CPU, precision=precision, compiled=True)
         # five steps of a sign attack on a batch of six magnify what fusing rounds
         attacked = {"fp32": 0.05, "bf16": 0.25}
         tolerance = (attacked if name.endswith("_adv") else {"fp32": 1e-4, "bf16": 0.02})[precision]

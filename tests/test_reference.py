@@ -12,7 +12,8 @@ from bench.reference import losses as textbook
 from bench.reference import optim, step
 from bench.reference.augment import augment
 from bench.spec import Budget
-from bench.train import Training, update
+from bench.state import Training
+from bench.train import update
 from methods.common.adversary import ADVERSARIES
 from methods.common.losses import coding_rate, invariance, nt_xent
 

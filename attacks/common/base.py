@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from attacks.common.passes import Passes
 from bench.spec import ThreatModel
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> (B,), to be maximized
@@ -117,9 +118,10 @@ def maximize(
     if threat.eps == 0 or len(standing) == 0:
         return best
     best_loss = torch.full((len(clean),), -math.inf, device=clean.device)
+    passes = Passes(model, loss)
     if random_start:
-        with torch.no_grad():
-            standing = standing[model(clean[standing]).argmax(1) == labels[standing]]
+        logits, _, _ = passes(clean[standing], labels[standing], gradients=False)
+        standing = standing[logits.argmax(1) == labels[standing]]
 
     for _ in range(restarts if random_start else 1):
         # for the whole chunk, whoever still stands: the fate of one image never changes the draw of another
@@ -128,16 +130,9 @@ def maximize(
         for remaining in reversed(range(steps + 1)):
             if len(standing) == 0:
                 return best
-            climbing = remaining > 0
-            images.requires_grad_(climbing)
-            with torch.set_grad_enabled(climbing):
-                logits = model(images)
-                losses = loss(logits, labels[standing])
-                gradient = torch.autograd.grad(losses.sum(), images)[0] if climbing else None
-            images = images.detach()
-
+            logits, losses, gradient = passes(images, labels[standing], gradients=remaining > 0)
             fooled = logits.argmax(1) != labels[standing]
-            losses = losses.detach().float().masked_fill(fooled, math.inf)  # nothing beats a success
+            losses = losses.float().masked_fill(fooled, math.inf)  # nothing beats a success
             better = losses > best_loss[standing]
             best[standing[better]] = images[better]
             best_loss[standing[better]] = losses[better]

@@ -1,0 +1,160 @@
+"""One run in a process of its own: train, evaluate, audit. What the store already has is not done again."""
+
+import hashlib
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import calibration, registry
+from bench import device as devices
+from bench.audit import audit
+from bench.build import build_method
+from bench.data import ImageSet, data_info, load_data
+from bench.evaluate import evaluate
+from bench.examples import examples
+from bench.repair import repair
+from bench.repro import environment
+from bench.signals import Interrupted, StopFlag
+from bench.spec import DataInfo, Record, RunSpec, Setting, TrainResult, UsageError
+from bench.store import Beat, RunFolder
+from bench.train import Keeper, train
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag, save_every: float = math.inf) -> None:
+    """Do a run as far as it goes; its status is in its record at the end.
+
+    Raises Interrupted after a signal, with what can go on saved; UsageError, DiskError and what a method raises.
+    """
+    folder = RunFolder(out, spec)
+    for damage in repair(folder):
+        report({"event": "damaged", "message": f"{damage}; it is put aside and made again"})
+    device = devices.resolve(spec.device)
+    devices.prepare(device, spec.threads)
+    dataset = registry.load("dataset", spec.data.name).Dataset()
+    train_set, test_set = load_data(dataset, spec.data)
+    method, settings = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
+    data = data_info(train_set, test_set)
+    record = Record(
+        spec=spec,
+        adversary=method.config.adversary,
+        supervised=method.supervised,
+        data=data,
+        settings=settings,
+        environment=environment(str(device), spec.precision),
+    )
+    folder.save_record(record)
+
+    def ended(status: str, message: str = "") -> None:
+        folder.save_record(record.model_copy(update={"status": status, "message": message}))
+        report({"event": "ended", "status": status, "message": message})
+
+    try:
+        trained = folder.trained()
+        if trained is None:
+            result = train_run(folder, method, train_set, device, identity(settings, data), report, flag, save_every)
+        else:
+            result, weights = trained
+            if result.status == "finished":
+                method.encoder.load_state_dict(weights)
+                devices.place(method.encoder, device)
+    except Interrupted:
+        ended("preempted", "stopped in the training; the same command goes on from there")
+        raise
+    if result.status != "finished":
+        ended(result.status, result.note or f"after {result.updates} updates")
+        return
+    ran = {"updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss}
+    report({"event": "trained", "disturbed": calibration.complaint(result)} | ran)
+    try:
+        missing = [evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
+        missing += [audit(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
+        examples(method.encoder, test_set, spec.eval, device, folder)
+    except Interrupted:
+        ended("preempted", "stopped in the evaluation; the same command goes on from there")
+        raise
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        ended("oom", f"out of memory in the evaluation: {error}".splitlines()[0])
+        return
+    ended("finished", "; ".join(filter(None, missing)))
+
+
+def train_run(
+    folder: RunFolder,
+    method: Any,
+    images: ImageSet,
+    device: Any,
+    made_from: str,
+    report: Report,
+    flag: StopFlag,
+    save_every: float,
+) -> TrainResult:
+    """Train from the newest checkpoint, or from the start; what came of it is stored.
+
+    Raises Interrupted after a signal, and UsageError where the checkpoint belongs to other settings or images.
+    """
+    spec = folder.spec
+    state, damaged = folder.checkpoint()
+    for damage in damaged:
+        report({"event": "damaged", "message": f"{damage}; training goes on from the checkpoint before it"})
+    reading = None
+    if state is not None:
+        reading = state.pop("reading", None)
+        if state.pop("made_from", None) != made_from:
+            raise UsageError(
+                f"the checkpoints of {spec.name} were made with other settings or images; "
+                f"remove {folder.path / 'checkpoints'} to train from the start"
+            )
+    with flag.in_training():
+        reading = reading or calibration.read_machine(spec.budget, device, spec.precision, stop=flag)
+
+        def heard(event: dict[str, Any]) -> None:
+            folder.save_beat(Beat(seconds=event["seconds"], updates=event["updates"]))
+            report(event)
+
+        def save(state: dict[str, Any]) -> None:
+            flag.settle()  # what is saved is between two updates, and may take longer than the update was given
+            folder.save_checkpoint(state | {"reading": reading, "made_from": made_from})
+            folder.save_beat(Beat(seconds=state["seconds"], updates=state["updates"]))
+
+        keeper = Keeper(
+            save=save,
+            every=save_every,
+            stop=flag,
+            report=heard,
+        )
+        beat, kept = folder.beat(), state["seconds"] if state else 0.0
+        result = train(
+            method,
+            images,
+            spec.budget,
+            spec.seed,
+            device,
+            precision=spec.precision,
+            compiled=spec.compiled,
+            resume=state,
+            lost_seconds=max(0.0, beat.seconds - kept) if beat else 0.0,
+            keeper=keeper,
+        )
+        if result.status == "preempted":
+            raise Interrupted(flag.signum or signal.SIGTERM)
+        if result.status == "finished":
+            after = calibration.read_machine(spec.budget, device, spec.precision, stop=flag)
+            result = calibration.probed(result, reading, after)
+        folder.save_trained(result, dict(method.encoder.state_dict()))
+    if flag():
+        raise Interrupted(flag.signum or signal.SIGTERM)
+    return result
+
+
+def identity(settings: list[Setting], data: DataInfo) -> str:
+    """Hash of what a checkpoint belongs to: every setting of the method, and the training images."""
+    values = {setting.name: setting.value for setting in settings}
+    text = json.dumps([values, data.train_sha256], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

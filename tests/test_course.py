@@ -1,0 +1,28 @@
+"""Which batch, epoch and replay an update belongs to, and how many updates a budget is."""
+
+import pytest
+
+from bench.course import Course
+from bench.spec import Budget
+
+
+class TestCourse:
+    @pytest.mark.parametrize(
+        ("budget", "updates"),
+        [("7up", 7), ("1ep", 15), ("2ep", 30), ("0.5ep", 8), ("0.2ep", 3), ("1.4ep", 21), ("0.000000001ep", 1)],
+    )
+    def test_total_updates(self, budget, updates):
+        assert Course(20, 4, 3).total_updates(Budget.parse(budget)) == updates
+
+    def test_a_budget_in_time_has_none(self):
+        assert Course(20, 4, 3).total_updates(Budget.parse("10s")) is None
+
+    @pytest.mark.parametrize("hundredths", [7, 14, 28, 55, 56, 57, 110])
+    def test_rounding_adds_no_update(self, hundredths):
+        assert Course(100, 1, 1).total_updates(Budget(amount=hundredths / 100, unit="epochs")) == hundredths
+
+    def test_locate_counts_epoch_batch_and_replay(self):
+        course = Course(images=11, batch=4, updates_per_batch=3)  # two batches per epoch
+        assert course.updates_per_epoch == 6
+        places = [(e, b, r) for e in range(3) for b in range(2) for r in range(3)]
+        assert [course.locate(n) for n in range(18)] == places
