@@ -18,11 +18,12 @@ from torch import nn
 
 from bench import checks
 from bench.checks.subject import AuditCheck, Counted, Subject
+from bench.checks.transfer import sources_of
 from bench.data import ImageSet
 from bench.evaluate import chunk_images, stored_classifier
 from bench.search import Report
-from bench.spec import RANKED, Audit, AuditLevel, Check, EvalResult, EvalSpec, Record
-from bench.store import RunFolder, sha256
+from bench.spec import RANKED, Audit, AuditLevel, Check, EvalResult, EvalSpec, Record, RunSpec
+from bench.store import MANIFEST, RunFolder, load_manifest, sha256
 
 LEVELS: tuple[AuditLevel, ...] = ("off", "core", "full")
 ATTACKS = ("pgd", "autoattack")  # the ranked set
@@ -30,6 +31,7 @@ ATTACKS = ("pgd", "autoattack")  # the ranked set
 
 def audit(
     encoder: nn.Module,
+    train: ImageSet,
     test: ImageSet,
     spec: EvalSpec,
     seed: int,
@@ -40,7 +42,8 @@ def audit(
     """Audit every ranked number in ``folder``; each protocol is saved when it is done. Returns what is missing, or "".
 
     The encoder is frozen, in eval mode, with the weights that were evaluated. ``spec.budget_seconds`` holds for the
-    evaluation and its audit together: a check that has begun is finished, and no other begins.
+    evaluation and its audit together: a check that has begun is finished, and no other begins. Transfer (A14) is not
+    missing: where there are other runs it is NOT_RUN until they have ended (bench.transfer).
     """
     if spec.audit == "off":
         return ""
@@ -54,16 +57,27 @@ def audit(
         earlier = audits.get(protocol)
         if earlier is None or (earlier.level, earlier.evidence) != (spec.audit, proof):
             earlier = Audit(protocol=protocol, level=spec.audit, eps=spec.main_eps, checks=[], evidence=proof)
-        if earlier.verdict == "NOT_RUN" or any(check.verdict == "NOT_RUN" for check in earlier.checks):
+        if not earlier.checks or not_run(earlier):
             subject = build_subject(encoder, test, spec, seed, device, folder, record, protocol)
+            subject.duplicates = duplicates(train, test)
+            subject.sources = None if sources_of(folder.spec, runs_of(folder)) else {}
             spent = seconds(record, [*(each for each in audits.values() if each.protocol != protocol), earlier])
             left = math.inf if spec.budget_seconds is None else spec.budget_seconds - spent
             audits[protocol] = earlier = examine(subject, earlier, left, report)
             folder.save_audits(list(audits.values()))
-            report({"event": "audit", "protocol": protocol, "verdict": earlier.verdict})
-        unasked = [check.id for check in earlier.checks if check.verdict == "NOT_RUN"]
-        missing += [f"{protocol} {', '.join(unasked)}"] * bool(unasked)
+            report({"event": "audit", "protocol": protocol, "verdict": earlier.verdict, "level": earlier.level})
+        missing += [f"{protocol} {', '.join(not_run(earlier))}"] * bool(not_run(earlier))
     return f"checks of the audit that did not run: {'; '.join(missing)}" if missing else ""
+
+
+def not_run(audit: Audit) -> list[str]:
+    """The checks that are still to be asked here; transfer is not."""
+    return [check.id for check in audit.checks if check.verdict == "NOT_RUN" and check.id != "A14"]
+
+
+def runs_of(folder: RunFolder) -> list[RunSpec]:
+    """All runs of the folder that this one is in; none where it has no manifest."""
+    return load_manifest(folder.out).runs if (folder.out / MANIFEST).is_file() else []
 
 
 def examine(subject: Subject, earlier: Audit, left: float, report: Report = lambda event: None) -> Audit:
@@ -164,6 +178,7 @@ def build_subject(
         stored={
             "encoder": record.train.encoder_sha256 if record.train else "",
             "probe": probe.sha256,
+            "train": record.data.train_sha256 if record.data else "",
             "test": record.data.test_sha256 if record.data else "",
         },
         loaded={
@@ -172,6 +187,15 @@ def build_subject(
             "test": test.sha256,
         },
     )
+
+
+def duplicates(train: ImageSet, test: ImageSet) -> int:
+    """Test images whose pixels are, to the last one, those of a training image."""
+    trained, tested = (
+        [hashlib.sha256(image.tobytes()).digest() for image in each.images.cpu().numpy()] for each in (train, test)
+    )
+    seen = set(trained)
+    return sum(image in seen for image in tested)
 
 
 def ranked_pair(results: Iterable[EvalResult], protocol: str, eps: float) -> tuple[EvalResult, EvalResult] | None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from bench.plan import Estimate, duration
+from bench.show import plain
 from bench.spec import RunSpec, format_eps
 
 
@@ -42,8 +43,7 @@ class Display:
 
     def line(self, text: str, style: str = "") -> None:
         """One line that stays."""
-        printable = "".join(c for c in text if c.isprintable())
-        self._bars.console.print(Text(printable, style=style), soft_wrap=True)
+        self._bars.console.print(Text(plain(text), style=style), soft_wrap=True)
 
     def begin(self, specs: list[RunSpec], estimates: list[Estimate] | None) -> None:
         """These runs are about to be made."""
@@ -79,6 +79,10 @@ class Display:
                 self.line(f"{spec.name}: training {event['progress']:.0%}, {text}")
         elif kind == "trained":
             self.line(f"{spec.name}: trained, {event['updates']} updates in {event['seconds']:.4g} s")
+            if event.get("disturbed"):
+                self.line(f"{spec.name}: {event['disturbed']}", "yellow")
+        elif kind == "damaged":
+            self.line(f"{spec.name}: {event['message']}", "yellow")
         elif kind == "probe":
             self._show(0.0, f"{event['protocol']}: fitting the probe")
         elif kind == "attack":
@@ -93,6 +97,10 @@ class Display:
             count = f"{event['correct']}/{event['total']}"
             self.line(f"{spec.name}: {what} {accuracy:>6.1%}  {count:<12} {event['seconds']:.3g} s{note}")
 
+        elif kind == "audit":
+            verdict, style = event["verdict"], {"PASS": "", "FLAG": "yellow"}.get(event["verdict"], "red")
+            self.line(f"{spec.name}: {event['protocol']} audit {verdict} ({event['level']})", style)
+
     def ended(self, spec: RunSpec, status: str, message: str) -> None:
         """A run has ended, well or not."""
         self._done += 1
@@ -102,7 +110,7 @@ class Display:
 
     def _show(self, share: float | None, text: str, training_left: float = 0.0) -> None:
         if self._current is not None:
-            self._bars.update(self._current, completed=share, text=text)
+            self._bars.update(self._current, completed=share, text=plain(text))
         if self._overall is not None and self._estimates:
             now = self._estimates[min(self._done, len(self._estimates) - 1)]
             total = sum(each.seconds for each in self._estimates)

@@ -1,7 +1,8 @@
 """bench verify: recompute what a run has published from the files that it left, in another process (promise P20).
 
 Clean accuracy comes from all images, PGD and AutoAttack at the main eps from the adversarial images that are kept.
-Hashes tell whether weights, probes, images and results are those that were stored.
+Hashes tell whether weights, probes, images and results are those that were stored. A method in a file of its own and a
+foreign factory are code that the folder names and that runs here: verify only folders whose code you trust.
 """
 
 from pathlib import Path
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 from bench import device as devices
 from bench import registry
 from bench.audit import evidence, probe_hash, ranked_pair
+from bench.build import build_method
 from bench.data import ImageSet, load_data
-from bench.engine import build_method
 from bench.evaluate import chunk_images, stored_classifier
+from bench.files import Damaged
+from bench.foreign import reload_module
 from bench.search import verify as verify_images
 from bench.spec import RANKED, EvalResult, Record, RunSpec, ThreatModel, UsageError, format_eps
 from bench.store import RunFolder, load_manifest, sha256
 
 ROUNDING = 1e-5  # of the largest logit: two batch sizes differ by less, so a smaller margin decides nothing
+TOLERANCE = 0.0005  # of a number's images that may come out differently on a GPU: 0.05 points; none on a CPU
 
 
 def verify(folder: Path, data_root: str | None = None, device: str = "auto") -> tuple[int, list[str]]:
@@ -29,14 +33,21 @@ def verify(folder: Path, data_root: str | None = None, device: str = "auto") -> 
     """
     checked = 0
     differences: list[str] = []
-    for spec in load_manifest(folder).runs:
+    try:
+        specs = load_manifest(folder).runs
+    except Damaged as error:
+        return 0, [str(error)]
+    for spec in specs:
         run = RunFolder(folder, spec)
-        record = run.record()
-        if record.status == "finished":
-            count, found = verify_run(run, record, data_root, device)
-            checked += count
-            differences += [f"{spec.name}: {each}" for each in found]
-    if not checked:
+        try:
+            record = run.record()
+            if record.status == "finished":
+                count, found = verify_run(run, record, data_root, device)
+                checked += count
+                differences += [f"{spec.name}: {each}" for each in found]
+        except Damaged as error:  # a file that everything else of the run hangs on
+            differences.append(f"{spec.name}: {error}")
+    if not checked and not differences:
         raise UsageError(f"nothing to verify: {folder} has no finished run")
     return checked, differences
 
@@ -53,13 +64,14 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
     audits = {each.protocol: each for each in record.audits}
     checked = 0
     for protocol in spec.eval.protocols:
-        classifier = stored_classifier(encoder, test, spec.eval, protocol, device, run)
+        try:
+            classifier = stored_classifier(encoder, test, spec.eval, protocol, device, run)
+        except UsageError as error:
+            found.append(f"{protocol}: {error}")
+            continue
         if classifier is None:
             found.append(f"{protocol}: the probe is missing")
             continue
-        probe = next(each for each in record.probes if each.protocol == protocol)
-        if probe_hash(run, protocol) != probe.sha256:
-            found.append(f"{protocol}: the probe is another than the one that was fitted")
         proof = evidence(record, protocol, encoder_hash, probe_hash(run, protocol), test.sha256)
         if protocol in audits and audits[protocol].evidence != proof:
             found.append(f"{protocol}: weights, images or results are others than those that were audited")
@@ -82,6 +94,11 @@ def load(run: RunFolder, record: Record, data_root: str | None) -> tuple[ImageSe
     found = []
     if record.data is None or record.data.test_sha256 != test.sha256:
         found.append("the test images are others than those of the run")
+    if spec.foreign:
+        module = reload_module(run, test.image_shape[0])
+        if sha256(module.state_dict()) != spec.settings["weights_sha256"]:
+            found.append("the weights are others than those that were evaluated")
+        return test, module, found
     method, _ = build_method(spec, dataset, test.image_shape[0], train.classes)
     trained = run.trained()
     if trained is None:
@@ -101,7 +118,10 @@ def verify_attack(
 ) -> list[str]:
     """Differences between an attack's result and the images that it returned: hash, ball, box and outcomes."""
     name = named(result)
-    images = run.adversarial(result.protocol, result.attack)
+    try:
+        images = run.adversarial(result.protocol, result.attack)
+    except UsageError as error:
+        return [f"{name}: {error}"]
     if images is None:
         return [f"{name}: no images are kept"]
     found = []
@@ -123,7 +143,7 @@ def verify_attack(
 def flips(
     model: nn.Module, images: Tensor, test: ImageSet, result: EvalResult, device: torch.device, chunk: int
 ) -> list[str]:
-    """A sentence for each image whose outcome is not the published one, by more than rounding."""
+    """A sentence for each image whose outcome is not the published one, by more than rounding or the tolerance."""
     found = []
     logits = torch.cat([model(part.to(device)).cpu() for part in images.split(chunk)])
     labels = test.labels[: len(images)].cpu()
@@ -136,7 +156,12 @@ def flips(
         if stands != published and sure:
             words = {True: "standing", False: "broken"}
             found.append(f"{named(result)}: image {place} was published {words[published]} and is {words[stands]}")
-    return found
+    return beyond_tolerance(found, len(images), device)
+
+
+def beyond_tolerance(found: list[str], images: int, device: torch.device) -> list[str]:
+    """The differences of a number over so many images; on a GPU none where they move it by 0.05 points at most."""
+    return [] if device.type == "cuda" and len(found) <= TOLERANCE * images else found
 
 
 def named(result: EvalResult) -> str:

@@ -12,10 +12,12 @@ from torch import nn
 from attacks.common.base import config_hash
 from bench import registry
 from bench.audit import audit
+from bench.build import build_method
 from bench.checks.subject import Counted, Subject
 from bench.data import load_data
-from bench.engine import StopFlag, build_method, execute
+from bench.execute import execute
 from bench.protocols import Classifier
+from bench.signals import StopFlag
 from bench.spec import Budget, DataSpec, EvalResult, EvalSpec, RunSpec
 from bench.store import RunFolder
 
@@ -121,11 +123,11 @@ def finished(out, **changes):
     return RunFolder(out, spec), spec.eval.model_copy(update={"audit": "core"})
 
 
-def rerun(folder, spec):
+def rerun(folder, spec, report=lambda event: None):
     """Audit the run as a resumed command would: what is missing."""
     dataset = registry.load("dataset", "synthetic").Dataset()
     train, test = load_data(dataset, folder.spec.data)
     method, _ = build_method(folder.spec, dataset, 3, train.classes)
     method.encoder.load_state_dict(folder.trained()[1])
     encoder = method.encoder.eval().requires_grad_(False)
-    return audit(encoder, test, spec, folder.spec.seed, DEVICE, folder)
+    return audit(encoder, train, test, spec, folder.spec.seed, DEVICE, folder, report)

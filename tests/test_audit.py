@@ -1,11 +1,13 @@
 """The audit around the checks: verdicts, levels, time, what a check that raises costs, and what is not done twice."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from audit_fixtures import finished, rerun, subject
+from evaluation_fixtures import random_images
 
 from bench import audit as module
 from bench.audit import all_checks, examine, ranked_pair
@@ -190,6 +192,16 @@ def test_a_healthy_run_passes_every_structural_check(run, monkeypatch):
     assert {id for id, verdict in verdicts.items() if verdict not in ("PASS", "N/A")} == set(), audit.checks
     assert {id for id, verdict in verdicts.items() if verdict == "N/A"} <= {"S3"}
     assert sum(each.passes for each in audit.checks) > 0
+
+
+def test_duplicates_are_test_images_whose_pixels_are_all_in_the_training_set():
+    train, test = random_images(20, seed=1), random_images(6, seed=2)
+    images = test.images.clone()
+    images[0] = images[4] = train.images[7]
+    images[2] = train.images[3]
+    images[2, 0, 0, 0] ^= 1  # one pixel differs by one level
+    assert module.duplicates(train, replace(test, images=images)) == 2
+    assert module.duplicates(train, test) == 0
 
 
 def test_without_a_ranked_number_there_is_nothing_to_audit(run):

@@ -1,6 +1,7 @@
 """Anybody's model: refused in one line where it is unusable, and scored to the image where it is not."""
 
 import pickle
+import shutil
 import sys
 from pathlib import Path
 
@@ -26,14 +27,14 @@ from bench.foreign import (
     check_input_range,
     check_module,
     check_source,
-    evaluate_foreign,
     load_module,
     mean_and_std,
     parse_normalize,
-    run_spec,
 )
+from bench.foreign_run import evaluate_foreign, run_spec
 from bench.spec import DataSpec, EvalSpec, UsageError
-from bench.store import RunFolder, load_records
+from bench.store import RunFolder, load_records, load_tensors, save_tensors
+from bench.verify import verify
 from reports.build import build
 
 EVAL = EvalSpec(attacks=("pgd",), eps=(0.05, 0.1), main_eps=0.1, protocols=("linear",), curve=(), audit="off")
@@ -349,10 +350,10 @@ def test_reports_read_the_folder_and_rank_no_classifier(models, two_classes, tmp
         threads=1, out=str(tmp_path / "out"),
     )  # fmt: skip
     record, _ = score(request)
-    assert record.spec.method == "-their-two"
+    assert record.spec.method == "their-two"
     assert build(Path(request.out)) == []
     (line,) = pd.read_csv(tmp_path / "out" / "leaderboard.csv").to_dict("records")
-    assert pd.isna(line["rank"])
+    assert pd.isna(line["rank_lo"])
     assert pd.isna(line["train_seconds"])
     exact = next(result.outcomes for result in record.results if result.attack == "autoattack")
     assert line["worst"] == exact.count("1") / len(exact)
@@ -406,7 +407,7 @@ def test_a_failure_in_the_evaluation_is_on_record(models, two_classes, tmp_path,
     def breaks(*arguments):
         raise RuntimeError("the attack failed\nat length")
 
-    monkeypatch.setattr("bench.evaluate.evaluate", breaks)
+    monkeypatch.setattr("bench.foreign_run.evaluate", breaks)
     request = Request(
         source="their_models:Two", kind="classifier", data=two_classes, eval=EVAL, threads=1, out=str(tmp_path / "out")
     )
@@ -416,6 +417,69 @@ def test_a_failure_in_the_evaluation_is_on_record(models, two_classes, tmp_path,
     assert record.status == "failed"
     assert record.message.startswith("RuntimeError: the attack failed; trained elsewhere")
     assert RunFolder(tmp_path / "out", run_spec(request, record.spec.settings["weights_sha256"])).path.is_dir()
+
+
+# ---------------------------------------------------------------- verified
+
+
+@pytest.fixture
+def evaluated_file(weights, tmp_path):
+    """(folder, run) of an encoder's evaluation, its file gone since."""
+    data = DataSpec(name="digits", train_images=50, test_images=10)
+    eval_spec = EVAL.model_copy(update={"eps": (0.1,), "band_images": 4})
+    source = saved(weights, tmp_path)
+    request = Request(
+        source=source, architecture="resnet8", normalize=(0.5, 0.25), data=data, eval=eval_spec, threads=1,
+        out=str(tmp_path / "out"),
+    )  # fmt: skip
+    record, _ = score(request)
+    Path(source).unlink()
+    return tmp_path / "out", RunFolder(tmp_path / "out", record.spec)
+
+
+def test_a_file_is_verified_from_the_copy_in_its_folder(evaluated_file):
+    out, run = evaluated_file
+    assert verify(out) == (1, [])  # the clean number; without AutoAttack there is no ranked pair
+    stored = run.path / "encoder.safetensors"
+    tensors = load_tensors(stored)
+    tensors["feature_layer.0.weight"] *= -1
+    save_tensors(stored, tensors)
+    _, differences = verify(out)
+    assert any("the weights are others than those that were evaluated" in each for each in differences)
+    assert any("linear none at eps 0: image" in each for each in differences)
+    stored.unlink()
+    assert "cannot verify theirs-s0: " in (message := refused(verify, out))
+    assert message.endswith("no such file; evaluate the model again")
+
+
+def test_a_factory_is_called_again_and_may_be_another(models, two_classes, tmp_path):
+    eval_spec = EVAL.model_copy(update={"attacks": ("pgd", "autoattack"), "audit": "core"})
+    request = Request(
+        source="their_models:Two", kind="classifier", data=two_classes, eval=eval_spec, threads=1,
+        out=str(tmp_path / "out"),
+    )  # fmt: skip
+    score(request)
+    assert verify(tmp_path / "out") == (3, [])  # clean, PGD and AutoAttack
+    call_factory("their_models:Two")
+    their_models = sys.modules["their_models"]
+    their_models.Two.forward = lambda self, images: -(images.flatten(1) @ self.weight.T)
+    assert any("image 0 was published" in each for each in verify(tmp_path / "out")[1])
+    their_models.Two = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    assert any("the weights are others" in each for each in verify(tmp_path / "out")[1])
+
+
+def test_a_factory_that_is_gone_is_one_line_that_says_what_to_do(models, two_classes, tmp_path, capsys):
+    request = Request(
+        source="their_models:Two", kind="classifier", data=two_classes, eval=EVAL, threads=1, out=str(tmp_path / "out")
+    )
+    score(request)
+    (tmp_path / "their_models.py").unlink()
+    sys.modules.pop("their_models")
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    assert bench("verify", str(tmp_path / "out"), "--device", "cpu") == 2
+    said = capsys.readouterr().err
+    assert "cannot verify Two-s0: cannot import their_models of their_models:Two: ModuleNotFoundError" in said
+    assert "run it where this can be imported" in said
 
 
 # ---------------------------------------------------------------- the command

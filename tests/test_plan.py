@@ -3,7 +3,7 @@
 import pytest
 
 from bench.options import share
-from bench.plan import Measured, cell_seconds, duration, estimate
+from bench.plan import Measured, audit_seconds, cell_seconds, duration, estimate
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, UsageError
 
 SPEC = EvalSpec(main_eps=0.1, eps=(0.1,), restarts=1)
@@ -49,6 +49,33 @@ class TestCells:
 
     def test_an_encoder_that_is_not_robust_costs_little(self) -> None:
         assert cell_seconds("autoattack", 0.1, 64, SPEC, 0.0, 1e-3, 1e-4) == pytest.approx(40 * (1e-3 + 64e-4))
+
+
+class TestAudit:
+    def seconds(self, robust: float, images: int = 64, **evaluation: object) -> float:
+        spec = SPEC.model_copy(update=evaluation)
+        return audit_seconds("linear", images, 300, spec, robust, 0.0, 1e-4)
+
+    def test_off_costs_nothing_and_a_number_of_zero_little(self) -> None:
+        assert self.seconds(0.5, audit="off") == 0
+        assert self.seconds(0.0, audit="core") == pytest.approx(1e-4 * (2400 + 300 + 20 * 64))
+
+    def test_the_core_is_what_the_zoo_has_counted(self) -> None:
+        """emp_ssl_adv on digits, 45 of 64 stand: 22,325 F."""
+        assert self.seconds(45 / 64, audit="core") == pytest.approx(22_325e-4, rel=0.1)
+
+    def test_the_full_audit_is_what_the_zoo_has_counted(self) -> None:
+        """The same model: 110,557 F, and 101 for each of 64 images that it gives to others."""
+        assert self.seconds(45 / 64, audit="full") == pytest.approx(110_557e-4 + 64 * 101e-4, rel=0.1)
+
+    def test_images_are_cut_to_the_level(self) -> None:
+        assert self.seconds(0.5, 10_000, audit="core") == self.seconds(0.5, 64, audit="core")
+        assert self.seconds(0.5, 10_000, audit="full") == self.seconds(0.5, 1000, audit="full")
+
+    def test_a_run_without_autoattack_has_no_number_to_audit(self) -> None:
+        for attacks, more in ((("pgd", "autoattack"), True), (("pgd",), False)):
+            on, off = (estimate(run("10s", attacks=attacks, audit=level), measured()) for level in ("core", "off"))
+            assert (on.evaluate_seconds > off.evaluate_seconds) is more
 
 
 class TestRuns:

@@ -9,8 +9,8 @@ from audit_fixtures import finished, rerun
 from bench import store
 from bench.cli import main
 from bench.spec import Manifest, UsageError
-from bench.store import MANIFEST, RunFolder, load_tensors, save, save_tensors
-from bench.verify import verify
+from bench.store import MANIFEST, RunFolder, images_file, load_tensors, save, save_tensors
+from bench.verify import beyond_tolerance, verify
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_flipped_outcome_is_found(run, attack, eps, capsys):
 def test_a_number_that_cannot_be_recomputed_is_guarded_by_the_audit(run):
     out, folder = run
     result = folder.result("linear", "pgd", 0.01)
-    folder.save_result(result.model_copy(update={"outcomes": "0" * result.total}))
+    folder.save_result(result.model_copy(update={"outcomes": "0" * result.total, "images_sha256": ""}))
     assert verify(out)[1] == ["emp_ssl-s0: linear: weights, images or results are others than those that were audited"]
 
 
@@ -82,36 +82,70 @@ def test_a_changed_weight_and_a_changed_probe_are_found(run):
     out, folder = run
     file = folder.path / "encoder.safetensors"
     weights = load_tensors(file)
+    changed = {name: tensor.clone() for name, tensor in weights.items()}
     name = next(name for name, tensor in weights.items() if tensor.dim() == 4)
-    weights[name].view(-1)[0] = weights[name].view(-1)[0].nextafter(torch.tensor(9.0))
+    changed[name].view(-1)[0] = changed[name].view(-1)[0].nextafter(torch.tensor(9.0))
+    save_tensors(file, changed)
+    checked, (difference,) = verify(out)
+    assert checked == 0
+    assert difference.startswith(f"emp_ssl-s0: {file} is damaged")
     save_tensors(file, weights)
-    assert any("the weights are others than those that were trained" in each for each in verify(out)[1])
     probe = folder.path / "probes" / "linear.safetensors"
     tensors = load_tensors(probe)
     tensors["bias"] += torch.linspace(-1e-6, 1e-6, len(tensors["bias"]))
     save_tensors(probe, tensors)
-    assert any("the probe is another" in each for each in verify(out)[1])
+    checked, (difference,) = verify(out)
+    assert checked == 1  # clean under the paper's protocol, which has a probe of its own
+    assert difference.startswith(f"emp_ssl-s0: linear: {probe} is damaged")
 
 
 @pytest.mark.parametrize("attack", ["pgd", "autoattack"])
 def test_a_moved_pixel_is_found_inside_the_ball_and_outside(run, attack):
     out, folder = run
-    images = folder.adversarial("linear", attack)
+    result, images = folder.result("linear", attack, 0.02), folder.adversarial("linear", attack)
     images[1, 0, 0, 0] = (images[1, 0, 0, 0] + 0.001) % 1
-    folder.save_adversarial("linear", attack, images)
-    assert any(f"{attack} at eps 0.02: the images are others" in each for each in verify(out)[1])
+    save_tensors(folder.path / images_file(result), {"images": images})
+    assert any(f"{attack} at eps 0.02: " in each and "is damaged" in each for each in verify(out)[1])
     images[1, 0, 0, 0] = (images[1, 0, 0, 0] + 0.5) % 1
-    folder.save_adversarial("linear", attack, images)
+    found = folder.save_adversarial("linear", attack, images)
+    folder.save_result(result.model_copy(update={"images_sha256": found}))  # by someone who knows the hashes
     assert any("image 1:" in each and "left its threat model" in each for each in verify(out)[1])
 
 
 def test_images_that_are_missing_or_of_another_size_are_named(run):
     out, folder = run
-    folder.save_adversarial("linear", "pgd", torch.zeros(4, 3, 8, 8))
-    (folder.path / "adversarial" / "linear-autoattack.safetensors").unlink()
+    found = folder.save_adversarial("linear", "pgd", torch.zeros(4, 3, 8, 8))
+    folder.save_result(folder.result("linear", "pgd", 0.02).model_copy(update={"images_sha256": found}))
+    autoattack = folder.result("linear", "autoattack", 0.02)
+    (folder.path / images_file(autoattack)).unlink()
     differences = verify(out)[1]
     assert any("expected images of shape (3, 16, 16), got (4, 3, 8, 8)" in each for each in differences)
-    assert any("autoattack at eps 0.02: no images are kept" in each for each in differences)
+    assert any("autoattack at eps 0.02: " in each and "is missing" in each for each in differences)
+    folder.save_result(autoattack.model_copy(update={"images_sha256": ""}))
+    assert any("autoattack at eps 0.02: no images are kept" in each for each in verify(out)[1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../manifest.json",
+        "run.json",
+        "train.json",
+        "encoder.safetensors",
+        "probes/linear.json",
+        "results/linear-none-0.000000.json",
+        "audit.json",
+    ],
+)
+def test_a_damaged_file_is_a_difference_that_names_it(run, name, capsys):
+    out, folder = run
+    file = folder.path / name
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+    assert code("verify", str(out)) == 1
+    found = capsys.readouterr()
+    assert f"{file.resolve()} is damaged" in (found.out + found.err).replace("/runs/emp_ssl-s0/../..", "")
+    assert "Traceback" not in found.err
 
 
 def test_the_images_kept_are_those_that_decided(untouched):
@@ -124,6 +158,14 @@ def test_the_images_kept_are_those_that_decided(untouched):
     result = folder.result("linear", "autoattack", 0.02)
     assert result.images_sha256 == store.sha256({"images": autoattack})
     assert folder.result("linear", "pgd", 0.02).images_sha256 == store.sha256({"images": pgd})
+
+
+@pytest.mark.parametrize(
+    ("device", "flips", "images", "reported"),
+    [("cpu", 1, 100_000, 1), ("cuda", 5, 10_000, 0), ("cuda", 6, 10_000, 6), ("cuda", 1, 1_000, 1), ("cuda", 0, 10, 0)],
+)
+def test_a_gpu_may_move_a_number_by_a_twentieth_of_a_point_and_a_cpu_by_nothing(device, flips, images, reported):
+    assert len(beyond_tolerance(["flipped"] * flips, images, torch.device(device))) == reported
 
 
 def test_what_is_no_run_is_a_usage_error(tmp_path, capsys):

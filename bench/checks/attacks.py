@@ -141,22 +141,41 @@ def pgd(
     return stands, losses
 
 
-def ascent(subject: Subject, check: str, places: Tensor, *, steps: int, step: float) -> Tensor:
-    """Cross-entropy of every iterate of PGD, from a random start to the end: (steps + 1, M) of images ``places``."""
-    clean, labels = subject.images[places], subject.labels[places]
-    images = random_start(clean, subject.eps, stream(subject.seed, "audit", check))
-    losses = []
-    for _ in range(steps):
-        parts, slopes = [], []
-        for x, y in zip(images.split(subject.chunk), labels.split(subject.chunk), strict=True):
-            x = x.detach().requires_grad_()
-            value = cross_entropy(subject.model(x), y)
-            slopes.append(torch.autograd.grad(value.sum(), x)[0])
-            parts.append(value.detach())
-        losses.append(torch.cat(parts))
-        images = project(images + step * torch.cat(slopes).sign(), clean, subject.eps)
-    losses.append(cross_entropy(scores(subject.model, images, subject.chunk), labels))
-    return torch.stack(losses).cpu()
+def ascent(
+    model: nn.Module,
+    clean: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step: float,
+    chunk: int,
+    generator: Generator,
+) -> tuple[Tensor, Tensor]:
+    """PGD that goes on where an image is broken: (cross-entropy of every iterate (steps + 1, N), the best ones).
+
+    From a random start, ``chunk`` images at once. The best iterate of an image, (N, C, H, W), is that of its highest
+    loss: where a model is only just fooled, another one seldom is.
+    """
+    losses, best = [], []
+    starts = random_start(clean, eps, generator)
+    for images, x, y in zip(starts.split(chunk), clean.split(chunk), labels.split(chunk), strict=True):
+        found, highest = images, torch.full((len(images),), -torch.inf, device=images.device)
+        climbed = []
+        for remaining in reversed(range(steps + 1)):
+            images = images.detach().requires_grad_(remaining > 0)
+            with torch.set_grad_enabled(remaining > 0):
+                loss = cross_entropy(model(images), y)
+            better = loss.detach() > highest
+            found = torch.where(better[:, None, None, None], images.detach(), found)
+            highest = torch.where(better, loss.detach(), highest)
+            climbed.append(loss.detach())
+            if remaining:
+                slope = torch.autograd.grad(loss.sum(), images)[0]
+                images = project(images.detach() + step * slope.sign(), x, eps)
+        losses.append(torch.stack(climbed))
+        best.append(found)
+    return torch.cat(losses, dim=1).cpu(), torch.cat(best)
 
 
 def silent_success(subject: Subject, place: int, *, steps: int, step: float, restarts: int, random_start: bool) -> bool:

@@ -53,7 +53,10 @@ class Subject:
     probe: ProbeResult | None = None  # of this protocol, as stored
     ssl_loss: Callable[[Tensor], Tensor] | None = None  # images (B, C, H, W) -> the method's loss, where it is kept
     band: list[tuple[float, int, int]] = field(default_factory=list)  # the probe's: (lambda, correct, total) under PGD
-    stored: dict[str, str] = field(default_factory=dict)  # "encoder", "probe", "test" -> SHA-256 in the run's log
+    duplicates: int | None = None  # test images whose pixels are also those of a training image
+    # what other runs of the folder made: name -> (first images, C, H, W); None: they are still to come
+    sources: dict[str, Callable[[], Tensor]] | None = field(default_factory=dict)
+    stored: dict[str, str] = field(default_factory=dict)  # "encoder", "probe", "train", "test" -> SHA-256 in the log
     loaded: dict[str, str] = field(default_factory=dict)  # the same of what is audited
 
     def breaks(self, check: str, places: Tensor) -> int:
