@@ -14,16 +14,36 @@ if TYPE_CHECKING:
     from bench.plan import Estimate
 
 
+def plain(text: str) -> str:
+    """``text`` on one line, for a terminal: what is no letter, digit, sign or blank is shown by its number.
+
+    >>> plain("\x1b[2J") == r"\x1b[2J"
+    True
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str, err: bool = False) -> None:
+    """A line for people, on standard output or standard error; whoever wrote the text does not move the cursor."""
+    click.echo(plain(text), err=err)
+
+
+def say_log(log: Path) -> None:
+    """The log of a child process, on standard error; a method of the user's own may have printed anything."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        say(line, err=True)
+
+
 def table(title: str, heads: list[str], rows: list[list[str]]) -> "Table":
     """A table for the terminal; text is data, never markup."""
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(title=Text(title), title_justify="left", title_style="bold")
+    drawn = Table(title=Text(plain(title)), title_justify="left", title_style="bold")
     for place, head in enumerate(heads):
-        drawn.add_column(Text(head), justify="left" if place == 0 else "right", no_wrap=place == 0)
+        drawn.add_column(Text(plain(head)), justify="left" if place == 0 else "right", no_wrap=place == 0)
     for row in rows:
-        drawn.add_row(*[Text(cell) for cell in row])
+        drawn.add_row(*[Text(plain(cell)) for cell in row])
     return drawn
 
 
@@ -42,7 +62,8 @@ def print_leaderboard(folder: Path) -> None:
     file = folder / "leaderboard.csv"
     if not file.is_file():
         return
-    board = pandas.read_csv(file, dtype={"rank": "Int64"})
+    board = pandas.read_csv(file, dtype={"rank_lo": "Int64", "rank_hi": "Int64"})
+    pairs = pandas.read_csv(folder / "claims.csv") if (folder / "claims.csv").is_file() else None
 
     def percent(value: float) -> str:
         return "" if pandas.isna(value) else f"{100 * value:.1f}"
@@ -51,9 +72,13 @@ def print_leaderboard(folder: Path) -> None:
         low, high = row[f"{name}_lo"], row[f"{name}_hi"]
         return "" if pandas.isna(low) else f"{percent(row[name])} [{percent(low)}, {percent(high)}]"
 
+    def rank(row: Any) -> str:
+        lo, hi = row["rank_lo"], row["rank_hi"]
+        return "" if pandas.isna(lo) else str(lo) if lo == hi else f"{lo}-{hi}"
+
     for protocol, part in board.groupby("protocol", sort=False):
         rows = [
-            ["" if pandas.isna(row["rank"]) else str(row["rank"]), str(row["method"])]
+            [rank(row), str(row["method"])]
             + [percent(row["clean"]), percent(row["pgd"]), percent(row["autoattack"]), interval(row, "worst")]
             + ["" if pandas.isna(row[key]) else f"{row[key]:.0f}" for key in ("n", "train_seconds")]
             + ["" if pandas.isna(row["audit"]) else f"{row['audit']} ({row['audit_level']})", str(row["status"])]
@@ -63,14 +88,27 @@ def print_leaderboard(folder: Path) -> None:
         first = part.iloc[0]
         quick = " (quick, not comparable)" if first["eval"] == "quick" else ""
         show(table(f"{first['dataset']}, {protocol}{quick}", heads, rows))
+        if isinstance(first["standing"], str):
+            say(first["standing"])
+        if pairs is not None:
+            say(_counted(pairs[pairs["protocol"] == protocol]))
+
+
+def _counted(pairs: Any) -> str:
+    """How many pairs of methods, and of encoders where there are any, are told apart."""
+    counts = [
+        f"{(part['verdict'] != 'tie').sum()} of {len(part)} pairs of {kind}s"
+        for kind, part in pairs.groupby("kind", sort=False)
+    ]
+    return f"Claims: {', '.join(counts) or 'none'} (claims.csv)."
 
 
 def show_plan(specs: list[RunSpec], total: Budget | None, label: str, as_json: bool) -> int:
     """Measure and print the plan. Raises UsageError if the training is above a total budget that is a cap."""
     import tempfile
 
-    from bench.engine import signals_raise
     from bench.run import measure_plan
+    from bench.signals import signals_raise
 
     with tempfile.TemporaryDirectory() as folder, signals_raise():
         log = Path(folder) / "log.txt"
@@ -78,7 +116,7 @@ def show_plan(specs: list[RunSpec], total: Budget | None, label: str, as_json: b
             estimates = measure_plan(specs, log)
         except UsageError:
             if log.is_file():
-                click.echo(log.read_text(encoding="utf-8"), err=True, nl=False)
+                say_log(log)
             raise
     if as_json:
         runs = [each.model_dump() | {"seconds": each.seconds} for each in estimates]
@@ -102,7 +140,7 @@ def show_plan(specs: list[RunSpec], total: Budget | None, label: str, as_json: b
     ]
     heads = ["method", "seed", "cells", "budget", "training", "evaluation", "memory up to"]
     show(table(f"{label}, on {specs[0].device} in {specs[0].precision}", heads, rows))
-    click.echo(summary(estimates))
+    say(summary(estimates))
     check_cap(total, estimates)
     return 0
 

@@ -1,7 +1,7 @@
 """Which method is better than which (protocol 5.3), and which checkpoint where seeds are few (protocol 5.2).
 
 Images are the unit: every method is scored on the same ones, under the ranked attack (the worst case per image).
-Differences, standard errors and accuracies are fractions in [0, 1].
+Differences, standard errors and accuracies are fractions in [0, 1]. Only lines that the leaderboard ranks are compared.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bench.spec import Environment, EvalResult, Record
+from bench.spec import Environment, Record
 from reports.rows import derived
 from reports.stats import (
     discordant,
@@ -22,6 +22,7 @@ from reports.stats import (
     paired_bootstrap,
     pool_seeds,
     ratio_of_medians,
+    seed_image_interval,
     seed_image_test,
     spread,
     superiority,
@@ -29,6 +30,7 @@ from reports.stats import (
 
 ALPHA = 0.05  # family-wise, after Holm
 SEEDS = 5  # of each method, for a claim about methods
+LEVEL = "full"  # of the evaluation, for a claim about methods (protocol 1.6); it is no count: test sets differ in size
 MARGIN = 0.005  # the smallest difference worth a claim
 FASTER = 1.05  # the smallest ratio of times worth a claim
 
@@ -43,8 +45,8 @@ class Outcomes:
     seeds: tuple[int, ...]
     outcomes: NDArray[np.uint8]
     hardware: tuple[str, ...]  # the classes its runs were trained on; a claim needs one
-    band: NDArray[np.float64] | None = None  # (S, 3): accuracy with the probe at lambda/10, lambda, 10 lambda
-    audit_failed: bool = False
+    levels: tuple[str, ...] = (LEVEL,)  # of the evaluation of its runs
+    band: NDArray[np.float64] | None = None  # (S, 3): PGD accuracy with the probe at lambda/10, lambda, 10 lambda
 
     @property
     def accuracies(self) -> NDArray[np.float64]:
@@ -65,7 +67,9 @@ class Claim:
     a: str
     b: str
     difference: float  # mean accuracy of a minus that of b
-    se: float | None  # None where the pair may not be tested
+    se: float | None  # None where the pair may not be tested, and so are the four that follow
+    lo: float | None  # 95 % interval of this pair alone
+    hi: float | None
     p: float | None
     adjusted: float | None  # Holm's, over all pairs that may be tested
     superiority: float  # P(A > B) over seeds, descriptive
@@ -116,25 +120,27 @@ def claims(methods: Sequence[Outcomes]) -> list[Claim]:
     spreads = {m.method: spread(m.outcomes) for m in methods if m.method in testable}
     pool = pool_seeds(spreads)
     tests = {pair: seed_image_test(*pair, spreads, pool) for pair, reasons in barred.items() if not reasons}
+    intervals = {pair: seed_image_interval(*pair, spreads, pool) for pair in tests}
     adjusted = dict(zip(tests, holm([p for _, p in tests.values()]).tolist(), strict=True))
     found = []
     for a, b in pairs:
         pair = a.method, b.method
         se, p = tests.get(pair, (None, None))
+        lo, hi = intervals.get(pair, (None, None))
         difference = a.accuracy - b.accuracy
         reasons = barred[pair] or _reasons(a, b, difference, adjusted[pair])
         verdict: Verdict = "tie" if reasons else "better" if difference > 0 else "worse"
         above = superiority(a.accuracies, b.accuracies)
-        found.append(Claim(*pair, difference, se, p, adjusted.get(pair), above, verdict, "; ".join(reasons)))
+        found.append(Claim(*pair, difference, se, lo, hi, p, adjusted.get(pair), above, verdict, "; ".join(reasons)))
     return found
 
 
 def _barred(a: Outcomes, b: Outcomes) -> list[str]:
-    """Protocol 5.3 (i), what is known before any outcome is compared."""
+    """Protocol 1.6 and 5.3 (i), what is known before any outcome is compared."""
     return [
         *[f"fewer than {SEEDS} seeds"] * (min(len(a.seeds), len(b.seeds)) < SEEDS),
+        *[f"not evaluated at {LEVEL}"] * ({*a.levels, *b.levels} != {LEVEL}),
         *["not on one class of hardware"] * (len({*a.hardware, *b.hardware}) != 1),
-        *["an audit check failed"] * (a.audit_failed or b.audit_failed),
     ]
 
 
@@ -148,48 +154,66 @@ def _reasons(a: Outcomes, b: Outcomes, difference: float, adjusted: float) -> li
         return reasons
     if a.band is None or b.band is None:
         return ["the probe band was not measured"]
-    # the band has few images: how lambda moves the difference on them is known better than the difference itself
+    # the plainest reading: ahead at each of the three lambdas as measured, by PGD on the images of the band. A reader
+    # can check it, which is worth the power that its few images cost.
     band = a.band.mean(axis=0) - b.band.mean(axis=0)
-    holds = (math.copysign(1, difference) * (difference + band - band[1]) > 1e-12).all()
+    holds = (math.copysign(1, difference) * band > 1e-12).all()
     return [] if holds else ["does not hold over the probe band"]
 
 
-def rank_ranges(methods: Sequence[Outcomes], found: Iterable[Claim | EncoderClaim]) -> dict[str, tuple[int, int]]:
-    """[1 + number significantly better, M - number significantly worse] for each method without an audit FAIL.
+# ---------------------------------------------------------------- ranks
 
-    ``found``: one claim for each pair; those about encoders rank the encoders of one seed.
-    """
-    names = [m.method for m in methods if not m.audit_failed]
-    wins = [(c.a, c.b) if c.verdict == "better" else (c.b, c.a) for c in found if c.verdict != "tie"]
+
+def ranking(methods: Sequence[Outcomes]) -> list[Claim] | list[EncoderClaim]:
+    """The claims that a table of ``methods`` is ranked by: about methods where all qualify, else about encoders."""
+    return encoder_claims(methods) if standing(methods) else claims(methods)
+
+
+def wins(found: Iterable[Claim | EncoderClaim]) -> set[tuple[str, str]]:
+    """(winner, loser) of each pair that is told apart; encoders of several seeds: the same way at every shared seed."""
+    verdicts: dict[tuple[str, str], set[Verdict]] = {}
+    for each in found:
+        verdicts.setdefault((each.a, each.b), set()).add(each.verdict)
+    won = {pair for pair, ways in verdicts.items() if ways == {"better"}}
+    return won | {(b, a) for (a, b), ways in verdicts.items() if ways == {"worse"}}
+
+
+def rank_ranges(methods: Sequence[Outcomes], won: Collection[tuple[str, str]]) -> dict[str, tuple[int, int]]:
+    """[1 + number significantly better, M - number significantly worse] for each of the M ``methods``; see ``wins``."""
     return {
-        name: (1 + sum(loser == name for _, loser in wins), len(names) - sum(winner == name for winner, _ in wins))
-        for name in names
+        m.method: (
+            1 + sum(loser == m.method for _, loser in won),
+            len(methods) - sum(winner == m.method for winner, _ in won),
+        )
+        for m in methods
     }
 
 
-def standing(methods: Iterable[Outcomes]) -> str:
-    """A sentence for the table that says what it ranks; empty where every method has the seeds for a claim."""
+def standing(methods: Sequence[Outcomes]) -> str:
+    """A sentence for the table that says what it ranks; empty where all may carry a claim about methods."""
     fewest = min((len(m.seeds) for m in methods), default=SEEDS)
-    if fewest >= SEEDS:
+    lower = sorted({level for m in methods for level in m.levels} - {LEVEL})
+    lacks = [
+        *[f"it has {'one seed' if fewest == 1 else f'{fewest} seeds'}"] * (fewest < SEEDS),
+        *[f"it is evaluated at {', '.join(lower)}{' (not comparable)' * ('quick' in lower)}"] * bool(lower),
+    ]
+    if not lacks:
         return ""
-    seeds = "one seed" if fewest == 1 else f"{fewest} seeds"
-    return f"This table ranks encoders, not methods: it has {seeds}, and a claim about methods needs {SEEDS}."
+    needs = f"A claim about methods needs {SEEDS} seeds of each and an evaluation at {LEVEL}."
+    return f"This table ranks encoders, not methods: {' and '.join(lacks)}. {needs}"
 
 
 # ---------------------------------------------------------------- encoders and times
 
 
 def encoder_claims(methods: Sequence[Outcomes]) -> list[EncoderClaim]:
-    """Exact McNemar, two-sided, with Holm, on the checkpoints of pairs with fewer than 5 seeds (protocol 5.2).
-
-    At every seed that both have; methods with an audit FAIL are left out.
-    """
+    """Exact McNemar, two-sided, with Holm over all, on the checkpoints of each pair at every seed that both have
+    (protocol 5.2)."""
     tested = []
-    for a, b in combinations([m for m in methods if not m.audit_failed], 2):
-        if min(len(a.seeds), len(b.seeds)) < SEEDS:
-            for seed in sorted({*a.seeds} & {*b.seeds}):
-                first, second = a.outcomes[a.seeds.index(seed)], b.outcomes[b.seeds.index(seed)]
-                tested.append((a.method, b.method, seed, *discordant(first, second), paired_bootstrap(first, second)))
+    for a, b in combinations(methods, 2):
+        for seed in sorted({*a.seeds} & {*b.seeds}):
+            first, second = a.outcomes[a.seeds.index(seed)], b.outcomes[b.seeds.index(seed)]
+            tested.append((a.method, b.method, seed, *discordant(first, second), paired_bootstrap(first, second)))
     images = methods[0].outcomes.shape[1] if methods else 0
     p = [mcnemar(only_a, only_b) for _, _, _, only_a, only_b, _ in tested]
     found = []
@@ -218,37 +242,34 @@ def time_claim(a: ArrayLike, b: ArrayLike) -> TimeClaim:
 
 
 def outcomes(
-    records: Iterable[Record], main_eps: float, failed: Collection[tuple[str, str]] = ()
+    records: Iterable[Record], main_eps: float, ranked: Collection[tuple[str, str]]
 ) -> dict[str, list[Outcomes]]:
-    """Protocol -> the methods that are ranked there: ``worst`` at the main eps, on the images that all runs share.
+    """Protocol -> its ``ranked`` lines, (method, protocol): ``worst`` at the main eps, on the images that all share.
 
-    As on the leaderboard a method is in where each of its runs finished and has that result; supervised ceilings are
-    not. ``failed``: (method, protocol) of the numbers that fail their audit.
+    Which lines are ranked is the leaderboard's to decide; each of their runs has that result.
     """
     runs: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.spec.seed):
-        if not record.supervised:
-            runs.setdefault(record.spec.row, []).append(record)
-    cells: dict[str, dict[str, list[EvalResult]]] = {}
-    for method, of_method in runs.items():
-        for result in (each for record in of_method for each in _worst(record, main_eps)):
-            cells.setdefault(result.protocol, {}).setdefault(method, []).append(result)
+        runs.setdefault(record.spec.row, []).append(record)
     found: dict[str, list[Outcomes]] = {}
-    for protocol, by_method in cells.items():
-        complete = {method: results for method, results in by_method.items() if len(results) == len(runs[method])}
-        images = min((r.total for results in complete.values() for r in results), default=0)
-        if images:
-            found[protocol] = [
-                Outcomes(
-                    method=method,
-                    seeds=tuple(record.spec.seed for record in runs[method]),
-                    outcomes=np.array([list(map(int, r.outcomes[:images])) for r in results], dtype=np.uint8),
-                    hardware=tuple(sorted({hardware_class(record.environment) for record in runs[method]})),
-                    band=_band(runs[method], protocol),
-                    audit_failed=(method, protocol) in failed,
-                )
-                for method, results in complete.items()
-            ]
+    for protocol in dict.fromkeys(protocol for _, protocol in ranked):
+        bits = {
+            method: [_worst(record, protocol, main_eps) for record in of_method]
+            for method, of_method in runs.items()
+            if (method, protocol) in ranked
+        }
+        images = min(len(outcomes) for of_method in bits.values() for outcomes in of_method)
+        found[protocol] = [
+            Outcomes(
+                method=method,
+                seeds=tuple(record.spec.seed for record in runs[method]),
+                outcomes=np.array([list(map(int, outcomes[:images])) for outcomes in of_method], dtype=np.uint8),
+                hardware=tuple(sorted({hardware_class(record.environment) for record in runs[method]})),
+                levels=tuple(sorted({record.spec.eval.level for record in runs[method]})),
+                band=_band(runs[method], protocol),
+            )
+            for method, of_method in bits.items()
+        ]
     return found
 
 
@@ -260,10 +281,12 @@ def hardware_class(environment: Environment | None) -> str:
     return f"{e.device_name}, {e.cpu}, {e.cores} cores, {e.threads} threads, torch {e.torch}"
 
 
-def _worst(record: Record, main_eps: float) -> list[EvalResult]:
-    if record.status != "finished":
-        return []
-    return [r for r in derived(record.results) if r.attack == "worst" and math.isclose(r.eps, main_eps)]
+def _worst(record: Record, protocol: str, main_eps: float) -> str:
+    return next(
+        r.outcomes
+        for r in derived(record.results)
+        if (r.protocol, r.attack) == (protocol, "worst") and math.isclose(r.eps, main_eps)
+    )
 
 
 def _band(records: Sequence[Record], protocol: str) -> NDArray[np.float64] | None:

@@ -1,20 +1,28 @@
 """The leaderboard: one line per method and protocol, the mean over seeds, ranked by ``worst`` at the main eps.
 
+A rank is a range, ``rank_lo`` to ``rank_hi``: what the claims allow to say (see reports/claims.py). ``standing`` says
+whether they rank methods or encoders. What moves the number stands apart: ``seed_sd`` over seeds, ``probe_lo`` to
+``probe_hi`` over the probe band, ``attack_spread`` over attack seeds (check A6), each a mean over seeds but the first.
+
 Only attacks on the image count. A line is ranked where every seed finished, was attacked by PGD and AutoAttack, and has
 an audit of PASS or FLAG; the others are listed below without a rank, and so are the supervised ceilings. Where one seed
 was attacked with different settings in different rows, no line of that protocol is ranked (check S1).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.spec import RANKED
+from bench.spec import RANKED, Record
+from reports.claims import outcomes, rank_ranges, ranking, standing, wins
 from reports.stats import wilson
 
 COLUMNS = {
-    "rank": "Int64",
+    "rank_lo": "Int64",
+    "rank_hi": "Int64",
+    "best": "boolean",  # not significantly worse than the first line
     "method": "object",
     "supervised": "boolean",
     "dataset": "object",
@@ -28,24 +36,30 @@ COLUMNS = {
     "worst": "float64",
     "worst_lo": "float64",
     "worst_hi": "float64",
+    "seed_sd": "float64",
+    "probe_lo": "float64",
+    "probe_hi": "float64",
+    "attack_spread": "float64",
     "n": "Int64",
     "audit": "object",
     "audit_level": "object",
     "worst_audited": "float64",
     "train_seconds": "float64",
     "compile_seconds": "float64",
+    "disturbed": "Int64",  # runs whose clock probe says that the machine changed
     "flops_per_image": "float64",
     "peak_memory_bytes": "Int64",
     "device": "object",
     "precision": "object",
     "eval": "object",
     "status": "object",
+    "standing": "object",
 }
 VERDICTS = ("FAIL", "NOT_RUN", "off", "FLAG", "PASS")  # of several seeds the first of these counts
 
 
-def leaderboard(rows: pd.DataFrame, main_eps: float) -> pd.DataFrame:
-    """Ranked table of the ``rows``; equal accuracies share a rank."""
+def leaderboard(rows: pd.DataFrame, records: Sequence[Record], main_eps: float) -> pd.DataFrame:
+    """Ranked table of the ``rows`` of ``records``, by accuracy within a protocol, the lines without a rank last."""
     protocols = [name for name in RANKED if (rows["protocol"] == name).any()] or RANKED
     different = different_attacks(rows, main_eps)
     lines = [
@@ -53,11 +67,24 @@ def leaderboard(rows: pd.DataFrame, main_eps: float) -> pd.DataFrame:
         for protocol in protocols
         for method, of_method in rows.groupby("method", sort=False)
     ]
-    table = pd.DataFrame(lines, columns=[*COLUMNS, "ranked"])
-    accuracy = table["worst"].astype("float64").round(12)  # equal but for the rounding of a mean: a tie
-    accuracy = accuracy.where(table["ranked"].astype(bool))
-    table["rank"] = accuracy.groupby(table["protocol"]).rank(ascending=False, method="min")
-    return table.sort_values(["protocol", "rank", "method"], ignore_index=True)[list(COLUMNS)].astype(COLUMNS)
+    # equal but for the rounding of a mean: the name decides
+    lines.sort(key=lambda line: (line["protocol"], -round(line["worst"], 12) if line["ranked"] else 1, line["method"]))
+    compared = [(line["method"], line["protocol"]) for line in lines if line["ranked"]]
+    for protocol, methods in outcomes(records, main_eps, compared).items():
+        won = wins(ranking(methods))
+        ranges = rank_ranges(methods, won)
+        ranked = [line for line in lines if line["ranked"] and line["protocol"] == protocol]
+        for line in ranked:
+            line["rank_lo"], line["rank_hi"] = ranges[line["method"]]
+            line["best"] = (ranked[0]["method"], line["method"]) not in won
+            line["standing"] = standing(methods) or None
+    return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def ranked_lines(board: pd.DataFrame) -> list[tuple[str, str]]:
+    """(method, protocol) of the lines that have a rank: those that claims may be made of."""
+    ranked = board[board["rank_lo"].notna()]
+    return list(zip(ranked["method"], ranked["protocol"], strict=True))
 
 
 def different_attacks(rows: pd.DataFrame, main_eps: float) -> dict[str, list[str]]:
@@ -92,19 +119,24 @@ def _line(
         "pgd": attacked.loc[attacked["attack"] == "pgd", "accuracy"].mean(),
         "autoattack": attacked.loc[attacked["attack"] == "autoattack", "accuracy"].mean(),
         **_accuracy("worst", worst),
+        "seed_sd": worst["accuracy"].std(),
+        **{name: worst[name].mean() for name in ("probe_lo", "probe_hi", "attack_spread")},
         "n": worst["total"].min(),
         "audit": audit,
         "audit_level": _names(worst["audit_level"]),
         "worst_audited": worst["worst_audited"].mean(),
         "train_seconds": costs["train_seconds"].mean(),
         "compile_seconds": costs["compile_seconds"].mean(),
+        "disturbed": runs["disturbed"].sum(min_count=1),
         "flops_per_image": costs["flops_per_image"].mean(),
         "peak_memory_bytes": _whole(costs["peak_memory_bytes"]),
         "device": _names(runs["device"]),
         "precision": _names(runs["precision"]),
         "eval": _names(runs["eval"]),
         "status": _status(runs["status"]),
+        "best": False,
         "ranked": len(finished) == len(worst) == len(runs)
+        and bool(worst["total"].min() > 0)
         and audit in ("PASS", "FLAG")
         and not runs["supervised"].any(),
     }

@@ -15,7 +15,10 @@ import pandas as pd
 import typst
 
 from bench.spec import Manifest, Record, format_eps
+from reports.definitions import definitions
+from reports.inert import printable
 from reports.leaderboard import different_attacks
+from reports.pairs import sentences
 from reports.paper import PAPER, PAPER_EPS, PAPER_ROWS
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
@@ -34,16 +37,17 @@ def render(
     records: Sequence[Record],
     rows: pd.DataFrame,
     board: pd.DataFrame,
+    found: pd.DataFrame,
     figures: dict[str, bytes],
 ) -> bytes:
-    """The report as PDF. ``figures``: name -> SVG; a figure that is missing is left out."""
-    report: bytes = compile_report(content(manifest, records, rows, board, figures))
+    """The report as PDF. ``found``: the claims; ``figures``: name -> SVG, and one that is missing is left out."""
+    report: bytes = compile_report(content(manifest, records, rows, board, found, figures))
     return report
 
 
 def compile_report(data: dict[str, Any], **options: Any) -> Any:
     """``data`` in the template; ``options`` are those of typst.compile, for instance ``format="png"``."""
-    inputs = {"data": json.dumps(data)}
+    inputs = {"data": json.dumps(printable(data))}
     return typst.compile(TEMPLATE.read_bytes(), sys_inputs=inputs, ignore_system_fonts=True, **options)  # its own fonts
 
 
@@ -52,6 +56,7 @@ def content(
     records: Sequence[Record],
     rows: pd.DataFrame,
     board: pd.DataFrame,
+    found: pd.DataFrame,
     figures: dict[str, bytes],
 ) -> dict[str, Any]:
     """Everything that the template shows, as JSON values; all numbers are rendered here."""
@@ -64,10 +69,14 @@ def content(
         "dataset": f"{manifest.data.label}{' (a subset)' if manifest.data.subset else ''}",
         "mark": "Quick evaluation: few images, one restart. These numbers are not comparable." if quick else "",
         "facts": _facts(manifest, rows),
-        "definitions": _definitions(manifest),
+        "definitions": definitions(manifest.main_eps),
         "leaderboards": [_board(name, lines) for name, lines in board.groupby("protocol", sort=False)],
         "figures": [{"caption": CAPTIONS.get(name, name), "svg": svg.decode()} for name, svg in figures.items()],
-        "sections": [section for section in _sections(manifest, records, rows) if section["tables"]],
+        "sections": [
+            section
+            for section in (_claims(manifest, board, found), *_sections(manifest, records, rows))
+            if section["tables"] or section.get("points")
+        ],
     }
 
 
@@ -95,51 +104,12 @@ def _facts(manifest: Manifest, rows: pd.DataFrame) -> list[list[str]]:
     return [[name, value] for name, value in facts.items() if value]
 
 
-def _definitions(manifest: Manifest) -> list[list[str]]:
-    eps = format_eps(manifest.main_eps)
-    return [
-        [
-            "The clock",
-            "Every run trains for the same budget. On the clock is all that the method does from the first batch "
-            "request to the last update: loading, augmentation, copies to the device, its own adversary, forward and "
-            "backward passes, the optimizer. Off the clock are imports, the download and decoding of the data, "
-            "building the model, warm-up and compilation (reported as compile seconds), checkpoints, the probe and the "
-            "evaluation. No update starts that would exceed the budget, and learning-rate schedules follow the share "
-            "of the budget that is spent.",
-        ],
-        [
-            "The adversary",
-            "It knows the model and moves each test image once, inside an l-inf ball of radius eps and inside the "
-            "pixel range; gradients flow through the crops of the multi-patch probe. The ranked number is the worst "
-            f"case over PGD and AutoAttack at eps {eps}: the share of images, among those that both attacked, on "
-            "which neither succeeded. Where AutoAttack did not run, only PGD is shown (pgd_only): an upper bound, not "
-            "ranked.",
-        ],
-        [
-            "The audit",
-            "Checks decide whether a ranked number may be trusted: structural ones (the right weights, images and "
-            "ball), and attacks of their own, which fail a number if they break images that PGD and AutoAttack left "
-            "standing. PASS or FLAG (a warning) is ranked. FAIL, NOT_RUN and off are shown struck through and are not.",
-        ],
-        [
-            "The intervals",
-            "95 % Wilson intervals over test images. Seeds share their images, so several seeds narrow no interval: it "
-            "belongs to the mean accuracy over the images of one seed. Two methods whose intervals overlap "
-            "are not told apart by this report.",
-        ],
-        [
-            "The settings",
-            "Each method runs with its settings as published: this compares recipes, not objectives alone.",
-        ],
-    ]
-
-
 def _board(protocol: object, lines: pd.DataFrame) -> dict[str, Any]:
     name = str(protocol)
     rows = [
         [
-            _whole(line["rank"]),
-            line["method"] if line["status"] == "finished" else f"{line['method']} ({line['status']})",
+            _best(line, _rank(line)),
+            _best(line, line["method"] if line["status"] == "finished" else f"{line['method']} ({line['status']})"),
             _whole(line["seeds"]),
             *_interval(line, "clean"),
             _percent(line["pgd"]),
@@ -160,13 +130,54 @@ def _board(protocol: object, lines: pd.DataFrame) -> dict[str, Any]:
         f"{PROTOCOLS.get(name, name)}, ranked by the worst case over PGD and AutoAttack (AA) on n images. "
         "Audited: the worst case with the audit's own attacks. Struck through: no passed audit, not ranked."
     )
-    return _table(caption, titles, rows, left="Method | Audit", wide="Method", quiet="95 %", size=8)
+    table = _table(caption, titles, rows, left="Method | Audit", wide="Method", quiet="95 %", size=8)
+    return table | {"note": next(iter(lines["standing"].dropna()), "")}
+
+
+def _rank(line: dict[Any, Any]) -> str:
+    lo, hi = _whole(line["rank_lo"]), _whole(line["rank_hi"])
+    return lo if lo == hi else f"{lo}-{hi}"
+
+
+def _best(line: dict[Any, Any], cell: str) -> Any:
+    return {"bold": cell} if line["best"] else cell
 
 
 def _worst(line: dict[Any, Any]) -> list[Any]:
     """The ranked number and its interval; struck through without an audit of PASS or FLAG."""
-    cells = _interval(line, "worst")
-    return cells if line["audit"] in ("PASS", "FLAG") else [{"struck": cell} if cell else "" for cell in cells]
+    accuracy, interval = _interval(line, "worst")
+    if line["audit"] in ("PASS", "FLAG"):
+        return [_best(line, accuracy), interval]
+    return [{"struck": cell} if cell else "" for cell in (accuracy, interval)]
+
+
+def _claims(manifest: Manifest, board: pd.DataFrame, found: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "title": "What can be claimed",
+        "text": "What the statistics allow, and no more; claims.csv holds every pair. Each interval is of one pair.",
+        "points": sentences(found, manifest.main_eps),
+        "tables": _variances(board),
+    }
+
+
+def _variances(board: pd.DataFrame) -> list[dict[str, Any]]:
+    lines = [
+        [
+            line["method"],
+            line["protocol"],
+            *_interval(line, "worst"),
+            _percent(line["seed_sd"]),
+            _interval(line, "worst", "probe_lo", "probe_hi")[1],
+            _percent(line["attack_spread"]),
+        ]
+        for line in board[board["rank_lo"].notna()].to_dict("records")
+    ]
+    caption = (
+        "What moves a ranked number, in points, each source apart: test images (95 % interval), seeds (sd of the worst "
+        "case), the penalty of the probe (PGD accuracy from lambda/10 to 10 lambda), draws of the attack (check A6)."
+    )
+    titles = "Method | Protocol | Worst % | Images 95 % | Seeds sd | Probe band | Attack spread"
+    return [_table(caption, titles, lines, "Method | Protocol", "Method", size=8)] if lines else []
 
 
 def _sections(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -341,7 +352,7 @@ def _shown(value: Any) -> str:
 def _table(
     caption: str, titles: str, rows: list[list[Any]], left: str = "", wide: str = "", quiet: str = "", size: float = 8.5
 ) -> dict[str, Any]:
-    """A table of the template; a cell is a text, or {"struck": text}.
+    """A table of the template; a cell is a text, {"struck": text} or {"bold": text}.
 
     ``left``, ``wide`` and ``quiet`` name columns as ``titles`` does: ``A | B``.
     """

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench.spec import Manifest, Record, format_eps
+from reports.inert import printable
 from reports.stats import pareto
 
 # "muted" of Paul Tol's colour-blind safe schemes (https://sronpersonalpages.nl/~pault), neighbours set apart
@@ -169,7 +170,7 @@ def _figure(material: Material, lines: int, columns: int, sharex: Literal["all",
     said = [material.manifest.data.label, f"{seeds} seed{'s' * (seeds != 1)}", f"budget {budget}"]
     if "quick" in set(material.rows["eval"]):
         said.append("quick evaluation, not comparable")
-    figure.suptitle(" · ".join(said), fontsize=10, fontweight="bold")
+    figure.suptitle(printable(" · ".join(said)), fontsize=10, fontweight="bold", parse_math=False)
     return figure, figure.subplots(lines, columns, sharex=sharex, sharey=True, squeeze=False)
 
 

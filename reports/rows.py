@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bench.spec import EvalResult, Manifest, Record, TrainResult
+from reports.disturbed import clock_probe
 from reports.stats import wilson
 
 COLUMNS = {
@@ -32,6 +33,9 @@ COLUMNS = {
     "audit": "object",  # of the ranked number: on its row only
     "audit_level": "object",
     "worst_audited": "float64",
+    "probe_lo": "float64",  # of the ranked number too: the least and the most accuracy of the probe band
+    "probe_hi": "float64",
+    "attack_spread": "float64",  # of the audit's check A6: the most minus the least accuracy over attack seeds
     "budget": "object",
     "train_seconds": "float64",
     "compile_seconds": "float64",
@@ -48,6 +52,8 @@ COLUMNS = {
     "attack_seconds": "float64",
     "update_seconds": "float64",
     "energy_joules": "float64",
+    "disturbed": "boolean",
+    "calibration_ratio": "float64",
     "eval_seconds": "float64",
     "device": "object",
     "precision": "object",
@@ -66,7 +72,8 @@ def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     for record in sorted(records, key=lambda record: (methods.index(record.spec.row), record.spec.seed)):
         results = sorted([*record.results, *derived(record.results)], key=_place)
-        lines += [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
+        cells = [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
+        lines += [cell | clock_probe(record, records) for cell in cells]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -112,7 +119,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         "supervised": record.supervised,
         "dataset": (record.data or manifest.data).label,
         "seed": spec.seed,
-        "budget": str(spec.budget),
+        "budget": None if spec.foreign else str(spec.budget),
         "device": record.environment.device_name if record.environment else None,
         "precision": spec.precision,
         "eval": spec.eval.level,
@@ -127,7 +134,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         row |= {"accuracy": result.correct / result.total if result.total else None, "eval_seconds": result.seconds}
         row |= {"config_hash": result.config_hash or None}
         if result.attack == "worst" and math.isclose(result.eps, manifest.main_eps):
-            row |= _audit(record, result.protocol)
+            row |= _audit(record, result.protocol) | _band(record, result.protocol)
     notes = (record.message, record.train.note if record.train else "", result.note if result else "")
     return row | {"note": _join(*notes) or None}
 
@@ -141,7 +148,17 @@ def _audit(record: Record, protocol: str) -> dict[str, Any]:
     if audit is None:
         return {"audit": "NOT_RUN", "audit_level": level}
     accuracy = audit.worst_audited / audit.audited if audit.audited else None
-    return {"audit": audit.verdict, "audit_level": audit.level, "worst_audited": accuracy}
+    points = next((check.value for check in audit.checks if check.id == "A6"), None)
+    spread = None if points is None else points / 100
+    found = {"audit": audit.verdict, "audit_level": audit.level, "worst_audited": accuracy}
+    return found | {"attack_spread": spread}
+
+
+def _band(record: Record, protocol: str) -> dict[str, float]:
+    """PGD accuracy over lambda/10, lambda and 10 lambda; empty where it was not measured."""
+    bands = [probe.band for probe in record.probes if probe.protocol == protocol]
+    accuracies = [correct / total for band in bands for _, correct, total in band if total]
+    return {"probe_lo": min(accuracies), "probe_hi": max(accuracies)} if accuracies else {}
 
 
 def _join(*notes: str) -> str:

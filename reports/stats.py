@@ -145,25 +145,39 @@ def pool_seeds(spreads: dict[str, Spread]) -> Pool:
     return Pool(frozenset(inside), total / freedom if freedom else 0.0, freedom)
 
 
-def seed_image_test(a: str, b: str, spreads: dict[str, Spread], pool: Pool) -> tuple[float, float]:
-    """(SE, two-sided p) of the difference of two methods, both sources of chance in it (protocol 5.3 ii).
+def seed_image_error(a: str, b: str, spreads: dict[str, Spread], pool: Pool) -> tuple[float, float]:
+    """(SE, degrees of freedom) of the difference of two methods, both sources of chance in it (protocol 5.3 ii).
 
     Unequal numbers of seeds: 2 s^2 / S becomes s^2 / S_A + s^2 / S_B. Outside the pool: Welch's, on the two own s^2.
     """
-    from scipy.special import stdtr
-
     one, two = spreads[a], spreads[b]
     if {a, b} <= pool.methods:
         parts, freedom = (pool.variance / one.seeds, pool.variance / two.seeds), float(pool.freedom)
     else:
         parts = one.between_seeds / one.seeds, two.between_seeds / two.seeds
         freedom = sum(parts) ** 2 / (parts[0] ** 2 / (one.seeds - 1) + parts[1] ** 2 / (two.seeds - 1))
-    images = len(one.per_image)
-    difference = abs(float((one.per_image - two.per_image).mean()))
-    se = math.sqrt(sum(parts) + image_variance(one, two) / images)
+    return math.sqrt(sum(parts) + image_variance(one, two) / len(one.per_image)), freedom
+
+
+def seed_image_test(a: str, b: str, spreads: dict[str, Spread], pool: Pool) -> tuple[float, float]:
+    """(SE, two-sided p) of the difference of two methods, from ``seed_image_error``."""
+    from scipy.special import stdtr
+
+    se, freedom = seed_image_error(a, b, spreads, pool)
+    difference = abs(float((spreads[a].per_image - spreads[b].per_image).mean()))
     if se < 1e-12:  # no seed and no image differs from the others: what is left is the sign test over the images
-        return 0.0, 1.0 if difference < 1e-12 else 2.0 ** (1 - images)
+        return 0.0, 1.0 if difference < 1e-12 else 2.0 ** (1 - len(spreads[a].per_image))
     return se, min(1.0, 2 * float(stdtr(freedom, -difference / se)))
+
+
+def seed_image_interval(a: str, b: str, spreads: dict[str, Spread], pool: Pool) -> tuple[float, float]:
+    """95 % interval of the difference of this one pair, not widened for others: difference +- t quantile * SE."""
+    from scipy.special import stdtrit
+
+    se, freedom = seed_image_error(a, b, spreads, pool)
+    difference = float((spreads[a].per_image - spreads[b].per_image).mean())
+    half = float(stdtrit(freedom, 0.975)) * se
+    return difference - half, difference + half
 
 
 def superiority(a: ArrayLike, b: ArrayLike) -> float:

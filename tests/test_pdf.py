@@ -7,7 +7,8 @@ from pypdf import PdfReader
 from report_fixtures import CIFAR, METHODS, audited, manifest, records
 
 from reports import pdf
-from reports.leaderboard import leaderboard
+from reports.leaderboard import leaderboard, ranked_lines
+from reports.pairs import pairs
 from reports.rows import rows
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="80" height="20"><path d="M0 0L80 20" stroke="red"/></svg>'
@@ -15,7 +16,12 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="80" height="20"><path d="
 
 def rendered(asked, found, figures=None):
     table = rows(asked, found)
-    return pdf.render(asked, found, table, leaderboard(table, asked.main_eps), figures or {})
+    board = leaderboard(table, found, asked.main_eps)
+    return pdf.render(asked, found, table, board, compared(asked, found, board), figures or {})
+
+
+def compared(asked, found, board):
+    return pairs(found, asked.main_eps, ranked_lines(board))
 
 
 def pages(report):
@@ -72,9 +78,10 @@ def test_figures_are_vectors(cifar):
 
 def test_the_leaderboard_in_percent(read):
     asked = manifest(data=CIFAR, eps=(4 / 255, 8 / 255), seeds=2)
-    table = rows(asked, records(asked))
-    best = leaderboard(table, asked.main_eps).iloc[0]
-    line = next(line for line in read[0].splitlines() if "cf_amc_ssl" in line and line.startswith("1"))
+    found = records(asked)
+    best = leaderboard(rows(asked, found), found, asked.main_eps).iloc[0]
+    text = "\n".join(read[:2])
+    line = next(line for line in text.splitlines() if "cf_amc_ssl" in line and line.startswith("1"))
     for share in (best["clean"], best["pgd"], best["worst"]):
         assert f"{100 * share:.1f}" in line
     assert f"{100 * best['worst_lo']:.1f}–{100 * best['worst_hi']:.1f} 64" in line
@@ -140,15 +147,47 @@ def test_a_number_without_a_passed_audit_is_struck_through_and_its_checks_are_li
     failed = audited("linear", first.results, 0.1, "FAIL")
     found = [first.model_copy(update={"audits": [failed, first.audits[1]]}), second]
     table = rows(asked, found)
-    data = pdf.content(asked, found, table, leaderboard(table, 0.1), {})
-    linear = {line[1]: line for line in data["leaderboards"][0]["rows"]}
+    board = leaderboard(table, found, 0.1)
+    data = pdf.content(asked, found, table, board, compared(asked, found, board), {})
+    best, failing = data["leaderboards"][0]["rows"]
     place = [column["title"] for column in data["leaderboards"][0]["columns"]].index("Worst %")
     worst = first.results and f"{100 * failed.worst_audited / failed.audited:.1f}"
-    assert linear["simclr_adv"][place] == {"struck": worst}
-    assert isinstance(linear["cf_amc_ssl"][place], str)
+    assert [failing[0], failing[1], failing[place]] == ["", "simclr_adv", {"struck": worst}]
+    assert [best[0], best[1], set(best[place])] == [{"bold": "1"}, {"bold": "cf_amc_ssl"}, {"bold"}]
     (audit,) = [section for section in data["sections"] if section["title"] == "Audit"]
     (line,) = audit["tables"][0]["rows"]
     assert line == ["simclr_adv", "0", "linear", "S2", "FAIL", "5", "at least 2 eps", "1", ""]
     text = " ".join(" ".join(pages(rendered(asked, found))).split())
     assert "Checks that are not PASS" in text
     assert worst in text
+
+
+def test_ranges_and_what_can_be_claimed_are_read():
+    """The two that no test tells apart share ranks 1 and 2, in bold; simclr is worse than both."""
+    asked = manifest(("cf_amc_ssl", "emp_ssl_adv", "simclr"))
+    found = records(asked)
+    table = rows(asked, found)
+    board = leaderboard(table, found, 0.1)
+    linear = pdf.content(asked, found, table, board, compared(asked, found, board), {})["leaderboards"][0]
+    assert [line[:2] for line in linear["rows"]] == [
+        [{"bold": "1-2"}, {"bold": "cf_amc_ssl"}],
+        [{"bold": "1-2"}, {"bold": "emp_ssl_adv"}],
+        ["3", "simclr"],
+    ]
+    assert linear["note"].startswith("This table ranks encoders, not methods: it has one seed")
+    text = " ".join(" ".join(pages(rendered(asked, found))).split())
+    assert "What can be claimed" in text
+    assert linear["note"] in text
+    for sentence in (
+        "the encoder of cf_amc_ssl (seed 0) is better than the encoder of simclr (seed 0) under the worst case of PGD "
+        "and AutoAttack at eps 0.1 (linear): ",
+        "No difference can be claimed between the encoder of cf_amc_ssl (seed 0) and the encoder of emp_ssl_adv "
+        "(seed 0) under the worst case of PGD and AutoAttack at eps 0.1 (linear): not significant (adjusted p ",
+    ):
+        assert sentence in text
+
+
+def test_nothing_is_claimed_where_nothing_is_ranked():
+    asked = manifest(("simclr",))
+    text = " ".join(pages(rendered(asked, records(asked, diverged=("simclr-s0",)))))
+    assert "What can be claimed" not in text

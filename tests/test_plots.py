@@ -15,7 +15,7 @@ from reports.rows import rows
 
 def drawn(name, asked, found):
     table = rows(asked, found)
-    return plots.render(name, asked, found, table, leaderboard(table, asked.main_eps))
+    return plots.render(name, asked, found, table, leaderboard(table, found, asked.main_eps))
 
 
 def words(svg):
@@ -70,8 +70,9 @@ def test_computation_is_the_whole_training_and_wide_ranges_are_logarithmic():
 
 def test_a_method_keeps_its_colour_and_its_adversarys_marker():
     asked = manifest(("simclr", "simclr_free", "cf_amc_ssl"))
-    table = rows(asked, records(asked))
-    looks = plots._looks(table, leaderboard(table, 0.1))  # the leaderboard has another order
+    found = records(asked)
+    table = rows(asked, found)
+    looks = plots._looks(table, leaderboard(table, found, 0.1))  # the leaderboard has another order
     assert [look.colour for look in looks.values()] == list(plots.PALETTE[:3])
     assert [look.marker for look in looks.values()] == ["o", "^", "^"]
 

@@ -24,6 +24,7 @@ from reports.stats import (
     pareto,
     pool_seeds,
     ratio_of_medians,
+    seed_image_interval,
     seed_image_test,
     spread,
     superiority,
@@ -71,6 +72,7 @@ def test_pareto_is_its_definition(points):
 
 def test_pareto_keeps_twins_and_drops_gaps():
     assert pareto([(1, 2), (1, 2), (np.nan, 9), (0, 2)]).tolist() == [True, True, False, False]
+    assert pareto([(1, 2), (None, 9)]).tolist() == [True, False]
     assert pareto(np.empty((0, 2))).tolist() == []
 
 
@@ -129,6 +131,7 @@ def test_smallest_differences_of_the_protocol(total, share, points):
 
 def test_discordant_counts_each_side():
     assert discordant([1, 1, 0, 0, 1], [1, 0, 1, 0, 0]) == (2, 1)
+    assert discordant(np.array([1.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])) == (2, 1)  # as pandas reads a gappy column
 
 
 def test_paired_bootstrap_is_drawing_images_with_replacement():
@@ -248,8 +251,11 @@ def test_without_image_variance_it_is_the_t_test_or_welchs_of_scipy(inside, equa
     pool = pool_seeds(spreads)
     pool = Pool(frozenset(inside), pool.variance, pool.freedom)
     expected = ttest_ind(first, second, equal_var=equal_var)
+    interval = expected.confidence_interval(0.95)
     assert image_variance(spreads["a"], spreads["b"]) == 0.0
     assert seed_image_test("a", "b", spreads, pool)[1] == pytest.approx(expected.pvalue, rel=1e-9)
+    found = seed_image_interval("a", "b", spreads, pool)  # of accuracies: the counts are of 20 images
+    assert found == pytest.approx((interval.low / 20, interval.high / 20), rel=1e-9)
 
 
 def test_a_method_with_three_times_the_median_sd_leaves_the_pool():

@@ -1,0 +1,54 @@
+"""What the numbers of the report mean, in the words that stand before its tables."""
+
+from bench.spec import format_eps
+from reports.claims import LEVEL, MARGIN, SEEDS
+
+
+def definitions(main_eps: float) -> list[list[str]]:
+    """[name, text] in the order of the report; ``main_eps`` is that of the ranked number."""
+    eps = format_eps(main_eps)
+    return [
+        [
+            "The clock",
+            "Every run trains for the same budget. On the clock is all that the method does from the first batch "
+            "request to the last update: loading, augmentation, copies to the device, its own adversary, forward and "
+            "backward passes, the optimizer. Off the clock are imports, the download and decoding of the data, "
+            "building the model, warm-up and compilation (reported as compile seconds), checkpoints, the probe and the "
+            "evaluation. No update starts that would exceed the budget, and learning-rate schedules follow the share "
+            "of the budget that is spent.",
+        ],
+        [
+            "The adversary",
+            "It knows the model and moves each test image once, inside an l-inf ball of radius eps and inside the "
+            "pixel range; gradients flow through the crops of the multi-patch probe. The ranked number is the worst "
+            f"case over PGD and AutoAttack at eps {eps}: the share of images, among those that both attacked, on "
+            "which neither succeeded. Where AutoAttack did not run, only PGD is shown (pgd_only): an upper bound, not "
+            "ranked.",
+        ],
+        [
+            "The audit",
+            "Checks decide whether a ranked number may be trusted: structural ones (the right weights, images and "
+            "ball), and attacks of their own, which fail a number if they break images that PGD and AutoAttack left "
+            "standing. PASS or FLAG (a warning) is ranked. FAIL, NOT_RUN and off are shown struck through and are not.",
+        ],
+        [
+            "The intervals",
+            "95 % Wilson intervals over test images. Seeds share their images, so several seeds narrow no interval: it "
+            "belongs to the mean accuracy over the images of one seed. Each speaks of its own line: all lines share "
+            "their images, so whether two differ is tested on the pair, image by image, whether intervals overlap or "
+            "not.",
+        ],
+        [
+            "The ranks",
+            "Of M ranked lines, one stands from 1 + the number that is significantly better to M - the number that is "
+            "significantly worse; bold is every line that is not significantly worse than the first. Methods are "
+            f"compared with at least {SEEDS} seeds of each at the {LEVEL} evaluation, on one class of hardware: a "
+            "t-test with seeds and images both in its error (alpha 5 %, Holm over all pairs), a difference of at least "
+            f"{100 * MARGIN:g} points, and the lead at lambda/10, lambda and 10 lambda of the probe. Otherwise the "
+            "table ranks encoders, the checkpoints themselves: McNemar's exact test with Holm, at every seed.",
+        ],
+        [
+            "The settings",
+            "Each method runs with its settings as published: this compares recipes, not objectives alone.",
+        ],
+    ]

@@ -1,0 +1,157 @@
+"""The rows of claims.csv: one for each pair of ranked lines and protocol, and what they say in words.
+
+``method``: two training procedures (protocol 5.3). ``encoder``: two checkpoints of one seed (protocol 5.2), where a
+table ranks encoders. ``time``: the training times of two methods whose budgets are not in seconds. Differences are
+fractions; ``lo`` and ``hi`` bound the difference, or the ratio of the times.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import pandas as pd
+
+from bench.spec import Record, format_eps
+from reports.claims import (
+    SEEDS,
+    EncoderClaim,
+    Outcomes,
+    claims,
+    encoder_claims,
+    hardware_class,
+    outcomes,
+    standing,
+    time_claim,
+)
+
+COLUMNS = {
+    "kind": "object",
+    "protocol": "object",  # a gap for a time
+    "a": "object",
+    "b": "object",
+    "seed": "Int64",  # of an encoder
+    "seeds": "Int64",  # the fewer of the two
+    "n": "Int64",  # images
+    "difference": "float64",  # accuracy of a minus that of b
+    "ratio": "float64",  # of times: how many times as fast a is
+    "lo": "float64",
+    "hi": "float64",
+    "p": "float64",
+    "adjusted": "float64",  # Holm's, over all pairs of this kind and protocol that were tested
+    "probability_of_superiority": "float64",
+    "verdict": "object",  # of a, against b
+    "reason": "object",  # of a tie
+}
+
+
+def pairs(records: Sequence[Record], main_eps: float, ranked: Collection[tuple[str, str]]) -> pd.DataFrame:
+    """All claims and ties between the ``ranked`` lines, (method, protocol), of a run folder, in a fixed order."""
+    lines: list[dict[str, Any]] = []
+    for protocol, methods in outcomes(records, main_eps, ranked).items():
+        lines += [{"kind": "method", "protocol": protocol} | each for each in _methods(methods)]
+        if standing(methods):
+            encoders = encoder_claims(methods)
+            lines += [{"kind": "encoder", "protocol": protocol} | _encoder(each, methods) for each in encoders]
+    lines += [{"kind": "time"} | each for each in _times(records)]
+    return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def sentences(table: pd.DataFrame, main_eps: float, most: int = 10) -> list[str]:
+    """At most ``most`` sentences, those of the largest differences first and ties last; then how many are left.
+
+    About encoders where a protocol has lines of encoders, else about methods.
+    """
+    encoders = set(table.loc[table["kind"] == "encoder", "protocol"])
+    told = table[(table["kind"] != "method") | ~table["protocol"].isin(encoders)]
+    size = told["difference"].abs().fillna(0.0)
+    order = told.assign(tie=told["verdict"] == "tie", size=-size).sort_values(["tie", "size"], kind="stable")
+    found = [_sentence(line, main_eps) for line in order.head(most).to_dict("records")]
+    left = len(told) - len(found)
+    return found + [f"{left} more pairs are in claims.csv."] * (left > 0)
+
+
+def _methods(methods: Sequence[Outcomes]) -> Iterable[dict[str, Any]]:
+    seeds = {m.method: len(m.seeds) for m in methods}
+    for each in claims(methods):
+        yield {
+            "a": each.a,
+            "b": each.b,
+            "seeds": min(seeds[each.a], seeds[each.b]),
+            "n": methods[0].outcomes.shape[1],
+            "difference": each.difference,
+            "lo": each.lo,
+            "hi": each.hi,
+            "p": each.p,
+            "adjusted": each.adjusted,
+            "probability_of_superiority": each.superiority,
+            "verdict": each.verdict,
+            "reason": each.reason or None,
+        }
+
+
+def _encoder(claim: EncoderClaim, methods: Sequence[Outcomes]) -> dict[str, Any]:
+    return {
+        "a": claim.a,
+        "b": claim.b,
+        "seed": claim.seed,
+        "seeds": 1,
+        "n": methods[0].outcomes.shape[1],
+        "difference": claim.difference,
+        "lo": claim.lo,
+        "hi": claim.hi,
+        "p": claim.p,
+        "adjusted": claim.adjusted,
+        "verdict": claim.verdict,
+        "reason": f"not significant (adjusted p {claim.adjusted:.2g})" if claim.verdict == "tie" else None,
+    }
+
+
+def _times(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
+    """Methods of at least 5 runs on one class of hardware, all finished, whose budgets leave the time open."""
+    runs: dict[str, list[Record]] = {}
+    for record in records:
+        runs.setdefault(record.spec.row, []).append(record)
+    seconds = {
+        method: [record.train.train_seconds for record in of_method if record.train and record.status == "finished"]
+        for method, of_method in runs.items()
+        if all(record.spec.budget.unit != "seconds" for record in of_method)
+    }
+    hardware = {method: {hardware_class(record.environment) for record in runs[method]} for method in seconds}
+    for a, b in combinations(seconds, 2):
+        whole = all(len(runs[method]) == len(seconds[method]) >= SEEDS for method in (a, b))
+        if whole and len(hardware[a] | hardware[b]) == 1:
+            found = time_claim(seconds[a], seconds[b])
+            yield {
+                "a": a,
+                "b": b,
+                "seeds": min(len(seconds[a]), len(seconds[b])),
+                "ratio": found.ratio,
+                "lo": found.lo,
+                "hi": found.hi,
+                "verdict": found.verdict,
+                "reason": found.reason or None,
+            }
+
+
+def _sentence(line: dict[Any, Any], main_eps: float) -> str:
+    where = f"the worst case of PGD and AutoAttack at eps {format_eps(main_eps)} ({line['protocol']})"
+    names = {"encoder": f"the encoder of {{}} (seed {line['seed']})"}.get(line["kind"], "{}")
+    a, b = names.format(line["a"]), names.format(line["b"])
+    if line["kind"] == "time":
+        if line["verdict"] == "tie":
+            return f"No difference in training time can be claimed between {a} and {b}: {line['reason']}."
+        return (
+            f"{a} trains {line['verdict']} than {b}, each at its own budget: {line['ratio']:.2f} times as fast, "
+            f"95 % interval {line['lo']:.2f} to {line['hi']:.2f}, {line['seeds']} seeds."
+        )
+    if line["verdict"] == "tie":
+        return f"No difference can be claimed between {a} and {b} under {where}: {line['reason']}."
+    sign = 1 if line["verdict"] == "better" else -1
+    if sign < 0:
+        a, b = b, a
+    points = sorted(100 * sign * line[bound] for bound in ("lo", "hi"))
+    counted = f"{line['seeds']} seeds, {line['n']} images" if line["kind"] == "method" else f"{line['n']} images"
+    return (
+        f"{a} is better than {b} under {where}: {100 * abs(line['difference']):.1f} points, "
+        f"95 % interval {points[0]:.1f} to {points[1]:.1f}, {counted}."
+    )
