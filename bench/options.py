@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError
 
 from bench import registry
 from bench.spec import (
+    NAME,
     AuditLevel,
     Budget,
     Data,
@@ -23,6 +24,8 @@ from bench.spec import (
 )
 
 SUITES = Path(__file__).parent / "suites"
+LARGEST_SUITE = 2**20  # bytes
+MOST_SEEDS = 10_000
 PROTOCOLS = "linear,multi_patch,published_eval"
 
 
@@ -30,7 +33,7 @@ class Row(Data):
     """One row of a suite: a method under a name of its own, with its settings and its training."""
 
     method: str
-    name: str = Field(default="", pattern=r"^[\w.+-]*$")  # in every table and folder; the method's if not given
+    name: str = Field(default="", pattern=f"^$|{NAME}")  # in every table and folder; the method's if not given
     budget: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
 
@@ -66,6 +69,14 @@ class Options(Data):
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)  # method (or "all") -> key -> value
 
 
+def parse_seconds(text: str, option: str) -> float:
+    """Seconds of a time such as 20m. Raises UsageError for anything else."""
+    time = Budget.parse(text)
+    if time.unit != "seconds":
+        raise UsageError(f"expected {option} in time, such as 20m, got {time}")
+    return time.amount
+
+
 def load_suite(name: str) -> dict[str, Any]:
     """The options in a suite file: a name in bench/suites or a path. Raises UsageError."""
     path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
@@ -73,9 +84,11 @@ def load_suite(name: str) -> dict[str, Any]:
         raise UsageError(
             unknown("suite", name, suites()) if not name.endswith(".toml") else f"no such suite file: {name}"
         )
+    if path.stat().st_size > LARGEST_SUITE:
+        raise UsageError(f"expected a suite of at most {LARGEST_SUITE} bytes, got {path}")
     try:
         options: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number with thousands of digits
         raise UsageError(f"the suite {path} is not TOML: {error}") from None
     checked = options_of(options, where=str(path))
     if checked.rows:  # what a suite sets for all gives way to its rows; --set comes on top of both
@@ -96,7 +109,7 @@ def options_of(values: dict[str, Any], where: str = "the command line") -> Optio
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{where}: {name}: {first['msg'].lower()}, got {first['input']!r}") from None
+        raise UsageError(f"{where}: {name}: {first['msg'].lower()}, got {repr(first['input'])[:200]}") from None
 
 
 def suites() -> list[str]:
@@ -122,11 +135,14 @@ def parse_settings(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 def parse_seeds(text: str) -> list[int]:
     """``3`` means seeds 0, 1, 2; a list has a comma: ``0,7`` or ``7,``. Raises UsageError."""
     try:
-        seeds = [int(part) for part in text.split(",") if part.strip()] if "," in text else list(range(int(text)))
+        listed = [int(part) for part in text.split(",") if part.strip()]
+        seeds = listed if "," in text else list(range(min(listed[0] if listed else 0, MOST_SEEDS + 1)))
     except ValueError:
         raise UsageError(f"expected seeds such as 3 (that many) or 0,7 (these), got {text!r}") from None
     if not seeds or min(seeds) < 0 or len(set(seeds)) != len(seeds):
         raise UsageError(f"expected at least one seed, none below 0 and none twice, got {text!r}")
+    if len(seeds) > MOST_SEEDS or max(seeds) >= 10**10:
+        raise UsageError(f"expected at most {MOST_SEEDS} seeds, each below 10**10, got {text[:80]!r}")
     return seeds
 
 
@@ -145,6 +161,8 @@ def parse_names(kind: registry.Kind, text: str) -> list[str]:
     if not found:
         raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(registry.names(kind))}")
     for name in found:
+        if kind == "attack" and name.endswith(".py"):
+            raise UsageError(f"expected the name of an attack, got the file {name}; put it into attacks/")
         registry.load(kind, name)  # raises for an unknown one
     if len(set(found)) != len(found):
         raise UsageError(f"expected each {kind} once, got {text!r}")
@@ -176,14 +194,11 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         "full": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
         | {"autoattack_images": {}},
     }
-    limit = Budget.parse(options.eval_budget) if options.eval_budget else None
-    if limit and limit.unit != "seconds":
-        raise UsageError(f"expected --eval-budget in time, such as 20m, got {limit}")
     return EvalSpec(
         level=level,
         audit=options.audit or ("core" if level == "quick" else "full"),
         chunk=2048 if device.type == "cuda" else 512,
-        budget_seconds=limit.amount if limit else None,
+        budget_seconds=parse_seconds(options.eval_budget, "--eval-budget") if options.eval_budget else None,
         attacks=tuple(parse_names("attack", options.attacks)),
         eps=tuple(sorted(set(eps))),
         main_eps=main[0] if main else max(eps),
@@ -196,9 +211,9 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
 def resolve(options: Options) -> tuple[list[RunSpec], Budget | None, Budget | None, DataInfo]:
     """(runs, the budget that they share, the total, the data), all checked at the door. Raises UsageError."""
     from bench import device as devices
+    from bench.course import Course
     from bench.data import data_info, load_data
     from bench.encoder import BACKBONES
-    from bench.train import Course
     from methods.common.base import resolve as resolve_settings
 
     rows, seeds = chosen_rows(options), parse_seeds(options.seeds)

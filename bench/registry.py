@@ -8,12 +8,13 @@ import ast
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from bench.spec import UsageError, unknown
+from bench.spec import NAME, UsageError, unknown
 
 Kind = Literal["method", "attack", "dataset"]
 PACKAGES: dict[Kind, str] = {"method": "methods", "attack": "attacks", "dataset": "bench.datasets"}
@@ -53,6 +54,8 @@ def load(kind: Kind, name: str) -> ModuleType:
 def _load_file(kind: Kind, path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"expected a {kind} file, got {path}: no such file")
+    if not re.fullmatch(NAME, path.stem):
+        raise UsageError(f"expected a {kind} file whose name has letters, digits, _, . and - only, got {path.name!r}")
     if path.stem in names(kind):
         raise UsageError(f"the {kind} file {path} has the name of a known {kind}; give it another name")
     spec = importlib.util.spec_from_file_location(f"bench_plugin_{path.stem}", path)

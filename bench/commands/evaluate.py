@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.show import print_leaderboard
+from bench.show import print_leaderboard, say, say_log
 from bench.spec import DataSpec, UsageError
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ def evaluate(source: str, out: Path | None, **given: Any) -> int:
     request = gather(source, out, **given)
     folder = conduct(request)
     for warning in build(folder):
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     print_leaderboard(folder)
-    click.echo(f"tables: {folder / 'leaderboard.csv'}, {folder / 'results.csv'}")
+    say(f"tables: {folder / 'leaderboard.csv'}, {folder / 'results.csv'}")
     return 0 if all(record.status == "finished" for record in load_records(folder)) else FAILED_CELLS
 
 
@@ -89,9 +89,10 @@ def conduct(request: "Request") -> Path:
 
     Raises UsageError for a model that is refused, and Exit for a failure.
     """
-    from bench.engine import run_child, signals_raise
-    from bench.foreign import run_spec
+    from bench.engine import run_child
+    from bench.foreign_run import run_spec
     from bench.progress import Display
+    from bench.signals import signals_raise
 
     messages: list[str] = []
     opened: list[Path] = []
@@ -113,8 +114,8 @@ def conduct(request: "Request") -> Path:
         if code == 2 and messages:
             raise UsageError(messages[-1])
         if code or not opened:
-            click.echo(log.read_text(encoding="utf-8"), err=True, nl=False)
+            say_log(log)
             found = messages[-1] if messages else f"the process ended with code {code}"
-            click.echo(f"bench: the evaluation of {request.source} failed: {found}", err=True)
+            say(f"bench: the evaluation of {request.source} failed: {found}", err=True)
             raise click.exceptions.Exit(1)
     return opened[-1]

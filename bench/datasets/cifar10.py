@@ -14,6 +14,7 @@ import torch
 
 from bench.data import BaseDataset, ImageSet, Split
 from bench.spec import UsageError
+from bench.unpack import unpack as unpack_archive
 
 TIMEOUT_SECONDS = 30.0  # without a single byte from the host
 
@@ -44,8 +45,6 @@ def unpack(cifar: Any, root: Path) -> None:
 
     The work is done in a scratch folder and ends with one rename: what is found later is whole. Raises UsageError.
     """
-    from torchvision.datasets.utils import extract_archive
-
     archive = root / cifar.filename
     remedy = f"download {cifar.url} by hand and put it at {archive}"
     try:
@@ -56,7 +55,7 @@ def unpack(cifar: Any, root: Path) -> None:
             else:
                 archive = download(cifar.url, Path(scratch) / cifar.filename)
                 check_md5(archive, cifar.tgz_md5, f"the download from {cifar.url}", f"try again, or {remedy}")
-            extract_archive(archive, scratch)
+            unpack_archive(archive, Path(scratch))
             with suppress(OSError):  # another process was faster; the files are checked in any case
                 (Path(scratch) / cifar.base_folder).rename(root / cifar.base_folder)
     except (OSError, HTTPException) as error:
