@@ -129,7 +129,6 @@ def run(stage: Stage, model: nn.Module, images: Tensor, labels: Tensor, eps: flo
     standing = correct(model, images, labels, batch).nonzero().flatten()
     broken = 0
     for ids in standing.split(batch) if len(standing) else ():  # no images split into one empty batch
-        current.seed = seed
         moved = current.perturb(images[ids], labels[ids])
         fooled = logits(moved).argmax(1) != labels[ids]
         adversarial[ids[fooled]] = moved[fooled].detach()

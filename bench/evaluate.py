@@ -93,7 +93,6 @@ def evaluate(
     seconds of all cells and probes of the run, those of earlier calls included: a cell or a stage that has begun is
     finished, and no other begins. The same call with more time goes on.
     """
-    encoder.eval().requires_grad_(False)
     whole: list[Tensor] = []
     classifiers = {
         protocol: fitted_classifier(encoder, train, test, spec, protocol, seed, device, cells, report, whole)
@@ -113,7 +112,7 @@ def evaluate(
         result = earlier = cells.result(cell.protocol, cell.name, cell.eps)
         before = spent
         spent += earlier.seconds if earlier is not None else 0.0
-        if earlier is None or not earlier.complete:
+        if result is None or not result.complete:
             name = f"{cell.protocol} {cell.name} {cell.eps:.6g}"
             if exhausted():
                 skipped.append(name)
@@ -138,7 +137,7 @@ def evaluate(
                 {"event": "cell", **{k: v for k, v in result.model_dump().items() if k in REPORTED}}
                 | {"correct": result.correct, "total": result.total}
             )
-        if cell.attack == "pgd" and result is not None:
+        if cell.attack == "pgd":
             standing = torch.tensor([outcome == "1" for outcome in result.outcomes])
             carried[cell.protocol][: len(standing)] &= standing
     if not skipped:
@@ -213,20 +212,10 @@ def fitted_classifier(
     else:
         features = extract(classifier, train.images, device, chunk)
     labels = train.labels.to(device)
-    probe = ProbeResult(
-        protocol=protocol,
-        feature_width=features.shape[1],
-        penalty=0.0,
-        gradient_norm=0.0,
-        scale=1.0,
-        held_out=[],
-        train_correct=0,
-        train_total=len(train),
-        seconds=0.0,
-    )
     if protocol == "published_eval":
         layer = fit_published_probe(features, labels, train.classes, seed)
-        found: dict[str, Any] = {"note": "Adam 3e-4, 20 epochs, batches of 256 (arXiv:2501.03507)"}
+        found: dict[str, Any] = {"penalty": 0.0, "gradient_norm": 0.0, "scale": 1.0, "held_out": []}
+        found["note"] = "Adam 3e-4, 20 epochs, batches of 256 (arXiv:2501.03507)"
     else:
         fit = fit_probe(features, labels, train.classes)
         layer = fit.layer
@@ -236,8 +225,14 @@ def fitted_classifier(
         }
         if fit.gradient_norm > GRADIENT_NORM:
             found["note"] = f"the probe did not converge: gradient norm {fit.gradient_norm:.2g} above {GRADIENT_NORM:g}"
-    correct = int(layer(features).argmax(dim=1).eq(labels).sum())
-    probe = probe.model_copy(update=found | {"train_correct": correct, "seconds": time.monotonic() - began})
+    probe = ProbeResult(
+        protocol=protocol,
+        feature_width=features.shape[1],
+        train_correct=int(layer(features).argmax(dim=1).eq(labels).sum()),
+        train_total=len(train),
+        seconds=time.monotonic() - began,
+        **found,
+    )
     tensors = {"weight": layer.weight.detach().cpu(), "bias": layer.bias.detach().cpu()}
     cells.save_probe(probe, tensors)
     classifier.probe = linear(tensors["weight"].to(device), tensors["bias"].to(device))

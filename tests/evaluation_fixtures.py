@@ -1,16 +1,22 @@
-"""What the tests of the evaluation share: a small frozen encoder, images, and a dictionary where cells are kept."""
+"""What the tests of the evaluation share: a small frozen encoder, images, a dictionary for cells, a quick run."""
 
 import hashlib
+import importlib
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from bench import store
+from bench import registry, store
 from bench.data import ImageSet
 from bench.encoder import Encoder
-from bench.spec import EvalResult, ProbeResult
+from bench.evaluate import evaluate
+from bench.spec import EvalResult, EvalSpec, ProbeResult
 
 CPU = torch.device("cpu")
+SYNTHETIC = registry.load("dataset", "synthetic").Dataset()
+TRAIN, TEST = SYNTHETIC.load(Path(), "train").first(60), SYNTHETIC.load(Path(), "test").first(20)
+QUICK = EvalSpec(attacks=("pgd",), eps=(0.01, 0.02), main_eps=0.02, curve=(0.25, 0.5, 1.5), crops=3, pgd_images=None)
 
 
 def generator(seed=0):
@@ -79,3 +85,30 @@ class Shelf:
         key = result.protocol, result.attack, result.eps
         assert key not in self.results or not self.results[key].complete
         self.results[key] = result
+
+
+def run(spec=QUICK, shelf=None, encoder=None, seed=0, images=TEST, report=lambda event: None):
+    """Evaluate; the shelf with all cells, and in ``missing`` what the evaluation says is missing."""
+    shelf = Shelf() if shelf is None else shelf
+    shelf.missing = evaluate(encoder or tiny_encoder(), TRAIN, images, spec, seed, CPU, shelf, report)
+    return shelf
+
+
+def standing(outcomes):
+    """Places of the images that stand."""
+    return {n for n, outcome in enumerate(outcomes) if outcome == "1"}
+
+
+def spy(monkeypatch, name):
+    """What the attack saw and returned, and the model that it was given."""
+    seen = []
+    attack_of = importlib.import_module(f"attacks.{name}").Attack
+    original = attack_of.perturb
+
+    def perturb(self, model, images, labels, threat, generator, **attacked):
+        moved = original(self, model, images, labels, threat, generator, **attacked)
+        seen.append((model, images.clone(), moved.clone(), threat))
+        return moved
+
+    monkeypatch.setattr(attack_of, "perturb", perturb)
+    return seen

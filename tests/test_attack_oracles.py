@@ -171,6 +171,7 @@ def test_a_reduced_ensemble_keeps_the_settings_of_standard(classes, monkeypatch)
         assert differing <= {"model", "predict", "n_target_classes", "logger"}
     plain = pyautoattack.AutoAttack(lambda x: x, norm="Linf", eps=0.01, seed=0, version="standard")
     assert standard.apgd.n_restarts == plain.apgd.n_restarts == 1
+    assert (standard.device, standard.seed) == (images.device, 0)
     assert (standard.apgd.loss, standard.fab.targeted, standard.fab.n_restarts) == ("ce", True, 1)
 
 
@@ -217,6 +218,29 @@ def test_out_of_memory_starts_again_at_half_the_batch(scene, monkeypatch, caplog
     assert torch.equal(adversarial, autoattack.Attack(batch=5).perturb(model, images, labels, threat, generator(1)))
 
 
+def test_the_last_batch_that_is_tried_is_one_image(scene, monkeypatch):
+    model, images, labels = scene
+    batches, run = [], autoattack.run
+
+    def one(*arguments):
+        batches.append(arguments[-1])
+        if arguments[-1] > 1:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return run(*arguments)
+
+    monkeypatch.setattr(autoattack, "run", one)
+    stage = autoattack.Attack(batch=4).stages(10, 4)["apgd-ce"]
+    stage.perturb(model, images[:4], labels[:4], ThreatModel(eps=0.05), generator())
+    assert batches == [4, 2, 1]
+
+
+def test_a_stage_returns_its_input_when_there_is_nothing_to_do(scene):
+    model, images, labels = scene
+    stage = autoattack.Attack().stages(10, 20)["apgd-ce"]
+    assert stage.perturb(model, images, labels, ThreatModel(eps=0), generator()) is images
+    assert len(stage.perturb(model, images[:0], labels[:0], ThreatModel(eps=0.05), generator())) == 0
+
+
 def test_out_of_memory_at_one_image_is_an_error(scene, monkeypatch):
     def never(*arguments):
         raise torch.cuda.OutOfMemoryError("out of memory")
@@ -230,9 +254,10 @@ def test_out_of_memory_at_one_image_is_an_error(scene, monkeypatch):
 def test_a_missing_package_says_what_to_install(scene, monkeypatch):
     monkeypatch.setattr(package, "PACKAGES", ("no_such_package",))
     model, images, labels = scene
-    with pytest.raises(UsageError, match="pip install pyautoattack"):
+    message = "^autoattack needs its package; install it with: pip install pyautoattack$"
+    with pytest.raises(UsageError, match=message):
         autoattack.Attack().perturb(model, images, labels, ThreatModel(eps=0.05), generator())
-    with pytest.raises(UsageError, match="pip install pyautoattack"):
+    with pytest.raises(UsageError, match=message):
         autoattack.Attack().describe(10)
 
 
@@ -258,20 +283,73 @@ def test_the_authors_own_package_is_accepted(scene, monkeypatch, caplog, capsys)
     assert capsys.readouterr().out == ""
 
 
+class Steps(nn.Module):
+    """Class 0 until a pixel is above .52: no gradient anywhere, so white boxes fail and random search succeeds."""
+
+    def forward(self, images):
+        hit = (images[:, :, ::2, ::2] > 0.52).float().amax((1, 2, 3)) + 0 * images.sum((1, 2, 3))
+        return torch.stack([1.0 - 2 * hit, *[0.01 * k + 0 * hit for k in range(9)]], 1)
+
+
 def test_square_that_breaks_what_the_others_left_is_worth_a_warning(caplog):
-    """A step function: no gradient anywhere, so the white boxes fail and random search succeeds."""
-
-    class Steps(nn.Module):
-        def forward(self, images):
-            hit = (images[:, :, ::2, ::2] > 0.52).float().amax((1, 2, 3)) + 0 * images.sum((1, 2, 3))
-            return torch.stack([1.0 - 2 * hit, *[0.01 * k + 0 * hit for k in range(9)]], 1)
-
     images, labels = torch.full((4, 3, 6, 6), 0.5), torch.zeros(4, dtype=torch.long)
     stage = autoattack.Attack().stages(10, 8)["square"]  # the other four of eight fell before
     assert not correct(
         Steps(), stage.perturb(Steps(), images, labels, ThreatModel(eps=0.05), generator()), labels
     ).any()
     assert "Square Attack has decreased the robust accuracy of 50.00%" in caplog.text
+
+
+def test_square_is_measured_by_the_share_of_all_images_that_it_broke(caplog):
+    """Two of eight images can be broken; two more stand, and the other four fell before: 25 points of 50."""
+    images = torch.full((4, 3, 6, 6), 0.5)
+    images[2:] = 0.4  # out of reach of .52
+    stage = autoattack.Attack().stages(10, 8)["square"]
+    moved = stage.perturb(Steps(), images, torch.zeros(4, dtype=torch.long), ThreatModel(eps=0.05), generator())
+    assert correct(Steps(), moved, torch.zeros(4, dtype=torch.long)).tolist() == [False, False, True, True]
+    assert "Square Attack has decreased the robust accuracy of 25.00%" in caplog.text
+
+
+def randomized(logits):
+    return logits + 0.01 * torch.randn_like(logits)
+
+
+def dynamic(logits):
+    with torch.enable_grad():
+        weight = torch.ones(1, requires_grad=True)
+        torch.autograd.grad(2 * weight, weight)
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda z: z, None),
+        (randomized, "it seems to be a randomized defense"),
+        (lambda z: z.softmax(dim=1), "it seems that the output is a probability distribution"),
+        (dynamic, "it seems to be a dynamic defense"),
+    ],
+)
+def test_the_packages_own_checks_look_at_the_first_batch_before_the_first_stage(scene, change, said, caplog):
+    base, images, _ = scene
+    sizes = []
+
+    class Changed(nn.Module):
+        def forward(self, x):
+            sizes.append(len(x))
+            return change(base(x))
+
+    wrong = base(images).argmin(1)  # none is right, so that the checks are all that happens
+    stages = autoattack.Attack(batch=12).stages(10, 20)
+    stages["apgd-ce"].perturb(Changed(), images, wrong, ThreatModel(eps=0.01), generator())
+    assert sizes == [1, *[12] * 5, 12, 12, 12, 8]  # classes, random?, probabilities?, dynamic?, what is right
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.startswith(said) for message in messages] == [True] if said else messages == []
+    sizes.clear()
+    caplog.clear()
+    stages["fab-t"].perturb(Changed(), images, wrong, ThreatModel(eps=0.01), generator())
+    assert sizes == [1, 12, 8]
+    assert caplog.records == []
 
 
 @pytest.mark.gpu

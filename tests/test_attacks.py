@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib
 import json
 import random
@@ -135,6 +136,14 @@ def test_attack_describes_itself_in_json(name):
     assert config_hash(config) != config_hash(config | {"chunk": 7})
 
 
+def test_config_hash_is_that_of_canonical_json_which_has_no_nan():
+    text = '{"a":[1,2.5],"b":{"c":null,"d":"x"}}'
+    expected = hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert config_hash({"b": {"d": "x", "c": None}, "a": [1, 2.5]}) == expected
+    with pytest.raises(ValueError, match="Out of range float values"):
+        config_hash({"a": float("nan")})
+
+
 def test_only_pgd_crop_lives_in_crop_space():
     assert [name for name in NAMES if attack_of(name).space == "crop"] == ["pgd_crop"]
 
@@ -248,6 +257,22 @@ def test_of_standing_iterates_the_one_of_the_highest_loss_is_kept():
     torch.testing.assert_close(adversarial, torch.full_like(images, 0.54), rtol=0, atol=1e-6)
 
 
+def test_of_equal_losses_the_first_iterate_is_kept():
+    """A loss that is always 0 and has a gradient all the same: nothing is better than the clean image."""
+    adversarial = maximize(
+        Scalar(lambda x: x, bar=10),
+        torch.full((2, 3, 4, 4), 0.5),
+        torch.zeros(2, dtype=torch.long),
+        ThreatModel(eps=0.1),
+        steps=3,
+        step=0.01,
+        random_start=False,
+        loss=lambda logits, labels: logits[:, 1] - logits[:, 1].detach(),
+        generator=generator(),
+    )
+    assert torch.equal(adversarial, torch.full((2, 3, 4, 4), 0.5))
+
+
 def test_misclassified_images_cost_nothing():
     model = Scalar(lambda x: x, bar=0.45)  # above .45 class 0 is wrong
     images = torch.tensor([0.5, 0.2]).view(2, 1, 1, 1).expand(2, 3, 4, 4)
@@ -324,24 +349,40 @@ def test_step_is_relative_to_eps_unless_it_is_absolute():
 
 
 @pytest.mark.parametrize(
-    ("attack", "settings"),
+    ("attack", "settings", "message"),
     [
-        (pgd.Attack, {"steps": 0}),
-        (pgd.Attack, {"restarts": 0}),
-        (pgd.Attack, {"relative_step": 0.0}),
-        (pgd.Attack, {"absolute_step": -0.1}),
-        (pgd_crop.Attack, {"step": 0.0}),
-        (noise.Attack, {"draws": 0}),
-        (autoattack.Attack, {"batch": 0}),
+        (pgd.Attack, {"steps": 0}, "expected steps of pgd above 0, got 0"),
+        (pgd.Attack, {"restarts": 0}, "expected restarts of pgd above 0, got 0"),
+        (pgd.Attack, {"relative_step": 0.0}, "expected relative_step of pgd above 0, got 0.0"),
+        (pgd.Attack, {"absolute_step": -0.1}, "expected absolute_step of pgd above 0, got -0.1"),
+        (pgd_crop.Attack, {"step": 0.0}, "expected steps and step of pgd_crop above 0, got 20 and 0.0"),
+        (pgd_crop.Attack, {"steps": 0}, "expected steps and step of pgd_crop above 0, got 0 and 0.01"),
+        (noise.Attack, {"draws": 0}, "expected draws of noise above 0, got 0"),
+        (autoattack.Attack, {"batch": 0}, "expected batch of autoattack above 0, got 0"),
     ],
 )
-def test_settings_of_zero_or_less_are_refused(attack, settings):
-    with pytest.raises(UsageError, match="above 0"):
+def test_settings_of_zero_or_less_are_refused(attack, settings, message):
+    with pytest.raises(UsageError) as error:
         attack(**settings)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("attack", "settings"),
+    [
+        (pgd.Attack, {"steps": 1, "restarts": 1, "relative_step": 0.01}),
+        (pgd.Attack, {"absolute_step": 0.01}),
+        (pgd_crop.Attack, {"steps": 1, "step": 0.001}),
+        (noise.Attack, {"draws": 1}),
+        (autoattack.Attack, {"batch": 1}),
+    ],
+)
+def test_the_smallest_settings_are_accepted(attack, settings):
+    assert dataclasses.asdict(attack(**settings)).items() >= settings.items()
 
 
 def test_autoattack_knows_one_version():
-    with pytest.raises(UsageError, match=r"unknown version 'plus' of autoattack; known: standard"):
+    with pytest.raises(UsageError, match=r"^unknown version 'plus' of autoattack; known: standard$"):
         autoattack.Attack(version="plus")
 
 

@@ -1,38 +1,19 @@
-"""Cells, counting and trust: what is planned, what is counted, and that an attack which lies is caught."""
+"""Which cells are planned, and that each is filled, counted and kept as it should be."""
 
-import contextlib
-import importlib
 import itertools
-import logging
 import types
-from pathlib import Path
 
-import pyautoattack
 import pytest
 import torch
-from evaluation_fixtures import CPU, Shelf, random_images, state_hash, tiny_encoder
+from evaluation_fixtures import CPU, QUICK, TEST, TRAIN, Shelf, run, spy, standing, tiny_encoder
 
-from attacks import none, pgd
-from bench import device as devices
+from attacks import pgd
 from bench import evaluate as module
 from bench import registry
-from bench.engine import build_method
-from bench.evaluate import Cell, build_attack, check_protocols, evaluate, plan_cells, run_cell
+from bench.evaluate import Cell, check_protocols, plan_cells, run_cell
 from bench.options import Options, evaluation
-from bench.protocols import Classifier, OfCrops, build_classifier, fixed_boxes
-from bench.repro import stream
-from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, ThreatModel, UsageError
-from bench.train import train
-
-SYNTHETIC = registry.load("dataset", "synthetic").Dataset()
-TRAIN, TEST = SYNTHETIC.load(Path(), "train").first(60), SYNTHETIC.load(Path(), "test").first(20)
-QUICK = EvalSpec(attacks=("pgd",), eps=(0.01, 0.02), main_eps=0.02, curve=(0.25, 0.5, 1.5), crops=3, pgd_images=None)
-
-
-def run(spec=QUICK, shelf=None, encoder=None, seed=0, images=TEST, report=lambda event: None):
-    shelf = Shelf() if shelf is None else shelf
-    shelf.missing = evaluate(encoder or tiny_encoder(), TRAIN, images, spec, seed, CPU, shelf, report)
-    return shelf
+from bench.protocols import Classifier, build_classifier, fit_probe
+from bench.spec import EvalSpec, UsageError
 
 
 def spec_of(level, data, **options):
@@ -151,6 +132,35 @@ def test_every_planned_cell_is_filled_and_counts_its_images():
     assert widths == {"linear": 24, "multi_patch": 24, "published_eval": 24, "linear_backbone": 128}
 
 
+def test_every_probe_every_chunk_and_every_cell_is_reported():
+    events = []
+    spec = QUICK.model_copy(update={"protocols": ("linear",), "curve": (), "chunk": 8, "attacks": ("pgd", "fgsm")})
+    shelf = run(spec, report=events.append)
+    keys = [("none", 0.0), ("pgd", 0.01), ("pgd", 0.02), ("fgsm", 0.01), ("fgsm", 0.02)]
+    said = [event for event in events if event["event"] != "cell"]
+    assert said[0] == {"event": "probe", "protocol": "linear"}
+    assert said[1:] == [
+        {"event": "attack", "protocol": "linear", "attack": attack, "eps": eps, "done": done, "total": 20}
+        for attack, eps in keys
+        for done in (8, 16, 20)
+    ]
+    fields = ("protocol", "attack", "eps", "seconds", "note", "correct", "total")
+    assert [event for event in events if event["event"] == "cell"] == [
+        {"event": "cell"} | {name: getattr(shelf.results["linear", *key], name) for name in fields} for key in keys
+    ]
+
+
+def test_the_config_says_from_which_smaller_eps_broken_images_are_carried():
+    results = run(QUICK.model_copy(update={"protocols": ("linear",), "attacks": ("pgd", "fgsm")})).results
+    assert {eps: r.config["carried_from"] for (_, attack, eps), r in results.items() if attack == "pgd"} == {
+        0.005: [],
+        0.01: [0.005],
+        0.02: [0.005, 0.01],
+        0.03: [0.005, 0.01, 0.02],
+    }
+    assert not any("carried_from" in result.config for key, result in results.items() if key[1] != "pgd")
+
+
 def test_clean_outcomes_are_those_of_the_stored_probe():
     encoder, shelf = tiny_encoder(), run()
     images = TEST.images.float() / 255
@@ -160,16 +170,45 @@ def test_clean_outcomes_are_those_of_the_stored_probe():
         predicted = (model.features(images) @ tensors["weight"].T + tensors["bias"]).argmax(1)
         right = "".join("1" if p == y else "0" for p, y in zip(predicted, TEST.labels, strict=True))
         assert shelf.results[protocol, "none", 0.0].outcomes == right
-        trained = model.features(TRAIN.images.float() / 255) @ tensors["weight"].T + tensors["bias"]
+        features = model.features(TRAIN.images.float() / 255)
+        trained = features @ tensors["weight"].T + tensors["bias"]
         assert probe.train_correct == int(trained.argmax(1).eq(TRAIN.labels).sum())
-        assert [total for _, _, total in probe.band] == [20] * 3
-        assert [penalty for penalty, _, _ in probe.band] == pytest.approx(
-            [probe.penalty / 10, probe.penalty, 10 * probe.penalty]
-        )
+        fit = fit_probe(features, TRAIN.labels, 10)
+        assert (probe.train_total, probe.penalty, probe.held_out) == (60, fit.penalty, fit.held_out)
+        assert probe.scale == pytest.approx(fit.scale, rel=1e-5)
+        assert probe.gradient_norm <= 1e-6
+        assert probe.note == ""
 
 
-def standing(outcomes):
-    return {n for n, outcome in enumerate(outcomes) if outcome == "1"}
+def test_the_band_is_pgd_with_one_restart_around_the_penalty_that_was_chosen():
+    spec = QUICK.model_copy(update={"protocols": ("linear",), "restarts": 3, "band_images": 15, "curve": ()})
+    shelf = run(spec, seed=2)
+    found, _ = shelf.probes["linear"]
+    model = build_classifier("linear", tiny_encoder(), (16, 16), 3, 0)
+    fit = fit_probe(model.features(TRAIN.images.float() / 255), TRAIN.labels, 10)
+    once, expected = spec.model_copy(update={"restarts": 1}), []
+    for penalty, layer in sorted((fit.others | {fit.penalty: fit.layer}).items()):
+        model.probe = layer
+        result = run_cell(model, TEST, Cell("linear", "pgd", 0.02, 15), once, 2, CPU, None, lambda event: None)
+        expected.append((penalty, result.correct, 15))
+    assert [penalty / fit.penalty for penalty, _, _ in expected] == pytest.approx([0.1, 1, 10])
+    assert found.band == expected
+    assert shelf.results["linear", "pgd", 0.02].config["restarts"] == 3
+
+
+def test_a_probe_that_did_not_converge_says_so(monkeypatch):
+    monkeypatch.setattr(module, "GRADIENT_NORM", 0)
+    probe, _ = run(QUICK.model_copy(update={"protocols": ("linear",), "curve": (), "eps": (0.02,)})).probes["linear"]
+    assert probe.note == f"the probe did not converge: gradient norm {probe.gradient_norm:.2g} above 0"
+
+
+def test_everything_runs_on_the_device_that_was_asked_for(monkeypatch):
+    devices, extract, search = [], module.extract, module.Search
+    monkeypatch.setattr(module, "extract", lambda *args: (devices.append(args[2]), extract(*args))[1])
+    monkeypatch.setattr(module, "Search", lambda *args: (devices.append(args[7]), search(*args))[1])
+    run(QUICK.model_copy(update={"protocols": module.PROTOCOLS, "curve": ()}))
+    assert len(devices) == 3 + 4 * 3 + 3 * 3  # features, cells, and three for each probe band
+    assert set(devices) == {CPU}
 
 
 def test_an_image_broken_at_a_smaller_eps_counts_as_broken_at_every_larger_one(monkeypatch):
@@ -205,6 +244,14 @@ def test_an_image_broken_at_a_smaller_eps_counts_as_broken_at_every_larger_one(m
     again.results = {key: r for key, r in shelf.results.items() if key[2] != 0.02}
     run(QUICK.model_copy(update={"protocols": ("linear",)}), again)
     assert again.results["linear", "pgd", 0.02].outcomes == shelf.results["linear", "pgd", 0.02].outcomes
+
+
+def test_the_stored_classifier_lies_on_the_device_as_a_whole():
+    shelf = run(QUICK.model_copy(update={"curve": (), "eps": (0.02,)}))
+    for protocol in ("linear", "multi_patch"):
+        model = module.stored_classifier(tiny_encoder(), TEST, QUICK, protocol, torch.device("meta"), shelf)
+        assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert module.stored_classifier(tiny_encoder(), TEST, QUICK, "published_eval", CPU, shelf) is None
 
 
 def test_robust_images_are_nested_over_eps_and_among_the_clean_ones():
@@ -293,489 +340,3 @@ def test_smaller_subsets_are_prefixes_of_larger():
     )
     for key, result in small.results.items():
         assert large.results[key].outcomes.startswith(result.outcomes)
-
-
-# ---------------------------------------------------------------- no trace
-
-
-def test_encoder_generator_and_test_set_stay_as_they_were():
-    encoder = tiny_encoder().train().requires_grad_(True)
-    before, images, state = state_hash(encoder), TEST.sha256, torch.get_rng_state()
-    modes = []
-    encoder.backbone[2].register_forward_hook(lambda m, *_: modes.append(m.training))  # batch norm is folded away
-    spec = QUICK.model_copy(update={"attacks": ("pgd", "pgd_crop", "noise"), "protocols": module.PROTOCOLS})
-    run(spec, encoder=encoder)
-    assert state_hash(encoder) == before
-    assert not any(modes)
-    assert len(modes) > 50
-    assert all(p.grad is None for p in encoder.parameters())
-    assert not any(p.requires_grad for p in encoder.parameters())
-    assert torch.equal(torch.get_rng_state(), state)
-    assert type(TEST)(TEST.images, TEST.labels, 10, "random").sha256 == images
-
-
-def test_listening_restores_the_loggers():
-    loggers = [logging.getLogger(name) for name in ("attacks", "auto-attack")]
-    own = logging.NullHandler()
-    loggers[0].addHandler(own)
-    loggers[0].setLevel(logging.ERROR)
-    before = [(list(each.handlers), each.level, each.propagate) for each in loggers]
-    events = []
-    with contextlib.suppress(KeyError), module.listening(Cell("linear", "pgd", 0.1, 3), events.append) as warnings:
-        loggers[0].warning("something %s", "odd")
-        loggers[1].info("step 3")
-        raise KeyError
-    assert warnings == ["something odd"]
-    assert [event["message"] for event in events] == ["step 3"]
-    assert [(list(each.handlers), each.level, each.propagate) for each in loggers] == before
-    loggers[0].removeHandler(own)
-    loggers[0].setLevel(logging.NOTSET)
-
-
-# ---------------------------------------------------------------- attacks that lie
-
-
-def lying(change):
-    """An attack that changes images (B, C, H, W) in its own way."""
-
-    class Liar(none.Attack):
-        def perturb(self, model, images, labels, threat, generator):
-            return change(images, labels)
-
-    return types.SimpleNamespace(Attack=Liar)
-
-
-def in_place(images, labels):
-    images += 0.05
-    return images.clamp_(0, 1)
-
-
-LIES = {
-    "leaves the ball": (
-        lambda x, y: (x + 0.021).clamp(0, 1),
-        "liar under linear left its threat model: distance 0.021",
-    ),
-    "leaves the box": (lambda x, y: x + 0.019, r"liar under linear left its threat model.*pixels in \[0.019, 1.019\]"),
-    "leaves the box below": (lambda x, y: x - 0.019, r"liar .* left its threat model.*pixels in \[-0.019, 0.981\]"),
-    "moves what it was given": (in_place, "liar under linear left its threat model: distance 0.05"),
-    "returns NaN": (lambda x, y: x * float("nan"), "liar under linear returned pixels that are not finite"),
-    "returns fewer": (lambda x, y: x[:-1], r"liar under linear returned \(11, 3, 16, 16\) for \(12, 3, 16, 16\)"),
-    "returns another size": (lambda x, y: x[..., :8], r"returned \(12, 3, 16, 8\) for \(12, 3, 16, 16\)"),
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_an_attack_that_lies_is_named(lie, monkeypatch):
-    change, message = LIES[lie]
-    monkeypatch.setattr(registry, "load", lambda kind, name: lying(change))
-    before = TEST.images.clone(), TEST.labels.clone()
-    model = Classifier(tiny_encoder()).eval()
-    with pytest.raises(RuntimeError, match=message):
-        run_cell(model, TEST, Cell("linear", "liar", 0.02, 12), QUICK, 0, CPU, None, lambda event: None)
-    assert torch.equal(TEST.images, before[0])
-    assert torch.equal(TEST.labels, before[1])
-
-
-def test_an_attack_that_changes_the_labels_does_not_change_the_count(monkeypatch):
-    monkeypatch.setattr(registry, "load", lambda kind, name: lying(lambda x, y: (y.fill_(0), x)[1]))
-    labels = TEST.labels.clone()
-    found = run_cell(
-        Classifier(tiny_encoder()).eval(),
-        TEST,
-        Cell("linear", "liar", 0.1, 20),
-        QUICK,
-        0,
-        CPU,
-        None,
-        lambda event: None,
-    )
-    monkeypatch.undo()
-    clean = run_cell(
-        Classifier(tiny_encoder()).eval(),
-        TEST,
-        Cell("linear", "none", 0.0, 20),
-        QUICK,
-        0,
-        CPU,
-        None,
-        lambda event: None,
-    )
-    assert found.outcomes == clean.outcomes
-    assert torch.equal(TEST.labels, labels)
-
-
-def test_an_attack_that_leaves_train_mode_on_is_caught(monkeypatch):
-    model = Classifier(tiny_encoder()).eval()
-    monkeypatch.setattr(registry, "load", lambda kind, name: lying(lambda x, y: (model.train(), x)[1]))
-    with pytest.raises(AssertionError, match="train mode"):
-        run_cell(model, TEST, Cell("linear", "liar", 0.1, 20), QUICK, 0, CPU, None, lambda event: None)
-
-
-def test_an_attack_of_the_users_own_goes_by_its_files_name(tmp_path):
-    text = Path(importlib.import_module("attacks.fgsm").__file__).read_text(encoding="utf-8")
-    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
-    spec = QUICK.model_copy(update={"attacks": (str(tmp_path / "mine.py"), "fgsm"), "protocols": ("linear",)})
-    shelf = run(spec)
-    assert [key[1] for key in shelf.results] == ["none", "mine", "mine", "fgsm", "fgsm"]
-    assert shelf.results["linear", "mine", 0.01].outcomes == shelf.results["linear", "fgsm", 0.01].outcomes
-
-
-# ---------------------------------------------------------------- settings of the attacks
-
-
-def test_config_hash_is_equal_for_equal_settings_only():
-    def hash_of(encoder=None, seed=0, images=10, eps=0.01, attack="pgd", protocol="linear", **changes):
-        model = build_classifier(protocol, encoder or tiny_encoder(), (16, 16), 3, 0)
-        cell = Cell(protocol, attack, eps, images)
-        spec = QUICK.model_copy(update=changes)
-        return run_cell(model, TEST, cell, spec, seed, CPU, None, lambda event: None).config_hash
-
-    first = hash_of()
-    assert len(first) == 16
-    assert hash_of(encoder=tiny_encoder(seed=5)) == first  # two methods, one attack
-    others = [
-        hash_of(eps=0.02),
-        hash_of(seed=1),
-        hash_of(images=9),
-        hash_of(attack="fgsm"),
-        hash_of(chunk=100),
-        hash_of(restarts=2),
-        hash_of(protocol="multi_patch"),
-        hash_of(protocol="multi_patch", crop_seed=1),
-    ]
-    assert len({first, *others}) == 9
-
-
-def test_steps_are_part_of_the_config_hash(monkeypatch):
-    hashes = set()
-    for steps in (20, 21):
-        attack = types.SimpleNamespace(Attack=lambda steps=steps: pgd.Attack(steps=steps))
-        monkeypatch.setattr(registry, "load", lambda kind, name, attack=attack: attack)
-        cell = Cell("linear", "pgd", 0.01, 4)
-        result = run_cell(Classifier(tiny_encoder()).eval(), TEST, cell, QUICK, 0, CPU, None, lambda event: None)
-        assert result.config["steps"] == steps
-        hashes.add(result.config_hash)
-    assert len(hashes) == 2
-
-
-def test_published_eval_has_the_papers_own_pgd_and_probe():
-    spec = EvalSpec(restarts=5, crops=16)
-    attack = build_attack(Cell("published_eval", "pgd", 8 / 255, 10), spec)
-    assert (attack.steps, attack.step(8 / 255), attack.random_start) == (20, 0.01, False)
-    ranked = build_attack(Cell("linear", "pgd", 8 / 255, 10), spec)
-    assert (ranked.steps, ranked.step(8 / 255), ranked.random_start, ranked.restarts) == (20, 2 / 255, True, 5)
-    probe, tensors = run(QUICK.model_copy(update={"protocols": ("published_eval",)})).probes["published_eval"]
-    assert (probe.penalty, probe.band, probe.held_out) == (0.0, [], [])
-    assert probe.note == "Adam 3e-4, 20 epochs, batches of 256 (arXiv:2501.03507)"
-    assert tensors["weight"].shape == (10, 24)
-
-
-def test_batches_of_the_attacks_count_crops():
-    spec = EvalSpec(crops=16, chunk=512, autoattack_batch=500)
-    assert build_attack(Cell("linear", "pgd", 0.1, 10), spec).chunk == 512
-    assert build_attack(Cell("multi_patch", "pgd", 0.1, 10), spec).chunk == 32
-    assert build_attack(Cell("multi_patch", "autoattack", 0.1, 10), spec).batch == 31
-    assert build_attack(Cell("multi_patch", "pgd", 0.1, 10), spec.model_copy(update={"chunk": 8})).chunk == 1
-
-
-def test_the_probe_band_never_takes_more_crops_at_once_than_asked_for(monkeypatch):
-    sizes = []
-    original = Classifier.features_of_crops
-    monkeypatch.setattr(
-        Classifier, "features_of_crops", lambda self, x: (sizes.append(x.shape[0] * x.shape[1]), original(self, x))[1]
-    )
-    run(QUICK.model_copy(update={"chunk": 12, "protocols": ("multi_patch",)}))
-    assert max(sizes) == 12
-
-
-# ---------------------------------------------------------------- two spaces
-
-
-def spy(monkeypatch, name):
-    """What the attack saw and returned, and the model that it was given."""
-    seen = []
-    attack_of = importlib.import_module(f"attacks.{name}").Attack
-    original = attack_of.perturb
-
-    def perturb(self, model, images, labels, threat, generator, **attacked):
-        moved = original(self, model, images, labels, threat, generator, **attacked)
-        seen.append((model, images.clone(), moved.clone(), threat))
-        return moved
-
-    monkeypatch.setattr(attack_of, "perturb", perturb)
-    return seen
-
-
-def test_attack_in_crop_space_moves_every_crop_by_up_to_eps(monkeypatch):
-    seen = spy(monkeypatch, "pgd_crop")
-    shelf = run(QUICK.model_copy(update={"attacks": ("pgd_crop",), "protocols": ("multi_patch",)}))
-    model, crops, moved, threat = seen[-1]
-    assert isinstance(model, OfCrops)
-    assert threat == ThreatModel(eps=0.02, space="crop")
-    assert crops.shape == moved.shape == (20, 3, 3, 16, 16)
-    right = torch.tensor([o == "1" for o in shelf.results["multi_patch", "none", 0.0].outcomes])
-    distance = (moved - crops).abs().amax((2, 3, 4))[right]  # (images, crops); the wrong ones are left as they are
-    assert float(distance.max()) <= 0.02 + 1e-6
-    assert bool((distance > 0.009).all())
-    spaces = {key[1]: result.threat_space for key, result in shelf.results.items()}
-    assert spaces == {"none": "image", "pgd_crop": "crop"}
-    assert shelf.results["multi_patch", "pgd_crop", 0.02].config["space"] == "crop"
-
-
-def test_attack_in_image_space_moves_the_picture_only(monkeypatch):
-    seen = spy(monkeypatch, "pgd")
-    run(QUICK.model_copy(update={"protocols": ("multi_patch",)}))
-    for model, images, moved, threat in seen:
-        assert images.shape == moved.shape == (20, 3, 16, 16)
-        assert threat.space == "image"
-        assert model.rows.shape == (3, 16, 16)
-        assert torch.equal(images, TEST.images.float() / 255)
-    assert torch.equal(seen[-1][0].rows, build_classifier("multi_patch", tiny_encoder(), (16, 16), 3, 0).rows)
-    assert fixed_boxes(3, (16, 16), 0).shape == (3, 4)
-
-
-# ---------------------------------------------------------------- AutoAttack, on a model that learned something
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """cf_amc_ssl on digits after 30 updates, and both sets of images."""
-    torch.set_num_threads(1)
-    spec = RunSpec(method="cf_amc_ssl", data=DataSpec(name="digits"), budget=Budget.parse("30up"))
-    dataset = registry.load("dataset", "digits").Dataset()
-    images, test = dataset.load(Path(), "train"), dataset.load(Path(), "test")
-    method, _ = build_method(spec, dataset, 1)
-    result, _ = train(method, images, spec.budget, 0, CPU)
-    assert result.updates == 30
-    return method.encoder, images.first(500), test
-
-
-def test_pgd_leaves_no_fewer_images_standing_than_autoattack(trained):
-    encoder, images, test = trained
-    spec = EvalSpec(eps=(0.02, 0.05), main_eps=0.05, protocols=("linear",), pgd_images=100, curve=(), band_images=10)
-    small = spec.model_copy(update={"autoattack_images": {"linear": 4}})
-    shelf = Shelf()
-    evaluate(encoder, images, test, small, 0, CPU, shelf)
-    counts = {key[1:]: result for key, result in shelf.results.items()}
-    clean, weak, strong = (counts[key] for key in (("none", 0.0), ("pgd", 0.05), ("autoattack", 0.05)))
-    assert clean.correct > 0.8 * 297
-    assert strong.total == 4
-    assert weak.outcomes[:4].count("1") >= strong.correct - 1
-    assert standing(strong.outcomes) <= standing(clean.outcomes)
-    assert standing(weak.outcomes) <= standing(clean.outcomes)
-    assert counts["pgd", 0.02].correct >= weak.correct
-    assert strong.config["ensemble"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert strong.note == ""
-
-
-def test_warnings_of_an_attack_go_into_the_note():
-    data = random_images(6, classes=3)
-    spec = EvalSpec(attacks=("autoattack",), eps=(0.1,), main_eps=0.1, protocols=("linear",), band_images=2)
-    shelf = Shelf()
-    evaluate(tiny_encoder(), data, data, spec, 0, CPU, shelf)
-    note = shelf.results["linear", "autoattack", 0.1].note
-    assert note == "autoattack on 3 classes is reduced to apgd-ce, fab-t, square with 2 target classes"
-    assert shelf.results["linear", "none", 0.0].note == ""
-
-
-def test_crops_in_the_config_are_those_of_the_protocol():
-    shelf = run()
-    assert "crops" not in shelf.results["linear", "pgd", 0.01].config
-    config = shelf.results["multi_patch", "pgd", 0.01].config
-    assert (config["crops"], config["crop_seed"]) == (3, 0)
-
-
-# ---------------------------------------------------------------- stages, a limit of time, precision of the search
-
-STAGED = EvalSpec(
-    attacks=("autoattack", "pgd"), eps=(0.04,), main_eps=0.04, curve=(), protocols=("linear",), band_images=1,
-    autoattack_images={"linear": 8}, autoattack_batch=3, pgd_images=8,
-)  # fmt: skip
-SHORT = ("apgd-ce", "fab-t")
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """AutoAttack of two stages and one target class, which takes seconds less."""
-    autoattack = importlib.import_module("attacks.autoattack")
-    monkeypatch.setattr(autoattack, "ensemble", lambda classes: (list(SHORT), 1))
-
-
-@pytest.fixture
-def seconds(monkeypatch):
-    """A clock that goes on by one with every look, so that every stage and every probe takes a second."""
-    clock = itertools.count()
-    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: float(next(clock))))
-
-
-def key_of(result):
-    return result.model_copy(update={"seconds": 0}).model_dump_json()
-
-
-def test_stages_on_the_images_still_standing_are_the_package_bit_for_bit(monkeypatch):
-    stage = importlib.import_module("attacks.autoattack").Stage
-    original, found = stage.perturb, {}
-
-    def remember(self, model, images, labels, threat, generator):
-        moved = original(self, model, images, labels, threat, generator)
-        found.update({image.numpy().tobytes(): (model, after) for image, after in zip(images, moved, strict=True)})
-        return moved
-
-    monkeypatch.setattr(stage, "perturb", remember)
-    result = run(STAGED.model_copy(update={"eps": (0.037,), "main_eps": 0.037})).results["linear", "autoattack", 0.037]
-    clean, labels = TEST.images[:8].float() / 255, TEST.labels[:8]
-    model = found[clean[0].numpy().tobytes()][0]
-    seed = stream(0, "attack", "autoattack", 0).initial_seed() % 2**31
-    with torch.random.fork_rng(devices=[]):
-        package = pyautoattack.AutoAttack(model, norm="Linf", eps=0.037, seed=seed, version="standard")
-        expected, predicted = package.run_standard_evaluation(clean, labels, batch_size=3)
-    assert torch.equal(torch.stack([found[image.numpy().tobytes()][1] for image in clean]), expected)
-    assert result.outcomes == "".join("1" if right else "0" for right in predicted.eq(labels).tolist())
-    assert [name for name, _ in result.stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert 0 < result.correct < 8
-
-
-def test_an_interrupted_autoattack_goes_on_at_its_stage(short, monkeypatch):
-    whole = run(STAGED)
-    expected = whole.results["linear", "autoattack", 0.04]
-    assert [name for name, _ in expected.stages] == list(SHORT)
-    assert expected.stages[-1][1] == expected.correct > 0
-    assert (expected.complete, expected.note) == (True, "")
-    autoattack = importlib.import_module("attacks.autoattack")
-    original, ran = autoattack.run, []
-
-    def interrupted(stage, *args):
-        if stage.name == "fab-t" and "apgd-ce" not in ran[:-1]:
-            raise KeyboardInterrupt
-        ran.append(stage.name)
-        return original(stage, *args)
-
-    shelf = Shelf()
-    ran.append("")
-    with monkeypatch.context() as patch:
-        patch.setattr(autoattack, "run", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(STAGED, shelf)
-    bound = shelf.results["linear", "autoattack", 0.04]
-    assert (bound.complete, bound.note) == (False, "upper bound: stopped after apgd-ce")
-    assert bound.stages == expected.stages[:1]
-    assert standing(bound.outcomes) >= standing(expected.outcomes)
-    again = []
-    monkeypatch.setattr(autoattack, "run", lambda stage, *args: (again.append(stage.name), original(stage, *args))[1])
-    run(STAGED, shelf)
-    assert again == ["fab-t"]
-    assert key_of(shelf.results["linear", "autoattack", 0.04]) == key_of(expected)
-    for attack in ("pgd", "autoattack"):
-        assert torch.equal(shelf.images["linear", attack], whole.images["linear", attack])
-
-
-def test_an_image_is_kept_as_the_attack_that_decided_returned_it(short):
-    """Broken by PGD at a smaller eps: inside that ball; standing under AutoAttack: the clean image."""
-    shelf = run(STAGED.model_copy(update={"eps": (0.02, 0.04, 0.08), "curve": (0.25, 1.5)}))
-    images = TEST.images.float() / 255
-    assert shelf.images.keys() == {("linear", "pgd"), ("linear", "autoattack")}
-    moved = shelf.images["linear", "pgd"]
-    distance = (moved - images[: len(moved)]).flatten(1).abs().amax(dim=1)
-    left = {eps: shelf.results["linear", "pgd", eps].outcomes for eps in (0.01, 0.02, 0.04)}
-    for place in range(min(map(len, left.values()))):
-        broken = next((eps for eps in sorted(left) if left[eps][place] == "0"), 0.04)
-        assert distance[place] <= broken + 1e-6
-    autoattack = shelf.results["linear", "autoattack", 0.04].outcomes
-    kept = shelf.images["linear", "autoattack"]
-    assert len(kept) == len(autoattack)
-    assert [outcome for outcome, a, b in zip(autoattack, kept, images, strict=False) if torch.equal(a, b)].count(
-        "1"
-    ) == autoattack.count("1")
-
-
-def test_an_attack_that_leaves_a_trace_is_written_down(monkeypatch):
-    original = pgd.Attack.perturb
-
-    def careless(self, *args, **options):
-        torch.rand(1)
-        return original(self, *args, **options)
-
-    clean = run(QUICK).results
-    assert {trace for result in clean.values() for trace in result.traces} == set()
-    monkeypatch.setattr(pgd.Attack, "perturb", careless)
-    state = torch.get_rng_state()
-    traces = {(r.attack, tuple(r.traces)) for r in run(QUICK).results.values() if r.protocol == "linear"}
-    torch.set_rng_state(state)
-    assert traces == {("none", ()), ("pgd", ("generators",))}
-
-
-def test_stages_of_an_attack_with_other_settings_are_not_taken_up(short):
-    shelf = run(STAGED)
-    key = "linear", "autoattack", 0.04
-    other = shelf.results[key].model_copy(
-        update={"config_hash": "other", "complete": False, "outcomes": "0" * 8, "stages": [("apgd-ce", 0)]}
-    )
-    expected, shelf.results[key] = shelf.results[key], other
-    run(STAGED, shelf)
-    assert key_of(shelf.results[key]) == key_of(expected)
-
-
-def test_a_limit_of_time_stops_between_stages_and_more_time_goes_on(short, seconds):
-    shelf = Shelf()
-    unlimited = run(STAGED).results
-    clean = weak = 1  # one second for each cell
-    first = run(STAGED.model_copy(update={"budget_seconds": 1e-6}))
-    assert first.results == {}
-    assert first.missing == (
-        "the evaluation's 1e-06 s are spent; missing: linear none 0, linear pgd 0.04, linear autoattack 0.04"
-    )
-    spent = first.probes["linear"][0].seconds
-    run(STAGED.model_copy(update={"budget_seconds": spent + clean + weak + 0.5}), shelf)
-    bound = shelf.results["linear", "autoattack", 0.04]
-    assert (bound.complete, bound.seconds) == (False, 1.0)
-    assert bound.note == "upper bound: stopped by --eval-budget after apgd-ce"
-    assert shelf.missing.endswith("s are spent; missing: linear autoattack 0.04")
-    before = dict(shelf.results)
-    run(STAGED.model_copy(update={"budget_seconds": spent + clean + weak + 0.5}), shelf)
-    assert shelf.results == before  # the limit is of the run, not of the call
-    run(STAGED.model_copy(update={"budget_seconds": spent + clean + weak + 1.5}), shelf)
-    assert shelf.missing == ""
-    assert {key: key_of(result) for key, result in shelf.results.items()} == {
-        key: key_of(result) for key, result in unlimited.items()
-    }
-    assert shelf.results["linear", "autoattack", 0.04].seconds == 2.0
-
-
-class Coarse(Classifier):
-    """Class 0 where the pixel is above a bar: .52 in float32, and .505 as long as the search is coarse."""
-
-    coarse = False
-
-    def forward(self, images):
-        value = images[:, 0, 0, 0] - (0.505 if Coarse.coarse else 0.52)
-        return torch.stack([-value, value], 1)
-
-
-@contextlib.contextmanager
-def coarse(device, enabled):
-    Coarse.coarse = enabled
-    try:
-        yield
-    finally:
-        Coarse.coarse = False
-
-
-def test_what_the_search_broke_only_in_its_own_precision_is_attacked_again_in_float32(monkeypatch):
-    """Steps of .01 from .5: the coarse search ends at .51, which stands in float32; in float32 it goes on to .53."""
-    monkeypatch.setattr(devices, "tf32", coarse)
-    pixels = torch.tensor([128, 128, 0, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 4, 4)
-    data = type(TEST)(pixels.contiguous(), torch.zeros(4, dtype=torch.long), 2, "flat")
-    attack = types.SimpleNamespace(Attack=lambda: pgd.Attack(absolute_step=0.01, random_start=False))
-    monkeypatch.setattr(registry, "load", lambda kind, name: attack)
-    model = Coarse(torch.nn.Identity()).eval()
-    args = data, Cell("linear", "pgd", 0.05, 4), QUICK, 0, CPU, None, lambda event: None
-    fine = run_cell(model, *args)
-    assert (fine.outcomes, fine.flips) == ("0010", 0)
-    found = run_cell(model, *args[:2], QUICK.model_copy(update={"search": "tf32"}), *args[3:])
-    assert (found.outcomes, found.flips) == ("0010", 2)
-    assert found.config["search"] == "tf32"
-    assert "search" not in fine.config
-    within = run_cell(
-        model, data, Cell("linear", "pgd", 0.015, 4), QUICK.model_copy(update={"search": "tf32"}), *args[3:]
-    )
-    assert (within.outcomes, within.flips) == ("1110", 2)  # float32 decides: this ball ends below its bar
