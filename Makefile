@@ -5,14 +5,21 @@ OUT ?= runs/digits
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test gpu lint clean
+.PHONY: run test chaos mutants gpu lint lock clean
 
 run: $(VENV)/.installed  ## every method on the embedded digits, 10 s of training each, then the report
 	$(BIN)/bench run --methods all --budget 10s --data digits --out $(OUT)
-	@echo "The report is $(OUT)/report.pdf; the tables are $(OUT)/leaderboard.csv and $(OUT)/results.csv."
+	@echo "The report is $(OUT)/report.html and $(OUT)/report.pdf; the tables are $(OUT)/leaderboard.csv and $(OUT)/results.csv."
 
 test: $(VENV)/.installed-test  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+chaos: $(VENV)/.installed-test  ## faults of disk, power and processes in full numbers (docs/measurements.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --chaos -m chaos tests/chaos -n auto
+
+mutants: $(VENV)/.installed-test  ## the mutation score, about 30 minutes on one core: make mutants SEED=0
+	$(PIP) mutmut==3.8.1
+	$(BIN)/python tests/mutants.py --seed $(or $(SEED),0)
 
 gpu: $(VENV)/.installed-test  ## every figure that needs a GPU: make gpu DATA=parquet:DIR
 	PYTHON=$(BIN)/python tests/gpu.sh
@@ -21,6 +28,12 @@ lint: $(VENV)/.installed-test  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lock: | $(BIN)/python  ## requirements.lock once more: the versions of constraints.txt, with the hashes of their files
+	$(PIP) uv
+	$(BIN)/uv pip compile pyproject.toml --extra parquet --extra test --constraint constraints.txt --universal \
+		--python-version 3.11 --generate-hashes --no-annotate --no-header --no-emit-index-url --quiet \
+		--output-file requirements.lock
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bench needs Python 3.11 or newer, and $(PYTHON) is %d.%d; try: make PYTHON=python3.12" % sys.version_info[:2])'

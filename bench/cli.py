@@ -16,7 +16,7 @@ import click
 
 from bench import __version__
 from bench.commands.evaluate import evaluate
-from bench.show import check_cap, print_leaderboard, show, show_plan, summary, table
+from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ def gather(given: dict[str, Any]) -> "Options":
 @cli.command()
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the results  [runs/<data>-<budget>-<hash>]")
+@click.option("--checkpoint-every", default="5m", show_default=True, help="training time between two checkpoints")
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
-def run(out: Path | None, dry_run: bool, **given: Any) -> int:
+def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
-    from bench.engine import signals_raise
-    from bench.options import resolve
+    from bench.options import parse_seconds, resolve
     from bench.progress import Display
-    from bench.run import default_out, make_manifest, measure_plan, open_folder, run_all
+    from bench.run import default_out, make_manifest, measure_plan, opened, run_all
     from bench.store import load_records
     from reports.build import build
 
@@ -99,29 +99,30 @@ def run(out: Path | None, dry_run: bool, **given: Any) -> int:
     specs, budget, total, data = resolve(options)
     if dry_run:
         return show_plan(specs, total, data.label, as_json=False)
-    with signals_raise():
-        out = out or default_out(options, specs)
-        open_folder(out, make_manifest(specs, budget, total, data, ["bench", *sys.argv[1:]]))
-        with Display() as display:
-            display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
-            todo = [record.spec for record in load_records(out) if record.status in ("pending", "preempted", "failed")]
-            estimates = measure_plan(todo, out / "plan-log.txt") if todo else []
-            if estimates:
-                display.line(summary(estimates))
-                check_cap(total, estimates)
-            by_name = {f"{each.row}-s{each.seed}": each for each in estimates}
-            known = [by_name[spec.name] for spec in specs if spec.name in by_name]
-            unfinished = run_all(out, specs, display, known if len(known) == len(specs) else None)
-            display.line("building tables and figures")
-            warnings = build(out)
-            for warning in warnings:
-                display.line(f"warning: {warning}", "yellow")
+    every = parse_seconds(checkpoint_every, "--checkpoint-every")
+    out = out or default_out(options, specs)
+    manifest = make_manifest(specs, budget, total, data, ["bench", *sys.argv[1:]])
+    with opened(out, manifest) as lock, Display() as display:
+        display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
+        todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
+        estimates = measure_plan(todo, out / "plan-log.txt") if todo else []
+        if estimates:
+            display.line(summary(estimates))
+            check_cap(total, estimates)
+        by_name = {f"{each.row}-s{each.seed}": each for each in estimates}
+        known = [by_name[spec.name] for spec in specs if spec.name in by_name]
+        unfinished = run_all(out, specs, display, known if len(known) == len(specs) else None, lock, every)
+        display.line("building tables and figures")
+        warnings = build(out)
+        for warning in warnings:
+            display.line(f"warning: {warning}", "yellow")
     print_leaderboard(out)
-    click.echo(f"tables: {out / 'leaderboard.csv'}, {out / 'results.csv'}")
-    if (out / "report.pdf").is_file():
-        click.echo(f"report: {out / 'report.pdf'}")
+    say(f"tables: {out / 'leaderboard.csv'}, {out / 'results.csv'}")
+    for name in ("report.pdf", "report.html"):
+        if (out / name).is_file():
+            say(f"report: {out / name}")
     if unfinished:
-        click.echo(f"not finished: {', '.join(unfinished)}", err=True)
+        say(f"not finished: {', '.join(unfinished)}", err=True)
     return FAILED_CELLS if unfinished else 0
 
 
@@ -154,11 +155,11 @@ def check(finished_run: Path | None, suite: str, baseline: Path | None, update: 
         folder = finished_run or run_suite(suite, out, stack)
         findings = check_run(folder, file, update)
     if update:
-        click.echo(f"baseline written: {file}")
+        say(f"baseline written: {file}")
         return 0
     for finding in findings:
-        click.echo(finding)
-    click.echo(f"{len(findings)} differences from {file}" if findings else f"equal to {file}")
+        say(finding)
+    say(f"{len(findings)} differences from {file}" if findings else f"equal to {file}")
     return REGRESSION if findings else 0
 
 
@@ -172,8 +173,8 @@ def verify(folder: Path, data_root: str | None, device: str) -> int:
 
     checked, differences = verify(folder, data_root, device)
     for difference in differences:
-        click.echo(difference)
-    click.echo(f"{len(differences)} differences in {checked} recomputed numbers of {folder}")
+        say(difference)
+    say(f"{len(differences)} differences in {checked} recomputed numbers of {folder}")
     return 1 if differences else 0
 
 
@@ -200,14 +201,14 @@ def list_(kind: str, as_json: bool) -> int:
     else:
         width = max(map(len, items), default=0)
         for name, text in items.items():
-            click.echo(f"{name:<{width}}  {text}")
+            say(f"{name:<{width}}  {text}")
     return 0
 
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def report(folder: Path) -> int:
-    """Rebuild all tables, figures and the PDF of a run from what is stored."""
+    """Rebuild all tables, figures and both reports of a run from what is stored."""
     from reports.build import build
 
     try:
@@ -215,9 +216,9 @@ def report(folder: Path) -> int:
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
     for warning in warnings:
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     print_leaderboard(folder)
-    click.echo(f"report: {folder / 'report.pdf'}")
+    say(f"report: {folder / 'report.pdf'}, {folder / 'report.html'}")
     return 1 if warnings else 0
 
 
@@ -233,9 +234,9 @@ def doctor(data_root: str | None, as_json: bool) -> int:
         click.echo(json.dumps(found, indent=1))
     else:
         for section, lines in found.items():
-            click.echo(section)
+            say(section)
             for name, value in lines.items():
-                click.echo(f"  {name:<16} {value}")
+                say(f"  {name:<16} {value}")
     return 1 if found["shadowed packages"] else 0
 
 
@@ -267,26 +268,33 @@ cli.add_command(evaluate)
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script: one clear line for a mistake, the right exit code for everything."""
-    from bench.engine import EXIT_INTERRUPTED, Interrupted
+    from bench.disk import DiskError
+    from bench.signals import EXIT_INTERRUPTED, Interrupted, signals_raise
 
     try:
-        code = cli.main(args=arguments, prog_name="bench", standalone_mode=False)
+        if any(not word.isascii() and word != word.encode(errors="replace").decode() for word in sys.argv):
+            raise UsageError("expected arguments in UTF-8, got other bytes")
+        with signals_raise():
+            code = cli.main(args=arguments, prog_name="bench", standalone_mode=False)
     except click.exceptions.Exit as leaving:
         code = leaving.exit_code
     except click.Abort:
         code = 130
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "bench"
-        click.echo(f"bench: {error.format_message()}; see {where} --help", err=True)
+        say(f"bench: {error.format_message()}; see {where} --help", err=True)
         code = 2
     except UsageError as error:
-        click.echo(f"bench: {error}", err=True)
+        say(f"bench: {error}", err=True)
         code = 2
     except Interrupted as stopped:
-        click.echo("bench: stopped; the same command goes on from here", err=True)
+        say("bench: stopped; the same command goes on from here", err=True)
         code = EXIT_INTERRUPTED[signal.Signals(stopped.signum)]
     except KeyboardInterrupt:
         code = 130
+    except (DiskError, OSError) as error:
+        click.echo(f"bench: {error}", err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 

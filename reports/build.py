@@ -10,24 +10,32 @@ from pathlib import Path
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from bench.store import load_manifest, load_records, write_bytes, write_text
-from reports import pdf, plots
-from reports.leaderboard import leaderboard
+from bench.disk import DiskError, write_bytes
+from bench.files import Damaged
+from bench.store import load_examples, load_manifest, load_records, write_text
+from reports import html, inert, pdf, plots
+from reports.leaderboard import leaderboard, ranked_lines
+from reports.pairs import pairs
 from reports.rows import rows
 
 
 def build(folder: Path) -> list[str]:
-    """Write results.csv, leaderboard.csv, figures and report.pdf into ``folder``; return warnings as sentences."""
-    manifest, records = load_manifest(folder), load_records(folder)
-    warnings: list[str] = []
+    """Write the three tables, figures, report.pdf and report.html into ``folder``; return warnings as sentences."""
+    damaged: list[Damaged] = []
+    manifest, records = load_manifest(folder), load_records(folder, damaged)
+    examples = load_examples(folder, damaged)
+    warnings = [f"{each}; it is left out, and the command of the run makes it again" for each in damaged]
     drawn: dict[str, bytes] = {}
-    table = board = pd.DataFrame()
+    table = board = found = pd.DataFrame()
     with _part("results.csv", warnings):
         table = rows(manifest, records)
         write_text(folder / "results.csv", csv(table))
     with _part("leaderboard.csv", warnings):
-        board = leaderboard(table, manifest.main_eps)
+        board = leaderboard(table, records, manifest.main_eps)
         write_text(folder / "leaderboard.csv", csv(board))
+    with _part("claims.csv", warnings):
+        found = pairs(records, manifest.main_eps, ranked_lines(board))
+        write_text(folder / "claims.csv", csv(found))
     for name in plots.FIGURES:
         with _part(f"figures/{name}", warnings):
             pictures = plots.render(name, manifest, records, table, board)
@@ -35,7 +43,9 @@ def build(folder: Path) -> list[str]:
                 write_bytes(folder / "figures" / f"{name}.{kind}", picture)
             drawn[name] = pictures["svg"]
     with _part("report.pdf", warnings):
-        write_bytes(folder / "report.pdf", pdf.render(manifest, records, table, board, drawn))
+        write_bytes(folder / "report.pdf", pdf.render(manifest, records, table, board, found, drawn))
+    with _part("report.html", warnings):
+        write_bytes(folder / "report.html", html.render(manifest, records, table, board, found, drawn, examples))
     return warnings
 
 
@@ -44,20 +54,15 @@ def csv(table: pd.DataFrame) -> str:
     safe = table.copy()
     for name in safe:
         if not is_numeric_dtype(safe[name]):
-            safe[name] = safe[name].map(_inert)
+            safe[name] = safe[name].map(inert.cell)
     return safe.to_csv(index=False, lineterminator="\n")
-
-
-def _inert(cell: object) -> object:
-    if not isinstance(cell, str):
-        return cell
-    mark = "'" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else ""
-    return mark + cell.replace("\r", " ")  # a bare CR would end the line
 
 
 @contextmanager
 def _part(name: str, warnings: list[str]) -> Iterator[None]:
     try:
         yield
+    except DiskError:
+        raise
     except Exception as error:
         warnings.append(f"{name} could not be built: {type(error).__name__}: {error}")

@@ -86,14 +86,19 @@ def loads(target):
 @pytest.mark.parametrize(
     ("source", "allowed"),
     [
-        (r"bench\.spec", r"(?!)"),  # the floor
-        (r"reports(\..*)?", r"bench|bench\.(spec|store)|reports(\..*)?"),
+        (r"bench\.(spec|disk|signals)", r"(?!)"),  # the floor
+        (r"bench\.unpack", r"bench\.spec"),
+        (r"bench\.(files|lock)", r"bench\.(disk|spec)"),
+        (r"bench\.checkpoint", r"bench\.(disk|files|spec)"),
+        (r"bench\.store", r"bench\.(checkpoint|disk|files|spec)"),
+        (r"bench\.repair", r"bench\.(disk|files|spec|store)"),
+        (r"reports(\..*)?", r"bench|bench\.(disk|files|spec|store)|reports(\..*)?"),
         (r"attacks\.(?!common)\w+", r"attacks\.common\.\w+|bench\.spec"),
         (r"attacks\.common(\..*)?", r"attacks\.common\.\w+|bench\.spec"),
         (r"methods\.(?!common)\w+", r"methods|methods\.common\.\w+|methods\.\w+"),
         (r"methods\.common(\..*)?", r"attacks\.common\.\w+|methods\.common\.\w+|bench\.spec"),
-        (r"bench\.datasets(\..*)?", r"bench\.datasets(\.\w+)?|bench\.(data|spec)"),
-        (r"bench\.(clock|device|encoder|optim|registry|repro|data|store)", r"bench\.spec"),
+        (r"bench\.datasets(\..*)?", r"bench\.datasets(\.\w+)?|bench\.(data|spec|unpack)"),
+        (r"bench\.(clock|device|encoder|optim|registry|repro|data)", r"bench\.spec"),
         (r"bench\.protocols", r"bench\.(repro|spec)|methods\.common\.\w+"),
         (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
         (r"bench\.train", r"bench\.(?!evaluate|protocols|engine|run|cli|store)\w+|methods\.common\.\w+|bench"),
@@ -108,6 +113,23 @@ def loads(target):
 def test_imports_run_one_way(source, allowed):
     assert any(re.fullmatch(source, module) for module in MODULES)
     assert outside(source, allowed) == []
+
+
+def test_the_parts_of_the_store_are_reached_through_it():
+    """Records and checkpoints by a RunFolder; of the disk others know its error and how a derived file is written."""
+    own = {f"bench.{name}" for name in ("checkpoint", "disk", "files", "lock", "repair", "store")}
+    assert {i.source for i in loads("bench.checkpoint")} == {"bench.store"}
+    for name, file in NAMES.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        names = {
+            a.name
+            for n in ast.walk(tree)
+            if isinstance(n, ast.ImportFrom) and n.module == "bench.disk"
+            for a in n.names
+        }
+        if module_name(file) not in own:
+            assert names <= {"DiskError", "cannot", "is_there", "put_aside", "write_bytes"}, name
+            assert "DISK" not in {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}, name
 
 
 def test_nothing_but_main_imports_the_command_line():
@@ -126,8 +148,9 @@ def test_reports_have_no_tensor():
 
 
 def test_the_store_loads_torch_only_inside_the_functions_that_need_it():
-    heavy = [i for i in loads("torch") | loads("safetensors") if i.source == "bench.store"]
-    assert len(heavy) >= 3
+    light = {f"bench.{name}" for name in ("disk", "files", "lock", "repair", "signals", "store")}
+    heavy = [i for i in loads("torch") | loads("safetensors") | loads("bench.checkpoint") if i.source in light]
+    assert {i.source for i in heavy} == {"bench.files", "bench.store"}
     assert all(i.inside_function or i.typing_only for i in heavy)
 
 
@@ -176,6 +199,8 @@ def test_the_command_line_and_the_reports_load_no_torch():
 WRITES = {  # file: what it may do there
     "bench/engine.py": {"open"},  # the log of a child, which is appended to line by line
     "bench/datasets/cifar10.py": {"open"},  # the download, which is checked before it is used
+    "bench/unpack.py": {"open"},  # what an archive holds, into a scratch folder
+    "bench/lock.py": {"open", "ftruncate", "pwrite"},  # who the owner is
     "reports/plots.py": {"savefig"},  # into memory
     "reports/build.py": {"to_csv"},  # into a string
 }
@@ -186,10 +211,11 @@ MODULE_WRITERS = {
     "np.savez",
     "json.dump",
     "pickle.dump",
-    "os.replace",
-    "os.rename",
-    "os.fdopen",
+    *(f"os.{name}" for name in ("open", "write", "pwrite", "ftruncate", "truncate", "fdopen", "replace", "rename")),
+    "os.link",
+    "os.symlink",
 }
+STORE = ("bench.disk", "bench.files", "bench.store")  # whose functions may be called by their names
 
 
 def writing_calls(file):
@@ -198,7 +224,7 @@ def writing_calls(file):
     from_store = {
         a.asname or a.name
         for n in ast.walk(tree)
-        if isinstance(n, ast.ImportFrom) and n.module == "bench.store"
+        if isinstance(n, ast.ImportFrom) and n.module in STORE
         for a in n.names
     }
     for node in ast.walk(tree):
@@ -219,15 +245,15 @@ def writing_calls(file):
             yield name, node.lineno
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/store.py"])
-def test_only_the_store_writes_files(name):
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/disk.py"])
+def test_only_the_disk_writes_files(name):
     calls = [call for call in writing_calls(NAMES[name]) if call[0] not in WRITES.get(name, set())]
     assert calls == []
 
 
 def test_the_exceptions_of_writing_are_still_needed():
     assert {name: {call for call, _ in writing_calls(NAMES[name])} for name in WRITES} == WRITES
-    assert {call for call, _ in writing_calls(NAMES["bench/store.py"])} >= {"replace", "save", "fdopen"}
+    assert {call for call, _ in writing_calls(NAMES["bench/disk.py"])} == {"open", "write", "replace"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/device.py"])

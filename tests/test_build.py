@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 from report_fixtures import manifest, records, write
 
+from bench.show import print_leaderboard
 from bench.spec import Record
 from reports import build as builder
 from reports import plots
 from reports.build import build, csv
 
-FILES = {"results.csv", "leaderboard.csv", "report.pdf"} | {
+FILES = {"results.csv", "leaderboard.csv", "claims.csv", "report.pdf", "report.html"} | {
     f"figures/{name}.{kind}" for name in plots.FIGURES for kind in ("png", "svg")
 }
 
@@ -34,8 +35,22 @@ def test_builds_everything_and_the_same_again(folder):
     assert build(folder) == []
     assert derived(folder) == first
     table = pd.read_csv(folder / "leaderboard.csv")
-    assert table["rank"].tolist() == [1, 2, 1, 2]
+    assert table["rank_lo"].tolist() == [1, 2, 1, 1]  # 64 images tell the two apart, 32 do not
+    assert table["rank_hi"].tolist() == [1, 2, 2, 2]
     assert len(pd.read_csv(folder / "results.csv")) == 2 * 23
+
+
+def test_the_terminal_shows_ranges_what_is_ranked_and_how_much_is_claimed(folder, capsys):
+    build(folder)
+    print_leaderboard(folder)
+    linear, patches = capsys.readouterr().out.split("digits, multi_patch (quick, not comparable)")
+    assert [line.split("│")[1:3] for line in linear.splitlines() if "cf_amc_ssl" in line] == [
+        [" 1    ", " cf_amc_ssl "]
+    ]
+    assert [line.split()[1] for line in patches.splitlines() if "│" in line] == ["1-2", "1-2"]
+    for text, claimed in ((linear, 1), (patches, 0)):
+        assert "This table ranks encoders, not methods: it has one seed" in text
+        assert f"Claims: 0 of 1 pairs of methods, {claimed} of 1 pairs of encoders (claims.csv)." in text
 
 
 @pytest.mark.parametrize("kept", ["nothing", "none", "pgd", "published_eval"])
@@ -49,7 +64,8 @@ def test_a_folder_with_gaps_builds_without_a_warning(tmp_path, kept):
     pending = [Record(spec=spec) for spec in asked.runs]
     assert build(write(tmp_path, asked, pending if kept == "nothing" else found)) == []
     table = pd.read_csv(tmp_path / "leaderboard.csv")
-    assert table["rank"].isna().all()
+    assert table["rank_lo"].isna().all()
+    assert len(pd.read_csv(tmp_path / "claims.csv")) == 0
     assert set(table["status"]) == {"pending" if kept == "nothing" else "finished"}
 
 
@@ -64,9 +80,9 @@ def test_a_failing_figure_costs_only_itself(folder, monkeypatch):
 
 def test_a_failing_report_leaves_the_tables(folder, monkeypatch):
     monkeypatch.setattr(builder.pdf, "content", lambda *_: {})
-    (warning,) = build(folder)
-    assert warning.startswith("report.pdf could not be built")
-    assert set(derived(folder)) == FILES - {"report.pdf"}
+    warnings = build(folder)
+    assert [warning.partition(" ")[0] for warning in warnings] == ["report.pdf", "report.html"]
+    assert set(derived(folder)) == FILES - {"report.pdf", "report.html"}
 
 
 def test_no_text_cell_is_a_formula_and_numbers_stay_numbers():
@@ -74,6 +90,6 @@ def test_no_text_cell_is_a_formula_and_numbers_stay_numbers():
     table = pd.DataFrame({"method": names, "value": [-0.1] * 7 + [1 / 3], "n": pd.array([*range(7), None], "Int64")})
     text = csv(table)
     back = pd.read_csv(io.StringIO(text), keep_default_na=False)
-    assert back["method"].tolist() == ["'=1+1", "'+a", "'-a", "'@a", "'\ta", "' a", "a=b", "#x"]
+    assert back["method"].tolist() == ["'=1+1", "'+a", "'-a", "'@a", "' a", "' a", "a=b", "#x"]
     assert back["value"].tolist() == table["value"].tolist()
     assert "\n#x,0.3333333333333333,\n" in text

@@ -1,0 +1,345 @@
+"""report.html: one file that shows everything, asks no other machine for anything, and can be opened from disk.
+
+The template knows the looks, this file the content. Every text is escaped, data stand in the page as JSON with ``<``
+escaped, and the page allows no script or style but its own, by hash. Without JavaScript the tables are all there.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from bench.spec import Audit, Check, Manifest, Record, format_eps
+from bench.store import Examples
+from reports import pdf
+from reports.charts import PASSES, charts
+from reports.checks import CHECKS
+from reports.inert import printable
+
+TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("charts.js", "report.js")
+AUDITED = ("PASS", "FLAG")
+ORDER = ("FAIL", "NOT_RUN", "WARN", "PASS", "N/A", "not in this level")  # of several seeds the first of these counts
+TEXTS = ("Method", "Data", "Protocol", "Clean to worst", "Audit", "Status")
+OWN = ("What can be claimed", "Audit")  # sections that stand elsewhere in the page, or in another form
+BOARD = {  # title -> (what it says, whether the larger number comes first)
+    "Rank": ("range of ranks that the statistics allow", False),
+    "Method": ("", False),
+    "Data": ("", False),
+    "Protocol": ("how features become predictions", False),
+    "Clean to worst": ("0 to 100 %: the thin tick is clean, the thick one the worst case, with intervals", True),
+    "Clean %": ("mean over seeds, 95 % interval over images", True),
+    "PGD %": ("at the main eps", True),
+    "AA %": ("AutoAttack at the main eps", True),
+    "Worst %": ("the ranked number: per image the worst case of PGD and AutoAttack", True),
+    "n": ("images that both attacked", True),
+    "Audit": ("the verdict on the ranked number", False),
+    "Audited %": ("the worst case with the audit's own attacks", True),
+    "Seeds": ("and the sd of the worst case over them", True),
+    "Train s": ("on the clock", False),
+    "Passes": ("forward and backward passes per image and epoch", False),
+    "GB": ("peak memory in training", False),
+    "kJ": ("energy of training", False),
+    "Status": ("", False),
+}
+
+
+def render(
+    manifest: Manifest,
+    records: Sequence[Record],
+    rows: pd.DataFrame,
+    board: pd.DataFrame,
+    found: pd.DataFrame,
+    figures: dict[str, bytes],
+    pictures: dict[str, list[Examples]],
+) -> bytes:
+    """The page. ``found``: the claims; ``figures``: name -> SVG; ``pictures``: name of a run -> its examples."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    data = printable(content(manifest, records, rows, board, found, figures, pictures))
+    style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", *SCRIPTS))
+    page = environment.get_template("report.html.j2").render(
+        data,
+        style=Markup(style),
+        scripts=[Markup(script) for script in scripts],
+        policy=policy(style, scripts),
+    )
+    return page.encode("utf-8", "replace")
+
+
+def policy(style: str, scripts: Sequence[str]) -> str:
+    """The Content-Security-Policy: pictures of the page itself, our style and our scripts, and nothing else."""
+    ours = " ".join(_hash(script) for script in scripts)
+    return (
+        f"default-src 'none'; script-src {ours}; style-src {_hash(style)}; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def content(
+    manifest: Manifest,
+    records: Sequence[Record],
+    rows: pd.DataFrame,
+    board: pd.DataFrame,
+    found: pd.DataFrame,
+    figures: dict[str, bytes],
+    pictures: dict[str, list[Examples]],
+) -> dict[str, Any]:
+    """Everything that the template shows; all numbers are rendered here."""
+    told = pdf.content(manifest, records, rows, board, found, {})
+    claims = next((section for section in told["sections"] if section["title"] == OWN[0]), None)
+    drawn = charts(manifest, records, rows, board)
+    colours = {each["name"]: each["colour"] for each in drawn["methods"]}
+    return {
+        "title": told["title"],
+        "dataset": told["dataset"],
+        "author": told["author"],
+        "created": manifest.created,
+        "mark": told["mark"],
+        "facts": told["facts"],
+        "definitions": told["definitions"],
+        "main_eps": format_eps(manifest.main_eps),
+        "board": leaderboard(rows, board, colours),
+        "claims": claims,
+        "charts": drawn,
+        "examples": examples(records, pictures, colours),
+        "audits": audits(records, board, colours),
+        "sections": [section for section in told["sections"] if section["title"] not in OWN],
+        "figures": [
+            {
+                "caption": pdf.CAPTIONS.get(name, name),
+                "source": _address("image/svg+xml", base64.b64encode(svg).decode()),
+            }
+            for name, svg in figures.items()
+        ],
+    }
+
+
+# ---------------------------------------------------------------- the leaderboard
+
+
+def leaderboard(rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int]) -> dict[str, Any]:
+    """Columns, lines with their cells, what they can be filtered by, and the standing sentences of the protocols.
+
+    A cell is a dictionary: ``text``, ``order`` (what it sorts by; none: last), ``small`` below it, and its looks.
+    """
+    costs = rows.drop_duplicates(["method", "seed"]).assign(passes=lambda runs: runs[PASSES].sum(axis=1, min_count=3))
+    means = costs.groupby("method")[["passes", "energy_joules"]].mean()
+    lines = [
+        {
+            "dataset": line["dataset"] or "",
+            "protocol": pdf.PROTOCOLS.get(line["protocol"], line["protocol"]),
+            "status": line["status"],
+            "cells": _cells(line, means.loc[line["method"]] if line["method"] in means.index else {}, colours),
+        }
+        for line in board.astype(object).where(board.notna(), None).to_dict("records")
+    ]
+    empty = {title for place, title in enumerate(BOARD) if all(not line["cells"][place]["text"] for line in lines)} - {
+        "Clean to worst"
+    }
+    if board["dataset"].nunique() < 2:
+        empty.add("Data")
+    for line in lines:
+        line["cells"] = [cell for title, cell in zip(BOARD, line["cells"], strict=True) if title not in empty]
+    columns = [
+        {"title": title, "hint": hint, "descending": down, "text": title in TEXTS}
+        for title, (hint, down) in BOARD.items()
+        if title not in empty
+    ]
+    filters = {name: list(dict.fromkeys(line[name] for line in lines)) for name in ("dataset", "protocol", "status")}
+    standing = board.dropna(subset=["standing"]).groupby("protocol", sort=False)["standing"].first()
+    said = list(dict.fromkeys(standing))
+    notes = (
+        said
+        if len(said) == 1
+        else [f"{pdf.PROTOCOLS.get(str(name), str(name))}: {each}" for name, each in standing.items()]
+    )
+    return {"columns": columns, "lines": lines, "filters": filters, "notes": notes}
+
+
+def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int]) -> list[dict[str, Any]]:
+    """One for each of BOARD."""
+    best, passed = bool(line["best"]), line["audit"] in AUDITED
+    lo, hi = line["rank_lo"], line["rank_hi"]
+    rank = "" if lo is None else str(lo) if lo == hi else f"{lo}–{hi}"
+    struck = {"struck": not passed and line["worst"] is not None}
+    sd = "" if line["seed_sd"] is None else f"sd {100 * line['seed_sd']:.1f}"
+    protocol = pdf.PROTOCOLS.get(line["protocol"], line["protocol"])
+    values = {
+        "Rank": _cell(rank, lo, bold=best),
+        "Method": _cell(line["method"], line["method"], bold=best, colour=colours.get(line["method"], 0)),
+        "Data": _cell(line["dataset"] or "", line["dataset"]),
+        "Protocol": _cell(protocol, protocol),
+        "Clean to worst": _cell("", line["worst"], strip=_strip(line), colour=colours.get(line["method"], 0)),
+        "Clean %": _cell(_percent(line["clean"]), line["clean"], _interval(line, "clean")),
+        "PGD %": _cell(_percent(line["pgd"]), line["pgd"]),
+        "AA %": _cell(_percent(line["autoattack"]), line["autoattack"]),
+        "Worst %": _cell(_percent(line["worst"]), line["worst"], _interval(line, "worst"), bold=best, **struck),
+        "n": _cell(_number(line["n"], "d"), line["n"]),
+        "Audit": _cell(line["audit"] or "", line["audit"], line["audit_level"] or "", badge=line["audit"] or ""),
+        "Audited %": _cell(_percent(line["worst_audited"]), line["worst_audited"]),
+        "Seeds": _cell(_number(line["seeds"], "d"), line["seeds"], sd),
+        "Train s": _cell(_number(line["train_seconds"], ".1f"), line["train_seconds"], _disturbed(line["disturbed"])),
+        "Passes": _number_cell(cost, "passes", ".1f"),
+        "GB": _cell(_number(line["peak_memory_bytes"], ".2f", 1e9), line["peak_memory_bytes"]),
+        "kJ": _number_cell(cost, "energy_joules", ".1f", 1e3),
+        "Status": _cell(line["status"], line["status"]),
+    }
+    return [values[title] for title in BOARD]
+
+
+def _cell(text: str, order: Any, small: str = "", **looks: Any) -> dict[str, Any]:
+    plain = {"bold": False, "struck": False, "colour": None, "badge": "", "strip": None}
+    return plain | {"text": text, "order": "" if order is None else str(order), "small": small} | looks
+
+
+def _number_cell(values: Any, name: str, form: str, per: float = 1.0) -> dict[str, Any]:
+    value = values.get(name)
+    value = None if pd.isna(value) else value
+    return _cell(_number(value, form, per), value)
+
+
+def _strip(line: dict[Any, Any]) -> dict[str, Any]:
+    """Both accuracies with their intervals in percent, and the words for who cannot see them."""
+    marks = {
+        name: [round(100 * line[each], 2) for each in (name, f"{name}_lo", f"{name}_hi")]
+        if line[name] is not None
+        else []
+        for name in ("clean", "worst")
+    }
+    said = ", ".join(
+        f"{name} {value[0]:.1f} % ({value[1]:.1f} to {value[2]:.1f})" for name, value in marks.items() if value
+    )
+    return marks | {"label": said or "not measured"}
+
+
+def _disturbed(runs: Any) -> str:
+    return f"{runs} disturbed" if runs else ""
+
+
+# ---------------------------------------------------------------- audit and examples
+
+
+def audits(records: Sequence[Record], board: pd.DataFrame, colours: dict[str, int]) -> list[dict[str, Any]]:
+    """A panel for each method and protocol: its checks, over all seeds."""
+    verdicts = {(line["method"], line["protocol"]): line["audit"] for line in board.to_dict("records")}
+    panels: dict[tuple[str, str], list[Audit]] = {}
+    for record in records:
+        for audit in record.audits:
+            panels.setdefault((record.spec.row, audit.protocol), []).append(audit)
+    return [_panel(method, protocol, found, verdicts, colours) for (method, protocol), found in panels.items()]
+
+
+def _panel(
+    method: str, protocol: str, found: list[Audit], verdicts: dict[tuple[str, str], Any], colours: dict[str, int]
+) -> dict[str, Any]:
+    together: dict[str, list[Check]] = {}
+    for audit in found:
+        for check in audit.checks:
+            together.setdefault(check.id, []).append(check)
+    checks = [_check(id, seeds) for id, seeds in together.items()]
+    counts = {verdict: sum(check["verdict"] == verdict for check in checks) for verdict in ORDER}
+    verdict = verdicts.get((method, protocol))
+    return {
+        "method": method,
+        "colour": colours.get(method, 0),
+        "protocol": pdf.PROTOCOLS.get(protocol, protocol),
+        "verdict": found[0].verdict if not isinstance(verdict, str) else verdict,
+        "level": ", ".join(dict.fromkeys(audit.level for audit in found)),
+        "seeds": len(found),
+        "counts": [f"{count} {name}" for name, count in counts.items() if count and name != "not in this level"],
+        "checks": [check for check in checks if check["verdict"] != "not in this level"],
+        "left_out": [check["id"] for check in checks if check["verdict"] == "not in this level"],
+    }
+
+
+def _check(id: str, seeds: list[Check]) -> dict[str, Any]:
+    name, meaning = CHECKS.get(id, (id, ""))
+    values = dict.fromkeys("" if check.value is None else f"{check.value:.4g}" for check in seeds)
+    return {
+        "id": id,
+        "name": name,
+        "meaning": meaning,
+        "verdict": min((check.verdict for check in seeds), key=ORDER.index),
+        "value": ", ".join(filter(None, values)),
+        "threshold": "; ".join(dict.fromkeys(check.threshold for check in seeds if check.threshold)),
+        "n": ", ".join(dict.fromkeys(str(check.n) for check in seeds if check.n)),
+        "note": "; ".join(dict.fromkeys(check.note for check in seeds if check.note)),
+    }
+
+
+def examples(
+    records: Sequence[Record], pictures: dict[str, list[Examples]], colours: dict[str, int]
+) -> list[dict[str, Any]]:
+    """For each protocol the clean images and, for each method, what became of them; of its first seed that has any."""
+    shown: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for found in pictures.get(record.spec.name, []) if record.status == "finished" else []:
+            name = pdf.PROTOCOLS.get(found.protocol, found.protocol)
+            panel = shown.setdefault(
+                name,
+                {
+                    "protocol": name,
+                    "clean": [
+                        {"label": each.label, "source": _address("image/png", each.image)} for each in found.examples
+                    ],
+                    "methods": {},
+                },
+            )
+            row: dict[str, Any] = {
+                "name": record.spec.row,
+                "seed": record.spec.seed,
+                "colour": colours.get(record.spec.row, 0),
+                "eps": format_eps(found.eps),
+                "cells": [_example(each) for each in found.examples],
+            }
+            if len(row["cells"]) == len(panel["clean"]):
+                panel["methods"].setdefault(record.spec.row, row)
+    return [panel | {"methods": list(panel["methods"].values())} for panel in shown.values()]
+
+
+def _example(example: Any) -> dict[str, Any]:
+    right, stands = example.before == example.label, example.after == example.label
+    outcome = "stands" if right and stands else "broken" if right else "wrong before"
+    return {
+        "before": example.before,
+        "after": example.after,
+        "outcome": outcome,
+        "attack": example.attack,
+        "adversarial": _address("image/png", example.adversarial),
+        "perturbation": _address("image/png", example.perturbation),
+    }
+
+
+# ---------------------------------------------------------------- texts
+
+
+def _address(kind: str, encoded: str) -> str:
+    return f"data:{kind};base64,{encoded}"
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _interval(line: dict[Any, Any], name: str) -> str:
+    lo, hi = line[f"{name}_lo"], line[f"{name}_hi"]
+    return "" if lo is None else f"{_percent(lo)}–{_percent(hi)}"
+
+
+def _number(value: Any, form: str, per: float = 1) -> str:
+    return "" if value is None else format(value / per if per != 1 else value, form)

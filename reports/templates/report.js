@@ -1,0 +1,117 @@
+"use strict";
+// What can be done with the page: sort and filter the leaderboard, choose axes, hide methods, read a mark.
+
+const $ = (selector) => document.querySelector(selector);
+const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
+
+// ---------------------------------------------------------------- leaderboard
+
+const board = $("#board tbody");
+const inOrder = [...board.rows];
+
+function compare(a, b, sign) {
+  if (a === "" || b === "") return (a === "") - (b === ""); // what is missing stands last, either way
+  const [x, y] = [Number(a), Number(b)];
+  return sign * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y);
+}
+
+function sortBy(heading) {
+  const other = { ascending: "descending", descending: "ascending" };
+  const order = other[heading.getAttribute("aria-sort")] || heading.dataset.first;
+  for (const each of heading.parentNode.cells) each.setAttribute("aria-sort", each === heading ? order : "none");
+  const column = heading.cellIndex, sign = order === "ascending" ? 1 : -1;
+  board.append(...inOrder.toSorted((a, b) => compare(a.cells[column].dataset.order, b.cells[column].dataset.order, sign)));
+}
+
+function filter() {
+  const wanted = $$(".filters select").filter((each) => each.value);
+  for (const row of inOrder) row.hidden = wanted.some((each) => row.dataset[each.name] !== each.value);
+  const shown = inOrder.filter((row) => !row.hidden).length;
+  $(".filters output").textContent = `${shown} of ${inOrder.length} lines`;
+}
+
+for (const button of $$("#board th button")) {
+  button.disabled = false;
+  button.addEventListener("click", () => sortBy(button.closest("th")));
+}
+$(".filters").hidden = false;
+$(".filters").addEventListener("change", filter);
+filter();
+
+// ---------------------------------------------------------------- figures
+
+const axes = $(".axes"), legend = $(".legend");
+
+function draw() {
+  leave();
+  $("#tradeoff figcaption").textContent = Charts.scatter($("[data-chart=scatter]"), axes.elements.x.value, axes.elements.y.value);
+  for (const figure of Charts.data.lines) Charts.lines($(`[data-chart=${figure.id}]`), figure);
+}
+
+for (const [name, first] of [["x", "clean"], ["y", "worst"]]) {
+  for (const axis of Charts.data.axes) axes.elements[name].add(new Option(Charts.titled(axis), axis.key, false, axis.key === first));
+}
+axes.hidden = false;
+axes.addEventListener("change", draw);
+
+Charts.data.methods.forEach((method, place) => {
+  const button = document.createElement("button");
+  const picture = Charts.element("svg", { viewBox: "-9 -9 18 18", class: `c${method.colour}`, "aria-hidden": "true" });
+  picture.append(Charts.marker(method, 6));
+  button.type = "button";
+  button.setAttribute("aria-pressed", "true");
+  button.append(picture, method.name + (method.status === "finished" ? "" : ` (${method.status})`));
+  button.addEventListener("click", () => {
+    const shown = Charts.hidden.delete(place) || !Charts.hidden.add(place);
+    button.setAttribute("aria-pressed", String(shown));
+    draw();
+  });
+  legend.append(button);
+});
+legend.hidden = false;
+
+// ---------------------------------------------------------------- the note beside a mark
+
+const tip = $("#tip");
+
+function read(event) {
+  const mark = event.target.closest?.("g[data-method]");
+  if (!mark) return leave();
+  tip.replaceChildren(...mark.tip.map((line) => Object.assign(document.createElement("div"), { textContent: line })));
+  tip.hidden = false;
+  const box = mark.querySelector(".marker, .line").getBoundingClientRect();
+  const at = event.type === "focusin" ? { x: box.x + box.width / 2, y: box.y } : { x: event.clientX, y: event.clientY };
+  const left = Math.max(8, Math.min(at.x + 14, innerWidth - tip.offsetWidth - 8));
+  const above = at.y - tip.offsetHeight - 14;
+  tip.style.left = `${left}px`;
+  tip.style.top = `${above > 8 ? above : Math.min(at.y + 22, innerHeight - tip.offsetHeight - 8)}px`;
+}
+
+function leave() {
+  tip.hidden = true;
+}
+
+document.addEventListener("pointerover", read);
+document.addEventListener("focusin", read);
+document.addEventListener("focusout", leave);
+// the note of a focused mark goes with it, that of a pointed one is gone
+document.addEventListener("scroll", () => read({ type: "focusin", target: document.activeElement }), { passive: true });
+document.addEventListener("keydown", (event) => event.key === "Escape" && leave());
+
+// ---------------------------------------------------------------- print, size
+
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = $$("details:not([open])");
+  for (const each of opened) each.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const each of opened) each.open = false;
+});
+
+let width = 0;
+new ResizeObserver(() => {
+  if (width === document.documentElement.clientWidth) return;
+  width = document.documentElement.clientWidth;
+  draw();
+}).observe(document.documentElement);
