@@ -14,8 +14,8 @@ import uuid
 from multiprocessing import forkserver
 from pathlib import Path
 
+import fork
 import pandas as pd
-import small
 
 from bench.files import unsealed
 from bench.store import load_records
@@ -142,7 +142,7 @@ class Forked(Command):
         self.out, self.log = Path(out), Path(out).with_suffix(f".{uuid.uuid4().hex[:8]}.err")
         self.log.write_text("")
         self.began, self.began_at = time.monotonic(), time.time_ns()
-        self.process = context.Process(target=small.forked, args=([*given, "--out", str(out)], str(self.log)))
+        self.process = context.Process(target=fork.forked, args=([*given, "--out", str(out)], str(self.log)))
         self.process.start()
         self.pid = self.process.pid
 
