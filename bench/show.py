@@ -84,7 +84,7 @@ def print_leaderboard(folder: Path) -> None:
             + ["" if pandas.isna(row["audit"]) else f"{row['audit']} ({row['audit_level']})", str(row["status"])]
             for _, row in part.iterrows()
         ]
-        heads = ["rank", "method", "clean %", "PGD %", "AutoAttack %", "worst %", "n", "train s", "audit", "status"]
+        heads = ["rank", "method", "clean %", "PGD %", "AA %", "worst %", "n", "train s", "audit", "status"]
         first = part.iloc[0]
         quick = " (quick, not comparable)" if first["eval"] == "quick" else ""
         show(table(f"{first['dataset']}, {protocol}{quick}", heads, rows))
