@@ -1,7 +1,9 @@
-"""The mutation score: of small faults sown into the code behind the published numbers, how many the tests notice.
+"""The mutation score: of small faults sown into the code behind the published numbers, or into the store, how many
+the tests notice.
 
     pip install mutmut==3.8.1
     python tests/mutants.py --sample 300 --seed 0
+    python tests/mutants.py --code store --sample 200 --seed 0
 
 Works on a copy, so the working tree stays as it is. Prints the counts of each file, the score, and the change of every
 mutant that survived. mutmut sows faults inside functions; it leaves decorated ones and constants of a module alone.
@@ -20,20 +22,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("bench", "attacks", "methods", "reports", "tests")
-TARGETS = ("bench/audit.py", "bench/evaluate.py", "reports/stats.py", "attacks/*.py", "attacks/common/*.py")
-TESTS = ("stats", "claims", "attack*", "evaluate*", "audit*")  # those that were written for these files
+STORE = ("disk", "files", "checkpoint", "store", "repair", "lock")
+CODE = {  # name -> (files, the tests that were written for them)
+    "numbers": (
+        ("bench/audit.py", "bench/evaluate.py", "reports/stats.py", "attacks/*.py", "attacks/common/*.py"),
+        ("stats", "claims", "attack*", "evaluate*", "audit*"),
+    ),
+    "store": (tuple(f"bench/{name}.py" for name in STORE), (*STORE, "security", "examples")),
+}
 NOTICED = ("killed", "timeout")
 
 
-def prepare(copy: Path) -> None:
+def prepare(copy: Path, targets: tuple[str, ...], written: tuple[str, ...]) -> None:
     """Copies the sources, writes mutmut's settings beside them, and makes the copy the working directory."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    tests = sorted({file for name in TESTS for file in copy.glob(f"tests/test_{name}.py")})
+    tests = sorted({file for name in written for file in copy.glob(f"tests/test_{name}.py")})
     settings = {
         "source_paths": ["bench", "attacks", "reports"],
-        "only_mutate": TARGETS,
+        "only_mutate": targets,
         "also_copy": ["methods"],
         "pytest_add_cli_args_test_selection": [file.relative_to(copy) for file in tests],
         "pytest_add_cli_args": ["--hypothesis-seed=0", "-p no:xdist", "-p no:cacheprovider"],
@@ -45,13 +53,13 @@ def prepare(copy: Path) -> None:
     os.chdir(copy)
 
 
-def all_mutants() -> dict[str, list[str]]:
+def all_mutants(targets: tuple[str, ...]) -> dict[str, list[str]]:
     """file -> names of its mutants, for every file that has any."""
     from mutmut.mutation.file_mutation import mutate_file_contents  # reads setup.cfg in the working directory
     from mutmut.utils.format_utils import get_mutant_name
 
     found = {}
-    for file in sorted(file for pattern in TARGETS for file in Path().glob(pattern)):
+    for file in sorted(file for pattern in targets for file in Path().glob(pattern)):
         names = mutate_file_contents(str(file), file.read_text(encoding="utf-8")).mutant_names
         found[str(file)] = [get_mutant_name(file, name) for name in names]
     return {file: names for file, names in found.items() if names}
@@ -80,6 +88,7 @@ def verdicts(file: str) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The mutation score of the code behind the published numbers.")
+    parser.add_argument("--code", choices=CODE, default="numbers", help="what faults are sown into")
     parser.add_argument("--sample", type=int, default=300, help="mutants to draw over all files")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--only", default="", help="of that draw, only those of files whose path contains this")
@@ -89,8 +98,9 @@ def main() -> None:
         sys.exit("expected mutmut; install it with: pip install mutmut==3.8.1")
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        prepare(Path(folder))
-        mutants = all_mutants()
+        targets, written = CODE[options.code]
+        prepare(Path(folder), targets, written)
+        mutants = all_mutants(targets)
         sample = {f: names for f, names in drawn(mutants, options.sample, options.seed).items() if options.only in f}
         names = [name for each in sample.values() for name in each]
         subprocess.run([mutmut, "run", "--max-children", "1", *names], check=True, stdout=sys.stderr)

@@ -18,7 +18,7 @@ from bench.checkpoint import (
     remove_checkpoints,
     save_checkpoint,
 )
-from bench.disk import Disk
+from bench.disk import Disk, DiskError
 from bench.files import Damaged, read, save
 
 STATE = {
@@ -92,6 +92,22 @@ def test_the_newest_two_generations_are_kept(tmp_path):
     remove_checkpoints(tmp_path)
     assert not tmp_path.exists()
     remove_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["remove", "sync_folder", "remove_folder"])
+def test_a_generation_that_cannot_be_removed_is_named(tmp_path, monkeypatch, method):
+    path = save_checkpoint(tmp_path, {"updates": 1})
+
+    class Stuck(Disk):
+        pass
+
+    def refuse(self, path):
+        raise OSError(13, "stuck")
+
+    setattr(Stuck, method, refuse)
+    monkeypatch.setattr(disk, "DISK", Stuck())
+    with pytest.raises(DiskError, match=f"^cannot remove {path}: stuck; "):
+        remove_checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["MANIFEST.json", "state.json", "tensors.safetensors"])

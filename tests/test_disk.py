@@ -14,7 +14,7 @@ import pytest
 from store_fixtures import files
 
 from bench import disk
-from bench.disk import Disk, DiskError, is_there, listed, remove_file, sync_folders, write_bytes
+from bench.disk import Disk, DiskError, is_there, listed, put_aside, remove_file, sync_folders, write_bytes
 from bench.store import write_text
 
 
@@ -129,13 +129,25 @@ def test_reading_takes_no_more_than_was_asked_for(tmp_path):
         (is_there, "exists", "cannot look for"),
         (listed, "names", "cannot list"),
         (sync_folders, "sync_folder", "cannot sync"),
+        (put_aside, "replace", "cannot put aside"),
     ],
 )
 def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch, call, method, message):
-    call(tmp_path)
+    folder = tmp_path / "folder"
+    folder.mkdir()
     broken(monkeypatch, method)
-    with pytest.raises(DiskError, match=rf"^{message} {tmp_path}: broken; [^\n]*$"):
-        call(tmp_path)
+    with pytest.raises(DiskError) as refused:
+        call(folder)
+    advice = "mend that, and the same command goes on: what was finished stays readable"
+    assert str(refused.value) == f"{message} {folder}: broken; {advice}"
+
+
+def test_only_files_are_read(tmp_path):
+    """Neither a pipe, which would wait for ever, nor a link, which may lead anywhere."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file") as refused:
+        Disk().read(tmp_path / "pipe", None)
+    assert (refused.value.errno, refused.value.filename) == (errno.EINVAL, str(tmp_path / "pipe"))
 
 
 def test_what_is_not_there_is_no_failure(tmp_path):
