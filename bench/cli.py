@@ -47,6 +47,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--protocols", help="linear, multi_patch, published_eval  [all three]"),
         click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),
         click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]"),
+        click.option("--curve", help="accuracy over the training: off, clean or robust  [off at quick, else robust]"),
         click.option("--encoder", help="resnet18 or resnet8  [the dataset's]"),
         click.option("--suite", help="options from a file: a name of `bench list suites` or a .toml"),
         click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),

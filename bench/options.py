@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -60,6 +60,7 @@ class Options(Data):
     protocols: str = PROTOCOLS
     eval: Level | None = None
     audit: AuditLevel | None = None  # None: core at quick, full above
+    curve: Literal["off", "clean", "robust"] | None = None  # None: off at quick, robust above
     encoder: str | None = None
     threads: int | None = Field(default=None, gt=0)
     device: str = "auto"
@@ -197,6 +198,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     return EvalSpec(
         level=level,
         audit=options.audit or ("core" if level == "quick" else "full"),
+        over_time=options.curve or ("off" if level == "quick" else "robust"),
         chunk=2048 if device.type == "cuda" else 512,
         budget_seconds=parse_seconds(options.eval_budget, "--eval-budget") if options.eval_budget else None,
         attacks=tuple(parse_names("attack", options.attacks)),
