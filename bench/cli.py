@@ -35,7 +35,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what is run, shared by run, plan and check."""
     options = [
         click.option("--methods", help="all, paper, names with commas, or a path to a method file  [all]"),
-        click.option("--budget", multiple=True, help="training of each run: 90s, 30m, 2h, 20ep (epochs), 5000up"),
+        click.option(
+            "--budget", multiple=True, help="training of each run: 90s, 30m, 2h, 20ep (epochs), 5000up; or 5m,2h"
+        ),
         click.option("--total-budget", multiple=True, help="training of all runs together, split evenly"),
         click.option("--data", help="digits, cifar10, cifar100, parquet:DIR, folder:DIR, synthetic  [cifar10]"),
         click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)"),
@@ -47,6 +49,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--protocols", help="linear, multi_patch, published_eval  [all three]"),
         click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),
         click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]"),
+        click.option("--curve", help="accuracy over the training: off, clean or robust  [off at quick, else robust]"),
         click.option("--encoder", help="resnet18 or resnet8  [the dataset's]"),
         click.option("--suite", help="options from a file: a name of `bench list suites` or a .toml"),
         click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),

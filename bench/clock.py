@@ -113,6 +113,13 @@ class Clock:
         return min(self.seconds / self.budget.amount, 1.0)
 
     @property
+    def kept_progress(self) -> float:
+        """Share of the budget spent at the end of the last update that was kept, in [0, 1]."""
+        if self.total_updates is not None:
+            return self.progress
+        return min(self._kept / self.budget.amount, 1.0)
+
+    @property
     def seconds_left(self) -> float:
         """Expected training time left, in seconds."""
         if self.total_updates is not None:

@@ -12,6 +12,7 @@ from bench import calibration, registry
 from bench import device as devices
 from bench.audit import audit
 from bench.build import build_method
+from bench.curve import MARKS, curve
 from bench.data import ImageSet, data_info, load_data
 from bench.evaluate import evaluate
 from bench.examples import examples
@@ -19,7 +20,8 @@ from bench.repair import repair
 from bench.repro import environment
 from bench.signals import Interrupted, StopFlag
 from bench.spec import DataInfo, Record, RunSpec, Setting, TrainResult, UsageError
-from bench.store import Beat, RunFolder
+from bench.state import Training
+from bench.store import Beat, RunFolder, Snapshot
 from bench.train import Keeper, train
 
 Report = Callable[[dict[str, Any]], None]
@@ -74,6 +76,7 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag, save_every
         missing = [evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
         missing += [audit(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
         examples(method.encoder, test_set, spec.eval, device, folder)
+        curve(method.encoder, train_set, result, spec.eval, spec.seed, device, folder, report)
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")
         raise
@@ -123,11 +126,26 @@ def train_run(
             folder.save_checkpoint(state | {"reading": reading, "made_from": made_from})
             folder.save_beat(Beat(seconds=state["seconds"], updates=state["updates"]))
 
+        def snapshot(mark: int, training: Training) -> None:
+            flag.settle()
+            joules = training.spent.get("joules")
+            taken = Snapshot(
+                percent=mark,
+                progress=training.clock.kept_progress,
+                updates=training.clock.updates,
+                train_seconds=training.clock.train_seconds,
+                energy_joules=joules,
+            )
+            folder.save_snapshot(taken, dict(training.method.encoder.state_dict()))
+
+        there = folder.names("snapshots")
         keeper = Keeper(
             save=save,
             every=save_every,
             stop=flag,
             report=heard,
+            marks=tuple(m for m in MARKS if f"snapshots/{m}.json" not in there) if spec.eval.over_time != "off" else (),
+            snapshot=snapshot,
         )
         beat, kept = folder.beat(), state["seconds"] if state else 0.0
         result = train(

@@ -1,8 +1,9 @@
 """What the command line and a suite file may say, and the runs that follow from it, checked at the door."""
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -60,6 +61,7 @@ class Options(Data):
     protocols: str = PROTOCOLS
     eval: Level | None = None
     audit: AuditLevel | None = None  # None: core at quick, full above
+    curve: Literal["off", "clean", "robust"] | None = None  # None: off at quick, robust above
     encoder: str | None = None
     threads: int | None = Field(default=None, gt=0)
     device: str = "auto"
@@ -197,6 +199,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     return EvalSpec(
         level=level,
         audit=options.audit or ("core" if level == "quick" else "full"),
+        over_time=options.curve or ("off" if level == "quick" else "robust"),
         chunk=2048 if device.type == "cuda" else 512,
         budget_seconds=parse_seconds(options.eval_budget, "--eval-budget") if options.eval_budget else None,
         attacks=tuple(parse_names("attack", options.attacks)),
@@ -218,7 +221,7 @@ def resolve(options: Options) -> tuple[list[RunSpec], Budget | None, Budget | No
 
     rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
     total = Budget.parse(options.total_budget) if options.total_budget else None
-    budgets = row_budgets(options, rows, total, len(seeds))
+    cells = row_cells(options, rows, total, len(seeds))
     device = devices.resolve(options.device)
     name, colon, path = options.data.partition(":")
     dataset = registry.load("dataset", name).Dataset()
@@ -239,20 +242,20 @@ def resolve(options: Options) -> tuple[list[RunSpec], Budget | None, Budget | No
     train_set, test_set = load_data(dataset, data)
     specs: list[RunSpec] = []
     for turn, seed in enumerate(seeds):
-        for place in range(len(rows)):
-            number = (place + turn) % len(rows)  # interleaved over the seeds
-            row, short = rows[number], Path(rows[number].method).stem
+        for place in range(len(cells)):
+            row, budget, label = cells[(place + turn) % len(cells)]  # interleaved over the seeds
+            short = Path(row.method).stem
             settings = dict(row.settings)
             for target in dict.fromkeys(("all", short, row.label)):
                 settings |= options.settings.get(target, {})
             spec = RunSpec(
                 method=short,
                 method_path=str(Path(row.method).resolve()) if row.method.endswith(".py") else None,
-                label=row.name or None,
+                label=label,
                 settings=settings,
                 data=data,
                 seed=seed,
-                budget=budgets[number],
+                budget=budget,
                 device=str(device),
                 precision=options.precision or devices.default_precision(device),
                 compiled=options.compile,
@@ -266,7 +269,8 @@ def resolve(options: Options) -> tuple[list[RunSpec], Budget | None, Budget | No
                     registry.load("method", row.method).Config, name, dataset.OVERRIDES, spec.settings
                 )
                 Course(len(train_set), config.batch, config.updates_per_batch)
-    return specs, budgets[0] if len(set(budgets)) == 1 else None, total, data_info(train_set, test_set)
+    budgets = {budget for _, budget, _ in cells}
+    return specs, budgets.pop() if len(budgets) == 1 else None, total, data_info(train_set, test_set)
 
 
 def chosen_rows(options: Options) -> list[Row]:
@@ -287,6 +291,35 @@ def chosen_rows(options: Options) -> list[Row]:
     if not rows:
         raise UsageError(f"expected at least one row, got {options.methods!r}; known: {', '.join(known)}")
     return rows
+
+
+def parse_budgets(text: str) -> list[Budget]:
+    """One budget, or several of one unit with commas, the smallest first: ``2m,5m,2h``. Raises UsageError."""
+    budgets = sorted((Budget.parse(part) for part in text.split(",")), key=lambda budget: budget.amount)
+    if len({budget.unit for budget in budgets}) > 1:
+        raise UsageError(f"expected budgets of one kind (time, epochs or updates), got {text!r}")
+    if len(set(budgets)) != len(budgets):
+        raise UsageError(f"expected each budget once, got {text!r}")
+    return budgets
+
+
+def row_cells(
+    options: Options, rows: list[Row], total: Budget | None, seeds: int
+) -> list[tuple[Row, Budget, str | None]]:
+    """(row, budget, label) of every run of one seed. Each of several budgets has its own run. UsageError."""
+    several = parse_budgets(options.budget) if options.budget else []
+    if len(several) < 2:
+        budgets = row_budgets(options, rows, total, seeds)
+        return [(row, budget, row.name or None) for row, budget in zip(rows, budgets, strict=True)]
+    if total is not None or any(row.budget for row in rows):
+        given = "a total budget" if total is not None else "rows that state their own"
+        raise UsageError(f"expected several budgets ({options.budget}) alone, got {given} beside them")
+    cells = [(row, budget, f"{row.label}-{budget}") for budget in several for row in rows]
+    labels = [label for _, _, label in cells]
+    for label in labels:
+        if labels.count(label) > 1 or not re.fullmatch(NAME, label):
+            raise UsageError(f"expected runs of different names of at most 68 letters, got {label!r}; rename a row")
+    return list(cells)
 
 
 def row_budgets(options: Options, rows: list[Row], total: Budget | None, seeds: int) -> list[Budget]:

@@ -97,6 +97,10 @@ class Display:
             count = f"{event['correct']}/{event['total']}"
             self.line(f"{spec.name}: {what} {accuracy:>6.1%}  {count:<12} {event['seconds']:.3g} s{note}")
 
+        elif kind == "curve":
+            robust = f", {event['robust']:.1%} under PGD" if event["robust"] is not None else ""
+            what = f"at {event['percent']} % of the budget {event['clean']:.1%} of held-out training images{robust}"
+            self.line(f"{spec.name}: {what}")
         elif kind == "audit":
             verdict, style = event["verdict"], {"PASS": "", "FLAG": "yellow"}.get(event["verdict"], "red")
             self.line(f"{spec.name}: {event['protocol']} audit {verdict} ({event['level']})", style)

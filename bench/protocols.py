@@ -126,6 +126,11 @@ class Fit:
     others: dict[float, nn.Linear]  # lambda/10 and 10 lambda, for the probe band
 
 
+def held_out(count: int) -> Tensor:
+    """Which of the training images (N,) judge a probe that is fitted on the others: every fifth of a shuffle."""
+    return torch.arange(count) % 5 == 4
+
+
 def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Fit:
     """Multinomial logistic regression on features (N, F): mean cross-entropy + lambda/2 |W|^2, protocol 1.2.
 
@@ -138,7 +143,7 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Fit:
     x = x - mean
     scale = float(x.square().mean().sqrt().clamp_min(1e-12))
     x = x / scale
-    held = torch.arange(len(x), device=x.device) % 5 == 4  # the images come in a fixed shuffle
+    held = held_out(len(x)).to(x.device)
     search = Problem(x[~held], labels[~held], classes)
     counts: list[tuple[float, int, int]] = []
     for penalty in sorted(PENALTIES, reverse=True):  # each starts from the solution before it

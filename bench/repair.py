@@ -15,7 +15,7 @@ def repair(run: RunFolder) -> list[Damaged]:
 
     Raises DiskError.
     """
-    settle(run.path.parent, run.path, *(run.path / kind for kind in CELLS))
+    settle(run.path.parent, run.path, *(run.path / kind for kind in (*CELLS, "snapshots")))
     damaged = []
     for load, files in parts(run):
         try:
@@ -52,8 +52,11 @@ def parts(run: RunFolder) -> Iterator[tuple[Callable[[], object], list[str]]]:
     if is_there(run.path / "run.json"):
         yield partial(read, Record, run.path / "run.json"), ["run.json"]
     yield run.audits, ["audit.json"]
-    everything = [name for kind in CELLS for name in run.names(kind)]
+    yield run.curve, ["curve.json"]
+    everything = ["curve.json", *(name for kind in (*CELLS, "snapshots") for name in run.names(kind))]
     yield run.trained, ["train.json", "encoder.safetensors", "audit.json", *everything]
+    for mark in [int(name[10:-5]) for name in run.names("snapshots") if name.endswith(".json")]:
+        yield partial(run.snapshot, mark), [f"snapshots/{mark}.json", f"snapshots/{mark}.safetensors"]
     for protocol in [name[7:-5] for name in run.names("probes") if name.endswith(".json")]:
         own = [f"probes/{protocol}.json", f"probes/{protocol}.safetensors"]
         made = [name for name in made_by_attacks(run) if cell(name).partition("-")[0] == protocol]

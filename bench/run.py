@@ -141,6 +141,7 @@ def run_all(
         spec = folder.spec
         damaged: list[Damaged] = []
         record = folder.record(damaged)
+        folder.curve(damaged)
         done = record.status in ("diverged", "oom") or (record.status == "finished" and not record.message)
         if done and not damaged:
             display.skipped(spec, record.status)

@@ -76,7 +76,7 @@ def print_leaderboard(folder: Path) -> None:
         lo, hi = row["rank_lo"], row["rank_hi"]
         return "" if pandas.isna(lo) else str(lo) if lo == hi else f"{lo}-{hi}"
 
-    for protocol, part in board.groupby("protocol", sort=False):
+    for (protocol, budget), part in board.groupby(["protocol", "budget"], sort=False, dropna=False):
         rows = [
             [rank(row), str(row["method"])]
             + [percent(row["clean"]), percent(row["pgd"]), percent(row["autoattack"]), interval(row, "worst")]
@@ -87,11 +87,13 @@ def print_leaderboard(folder: Path) -> None:
         heads = ["rank", "method", "clean %", "PGD %", "AA %", "worst %", "n", "train s", "audit", "status"]
         first = part.iloc[0]
         quick = " (quick, not comparable)" if first["eval"] == "quick" else ""
-        show(table(f"{first['dataset']}, {protocol}{quick}", heads, rows))
+        within = f", budget {budget}" if isinstance(budget, str) else ""
+        show(table(f"{first['dataset']}, {protocol}{within}{quick}", heads, rows))
         if isinstance(first["standing"], str):
             say(first["standing"])
         if pairs is not None:
-            say(_counted(pairs[pairs["protocol"] == protocol]))
+            same = pairs["budget"] == budget if isinstance(budget, str) else pairs["budget"].isna()
+            say(_counted(pairs[(pairs["protocol"] == protocol) & same]))
 
 
 def _counted(pairs: Any) -> str:

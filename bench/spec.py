@@ -147,6 +147,7 @@ class EvalSpec(Data):
     band_images: int = Field(default=100, gt=0)  # for the probe band
     curve_images: dict[str, int] = {"multi_patch": 100}  # of eps that are drawn for the curve only; 300 where not named
     curve: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # times the main eps
+    over_time: Literal["off", "clean", "robust"] = "off"  # of the snapshots of a training (bench.curve)
     search: Literal["fp32", "tf32"] = "fp32"  # precision of an attack's own passes; float32 decides what it found
     audit: AuditLevel = "core"
     budget_seconds: float | None = Field(default=None, gt=0)  # for the evaluation of one run; None: no limit

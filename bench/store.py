@@ -9,6 +9,8 @@
                              /adversarial/<protocol>-<attack>-<hash>.safetensors   what the ranked attacks returned
                              /audit.json                                           an Audits
                              /examples/<protocol>.json                             an Examples: pictures for the report
+                             /snapshots/<percent>.json, <percent>.safetensors      the encoder on the way (bench.curve)
+                             /curve.json                                           a Curve: what they are worth
     OUT/results.csv, leaderboard.csv, figures/, report.pdf, report.html     derived, rebuilt at will
 
 Every JSON file ends with its checksum, and every file of tensors has its hash in one. Of two files that belong
@@ -31,7 +33,19 @@ from bench.files import read as read
 from bench.files import save as save
 from bench.files import save_tensors as save_tensors
 from bench.files import sha256 as sha256
-from bench.spec import Audit, Data, EvalResult, Manifest, Name, ProbeResult, Record, RunSpec, TrainResult, UsageError
+from bench.spec import (
+    Audit,
+    Data,
+    EvalResult,
+    Manifest,
+    Name,
+    ProbeResult,
+    Record,
+    RunSpec,
+    Sha256,
+    TrainResult,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +80,34 @@ class Examples(Data):
     protocol: Name
     eps: float
     examples: list[Example]
+
+
+class Snapshot(Data):
+    """snapshots/<percent>.json: where in a training the encoder in the file beside it was taken."""
+
+    percent: int  # of the budget: the mark
+    progress: float  # share of the budget that was spent, at or past the mark
+    updates: int
+    train_seconds: float
+    energy_joules: float | None = None
+    sha256: Sha256 = ""  # of the weights as stored
+
+
+class Point(Data):
+    """One encoder of a curve. Counts are (correct, total) on held-out training images: never the test set."""
+
+    snapshot: Snapshot
+    passes_per_image: float  # of all kinds, over the training so far
+    clean: tuple[int, int]
+    robust: tuple[int, int] | None = None  # under PGD at eps; None where it was not asked for
+    eps: float
+    seconds: float
+
+
+class Curve(Data):
+    """curve.json: the points of one run in the order of its training."""
+
+    points: list[Point]
 
 
 class Beat(Data):
@@ -105,6 +147,12 @@ def load_examples(folder: Path, damaged: list[Damaged] | None = None) -> dict[st
     """Name of a run -> its pictures, for the runs of a folder that have any; ``damaged`` as in ``record``."""
     found = {spec.name: RunFolder(folder, spec).examples(damaged) for spec in load_manifest(folder).runs}
     return {name: each for name, each in found.items() if each}
+
+
+def load_curves(folder: Path, damaged: list[Damaged] | None = None) -> dict[str, list[Point]]:
+    """Name of a run -> the points of its curve, for the runs that have any; ``damaged`` as in ``record``."""
+    found = {spec.name: RunFolder(folder, spec).curve(damaged) for spec in load_manifest(folder).runs}
+    return {name: points for name, points in found.items() if points}
 
 
 class RunFolder:
@@ -191,6 +239,30 @@ class RunFolder:
     def save_beat(self, beat: Beat) -> None:
         """Not synced: it is written twice a second, and may be lost in a power cut. Raises DiskError."""
         write_bytes(self.place("beat.json"), sealed(beat.model_dump_json(indent=1)), synced=False)
+
+    # ------------------------------------------------------------ snapshots
+
+    def snapshot(self, percent: int) -> "tuple[Snapshot, dict[str, Tensor]] | None":
+        """The encoder at a mark of the training."""
+        found = self._read(Snapshot, f"snapshots/{percent}.json")
+        if found is None:
+            return None
+        return found, load_tensors(self.path / "snapshots" / f"{percent}.safetensors", found.sha256)
+
+    def save_snapshot(self, snapshot: Snapshot, encoder: "dict[str, Tensor]") -> None:
+        """The weights first: a snapshot that is there is complete."""
+        save_tensors(self.place(f"snapshots/{snapshot.percent}.safetensors"), encoder)
+        named = snapshot.model_copy(update={"sha256": sha256(encoder)})
+        save(self.place(f"snapshots/{snapshot.percent}.json"), named)
+
+    def curve(self, damaged: list[Damaged] | None = None) -> list[Point]:
+        """The points that were measured; ``damaged`` as in ``record``."""
+        found = self._read(Curve, "curve.json", damaged)
+        return found.points if found else []
+
+    def save_curve(self, points: list[Point]) -> None:
+        """All of them, in one file."""
+        save(self.place("curve.json"), Curve(points=points))
 
     # ------------------------------------------------------------ cells
 

@@ -41,6 +41,8 @@ class Keeper:
     every: float = math.inf
     stop: Callable[[], bool] = lambda: False  # asked after each update
     report: Report = lambda event: None
+    marks: tuple[int, ...] = ()  # percent of the budget, rising
+    snapshot: Callable[[int, Training], None] = lambda mark, training: None  # at the first update at or past each
 
 
 def train(
@@ -244,6 +246,7 @@ def loop(training: Training, undo: Undo, images: ImageSet, course: Course, seed:
     timed = clock.total_updates is None
     pacer = devices.Pacer(device)
     read_every = 1 if device.type == "cpu" else 25  # reading a loss waits for the device
+    marks = list(keeper.marks)
     order, order_epoch, reported, saved = torch.empty(0), -1, -math.inf, clock.seconds
     sound = torch.ones((), dtype=torch.bool, device=device)  # whether every loss was finite
     while not clock.exhausted:
@@ -273,6 +276,10 @@ def loop(training: Training, undo: Undo, images: ImageSet, course: Course, seed:
                     return "finished"
                 if timed or clock.median_update > SLOW:
                     undo.save()  # before the next forward, which feeds the running statistics
+                while marks and 100 * clock.kept_progress >= marks[0] - 1e-9:
+                    with clock.pause("snapshot"):
+                        keeper.snapshot(marks.pop(0), training)
+                    phases.mark(None)
                 last = clock.exhausted
                 sound = sound & loss.detach().isfinite()
                 if clock.updates % read_every == 0 or last:

@@ -12,40 +12,47 @@ from pandas.api.types import is_numeric_dtype
 
 from bench.disk import DiskError, write_bytes
 from bench.files import Damaged
-from bench.store import load_examples, load_manifest, load_records, write_text
+from bench.store import load_curves, load_examples, load_manifest, load_records, write_text
 from reports import html, inert, pdf, plots
+from reports.curves import curves
 from reports.leaderboard import leaderboard, ranked_lines
 from reports.pairs import pairs
 from reports.rows import rows
 
 
 def build(folder: Path) -> list[str]:
-    """Write the three tables, figures, report.pdf and report.html into ``folder``; return warnings as sentences."""
+    """Write the tables, figures, report.pdf and report.html into ``folder``; return warnings as sentences."""
     damaged: list[Damaged] = []
     manifest, records = load_manifest(folder), load_records(folder, damaged)
     examples = load_examples(folder, damaged)
     warnings = [f"{each}; it is left out, and the command of the run makes it again" for each in damaged]
+    points = load_curves(folder, damaged)
     drawn: dict[str, bytes] = {}
-    table = board = found = pd.DataFrame()
+    table = board = found = over = pd.DataFrame()
     with _part("results.csv", warnings):
         table = rows(manifest, records)
         write_text(folder / "results.csv", csv(table))
     with _part("leaderboard.csv", warnings):
         board = leaderboard(table, records, manifest.main_eps)
         write_text(folder / "leaderboard.csv", csv(board))
+    with _part("curves.csv", warnings):
+        over = curves(manifest, records, points)
+        if points:
+            write_text(folder / "curves.csv", csv(over))
     with _part("claims.csv", warnings):
         found = pairs(records, manifest.main_eps, ranked_lines(board))
         write_text(folder / "claims.csv", csv(found))
-    for name in plots.FIGURES:
+    for name in plots.wanted(board, over):
         with _part(f"figures/{name}", warnings):
-            pictures = plots.render(name, manifest, records, table, board)
+            pictures = plots.render(name, manifest, records, table, board, over)
             for kind, picture in pictures.items():
                 write_bytes(folder / "figures" / f"{name}.{kind}", picture)
             drawn[name] = pictures["svg"]
     with _part("report.pdf", warnings):
         write_bytes(folder / "report.pdf", pdf.render(manifest, records, table, board, found, drawn))
     with _part("report.html", warnings):
-        write_bytes(folder / "report.html", html.render(manifest, records, table, board, found, drawn, examples))
+        page = html.render(manifest, records, table, board, found, drawn, examples, over if points else None)
+        write_bytes(folder / "report.html", page)
     return warnings
 
 

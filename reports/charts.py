@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from bench.spec import RANKED, Manifest, Record, format_eps
+from reports import curves
+from reports.captions import CAPTIONS
 from reports.pdf import PROTOCOLS
 from reports.plots import MARKERS, PALETTE
 from reports.stats import wilson
@@ -22,17 +24,25 @@ COSTS = {  # column of the rows -> (label, unit, what one unit is)
     "peak_memory_bytes": ("Peak memory", "GB", 1e9),
     "energy_joules": ("Energy", "kJ", 1e3),
 }
+SCORES = {"clean": "Clean", "robust": "Robust (PGD, one restart)"}
 LONGEST = 80  # points of a loss curve
 
 
-def charts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame, board: pd.DataFrame) -> dict[str, Any]:
+def charts(
+    manifest: Manifest,
+    records: Sequence[Record],
+    rows: pd.DataFrame,
+    board: pd.DataFrame,
+    points: pd.DataFrame | None = None,
+) -> dict[str, Any]:
     """Everything that is drawn: methods with their looks, the axes of the scatter plot, its panels, the line plots."""
     scored = rows.assign(passes=rows[PASSES].sum(axis=1, min_count=3))
     looks = methods(rows, board)
     places = {each["name"]: place for place, each in enumerate(looks)}
     lines = [robust_over_eps(manifest, rows, places), losses(records, places)]
     panels, axes = scatter(manifest, scored, board, places)
-    # a curve of accuracy over training time is one more entry of lines, from rows of its own
+    if points is not None:
+        lines += [over_training(points, places, cost) for cost in curves.COSTS]
     return {"methods": looks, "axes": axes, "panels": panels, "lines": [each for each in lines if each["panels"]]}
 
 
@@ -67,7 +77,7 @@ def scatter(
         "worst": {"label": f"Robust accuracy, worst case at eps {main}", "unit": "%", "best": 1},
     }
     panels = []
-    for protocol, lines in board.groupby("protocol", sort=False):
+    for (protocol, budget), lines in board.groupby(["protocol", "budget"], sort=False, dropna=False):
         points = []
         for line in lines.to_dict("records"):
             of_method = rows[rows["method"] == line["method"]]
@@ -94,7 +104,8 @@ def scatter(
             ranked = bool(pd.notna(line["rank_lo"]))
             audit = "" if pd.isna(line["audit"]) else line["audit"]
             points.append({"method": places[line["method"]], "values": known, "ranked": ranked, "audit": audit})
-        panels.append({"protocol": PROTOCOLS.get(str(protocol), str(protocol)), "points": points})
+        within = f", budget {budget}" if isinstance(budget, str) else ""
+        panels.append({"protocol": PROTOCOLS.get(str(protocol), str(protocol)) + within, "points": points})
     return panels, [{"key": name} | axis for name, axis in axes.items()]
 
 
@@ -167,6 +178,40 @@ def losses(records: Sequence[Record], places: dict[str, int]) -> dict[str, Any]:
         "ticks": [[share, str(share)] for share in (0, 50, 100)],
         "panels": list(panels.values()),
         "table": _table("Method | Seed | First | Last", table, 1),
+    }
+
+
+def over_training(points: pd.DataFrame, places: dict[str, int], cost: str) -> dict[str, Any]:
+    """Accuracy over one cost of the training: [cost, mean, least, most over seeds]; a panel for each score."""
+    label = curves.COSTS[cost][0]
+    panels: list[dict[str, Any]] = []
+    table: list[list[str]] = []
+    for score, title in SCORES.items():
+        found = curves.over(points, cost, score)
+        series = [
+            {
+                "method": places[method],
+                "points": [[_short(at), *(_short(100 * each) for each in of)] for at, *of in marks],
+                "dashed": True,
+            }
+            for method, marks in found.items()
+        ]
+        panels += [{"title": title, "series": series}] * bool(series)
+        table += [
+            [method, title, f"{at:.5g}", f"{100 * mean:.1f}"] for method, of in found.items() for at, mean, *_ in of
+        ]
+    costs = [point[0] for panel in panels for each in panel["series"] for point in each["points"]]
+    ends = [0.0, max(costs) / 2, max(costs)] if costs else []
+    return {
+        "id": f"over-{cost.replace('_', '-')}",
+        "title": f"Accuracy over {label.partition(' (')[0]}",
+        "text": CAPTIONS["curves"],
+        "x": label,
+        "y": "accuracy on held-out training images (%)",
+        "percent": True,
+        "ticks": [[_short(at), f"{at:.3g}"] for at in ends],
+        "panels": panels,
+        "table": _table(f"Method | Score | {label} | Accuracy %", table, 2),
     }
 
 

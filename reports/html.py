@@ -14,9 +14,10 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.spec import Audit, Check, Manifest, Record, format_eps
+from bench.spec import Audit, Budget, Check, Manifest, Record, format_eps
 from bench.store import Examples
 from reports import pdf
+from reports.captions import CAPTIONS
 from reports.charts import PASSES, charts
 from reports.checks import CHECKS
 from reports.inert import printable
@@ -25,13 +26,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("charts.js", "report.js")
 AUDITED = ("PASS", "FLAG")
 ORDER = ("FAIL", "NOT_RUN", "WARN", "PASS", "N/A", "not in this level")  # of several seeds the first of these counts
-TEXTS = ("Method", "Data", "Protocol", "Clean to worst", "Audit", "Status")
+TEXTS = ("Method", "Data", "Protocol", "Budget", "Clean to worst", "Audit", "Status")
 OWN = ("What can be claimed", "Audit")  # sections that stand elsewhere in the page, or in another form
 BOARD = {  # title -> (what it says, whether the larger number comes first)
     "Rank": ("range of ranks that the statistics allow", False),
     "Method": ("", False),
     "Data": ("", False),
     "Protocol": ("how features become predictions", False),
+    "Budget": ("of training: ranks hold within one", False),
     "Clean to worst": ("0 to 100 %: the thin tick is clean, the thick one the worst case, with intervals", True),
     "Clean %": ("mean over seeds, 95 % interval over images", True),
     "PGD %": ("at the main eps", True),
@@ -57,6 +59,7 @@ def render(
     found: pd.DataFrame,
     figures: dict[str, bytes],
     pictures: dict[str, list[Examples]],
+    curves: pd.DataFrame | None = None,
 ) -> bytes:
     """The page. ``found``: the claims; ``figures``: name -> SVG; ``pictures``: name of a run -> its examples."""
     environment = Environment(
@@ -66,7 +69,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    data = printable(content(manifest, records, rows, board, found, figures, pictures))
+    data = printable(content(manifest, records, rows, board, found, figures, pictures, curves))
     style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", *SCRIPTS))
     page = environment.get_template("report.html.j2").render(
         data,
@@ -94,11 +97,12 @@ def content(
     found: pd.DataFrame,
     figures: dict[str, bytes],
     pictures: dict[str, list[Examples]],
+    curves: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Everything that the template shows; all numbers are rendered here."""
     told = pdf.content(manifest, records, rows, board, found, {})
     claims = next((section for section in told["sections"] if section["title"] == OWN[0]), None)
-    drawn = charts(manifest, records, rows, board)
+    drawn = charts(manifest, records, rows, board, curves)
     colours = {each["name"]: each["colour"] for each in drawn["methods"]}
     return {
         "title": told["title"],
@@ -117,7 +121,7 @@ def content(
         "sections": [section for section in told["sections"] if section["title"] not in OWN],
         "figures": [
             {
-                "caption": pdf.CAPTIONS.get(name, name),
+                "caption": CAPTIONS.get(name, name),
                 "source": _address("image/svg+xml", base64.b64encode(svg).decode()),
             }
             for name, svg in figures.items()
@@ -180,6 +184,7 @@ def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int]) -> list[dic
         "Method": _cell(line["method"], line["method"], bold=best, colour=colours.get(line["method"], 0)),
         "Data": _cell(line["dataset"] or "", line["dataset"]),
         "Protocol": _cell(protocol, protocol),
+        "Budget": _cell(line["budget"] or "", Budget.parse(line["budget"]).amount if line["budget"] else None),
         "Clean to worst": _cell("", line["worst"], strip=_strip(line), colour=colours.get(line["method"], 0)),
         "Clean %": _cell(_percent(line["clean"]), line["clean"], _interval(line, "clean")),
         "PGD %": _cell(_percent(line["pgd"]), line["pgd"]),

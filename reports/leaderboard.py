@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bench.spec import RANKED, Record
+from reports.budgets import budget_of
 from reports.claims import outcomes, rank_ranges, ranking, standing, wins
 from reports.stats import wilson
 
@@ -26,6 +27,7 @@ COLUMNS = {
     "method": "object",
     "supervised": "boolean",
     "dataset": "object",
+    "budget": "object",  # within which the line is ranked, where methods have several; else a gap
     "protocol": "object",
     "seeds": "Int64",
     "clean": "float64",
@@ -59,7 +61,7 @@ VERDICTS = ("FAIL", "NOT_RUN", "off", "FLAG", "PASS")  # of several seeds the fi
 
 
 def leaderboard(rows: pd.DataFrame, records: Sequence[Record], main_eps: float) -> pd.DataFrame:
-    """Ranked table of the ``rows`` of ``records``, by accuracy within a protocol, the lines without a rank last."""
+    """Ranked table of the ``rows`` of ``records``, by accuracy within a protocol and budget, the others last."""
     protocols = [name for name in RANKED if (rows["protocol"] == name).any()] or RANKED
     different = different_attacks(rows, main_eps)
     lines = [
@@ -67,17 +69,30 @@ def leaderboard(rows: pd.DataFrame, records: Sequence[Record], main_eps: float) 
         for protocol in protocols
         for method, of_method in rows.groupby("method", sort=False)
     ]
+    budgets = budget_of(records)
+    order: list[str | None] = list(dict.fromkeys(budgets.values()))
+    for line in lines:
+        line["budget"] = budgets.get(line["method"])
     # equal but for the rounding of a mean: the name decides
-    lines.sort(key=lambda line: (line["protocol"], -round(line["worst"], 12) if line["ranked"] else 1, line["method"]))
-    compared = [(line["method"], line["protocol"]) for line in lines if line["ranked"]]
-    for protocol, methods in outcomes(records, main_eps, compared).items():
-        won = wins(ranking(methods))
-        ranges = rank_ranges(methods, won)
-        ranked = [line for line in lines if line["ranked"] and line["protocol"] == protocol]
-        for line in ranked:
-            line["rank_lo"], line["rank_hi"] = ranges[line["method"]]
-            line["best"] = (ranked[0]["method"], line["method"]) not in won
-            line["standing"] = standing(methods) or None
+    lines.sort(
+        key=lambda line: (
+            line["protocol"],
+            order.index(line["budget"]) if line["budget"] in order else 0,
+            -round(line["worst"], 12) if line["ranked"] else 1,
+            line["method"],
+        )
+    )
+    for budget in order or [None]:
+        within = [line for line in lines if line["ranked"] and line["budget"] == budget]
+        compared = [(line["method"], line["protocol"]) for line in within]
+        for protocol, methods in outcomes(records, main_eps, compared).items():
+            won = wins(ranking(methods))
+            ranges = rank_ranges(methods, won)
+            ranked = [line for line in within if line["protocol"] == protocol]
+            for line in ranked:
+                line["rank_lo"], line["rank_hi"] = ranges[line["method"]]
+                line["best"] = (ranked[0]["method"], line["method"]) not in won
+                line["standing"] = standing(methods) or None
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
 
 

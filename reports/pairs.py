@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from bench.spec import Record, format_eps
+from reports.budgets import budget_of
 from reports.claims import (
     SEEDS,
     EncoderClaim,
@@ -27,6 +28,7 @@ from reports.claims import (
 COLUMNS = {
     "kind": "object",
     "protocol": "object",  # a gap for a time
+    "budget": "object",  # of both, where methods have several; else a gap
     "a": "object",
     "b": "object",
     "seed": "Int64",  # of an encoder
@@ -47,12 +49,17 @@ COLUMNS = {
 def pairs(records: Sequence[Record], main_eps: float, ranked: Collection[tuple[str, str]]) -> pd.DataFrame:
     """All claims and ties between the ``ranked`` lines, (method, protocol), of a run folder, in a fixed order."""
     lines: list[dict[str, Any]] = []
-    for protocol, methods in outcomes(records, main_eps, ranked).items():
-        lines += [{"kind": "method", "protocol": protocol} | each for each in _methods(methods)]
-        if standing(methods):
-            encoders = encoder_claims(methods)
-            lines += [{"kind": "encoder", "protocol": protocol} | _encoder(each, methods) for each in encoders]
-    lines += [{"kind": "time"} | each for each in _times(records)]
+    budgets = budget_of(records)
+    for budget in dict.fromkeys(budgets.values()) or [None]:
+        within = [each for each in ranked if budgets.get(each[0]) == budget]
+        for protocol, methods in outcomes(records, main_eps, within).items():
+            about = {"protocol": protocol, "budget": budget}
+            lines += [{"kind": "method"} | about | each for each in _methods(methods)]
+            if standing(methods):
+                encoders = encoder_claims(methods)
+                lines += [{"kind": "encoder"} | about | _encoder(each, methods) for each in encoders]
+        alike = [record for record in records if budgets.get(record.spec.row) == budget]
+        lines += [{"kind": "time", "budget": budget} | each for each in _times(alike)]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
 
 

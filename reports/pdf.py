@@ -15,6 +15,7 @@ import pandas as pd
 import typst
 
 from bench.spec import Manifest, Record, format_eps
+from reports.captions import CAPTIONS
 from reports.definitions import definitions
 from reports.inert import printable
 from reports.leaderboard import different_attacks
@@ -24,12 +25,6 @@ from reports.paper import PAPER, PAPER_EPS, PAPER_ROWS
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
 TITLE = "Robust self-supervised learning at equal training time"
 PROTOCOLS = {"linear": "Linear probe", "multi_patch": "Multi-patch probe"}
-CAPTIONS = {
-    "clean_vs_robust": "Robust against clean accuracy. Bars are 95 % intervals over test images; the dashed line joins "
-    "the methods that no other beats on both axes. An open mark is PGD alone, an upper bound.",
-    "robust_vs_eps": "Accuracy under PGD over eps, with the range over seeds; the open mark is the ranked worst case.",
-    "accuracy_vs_cost": "Clean and robust accuracy against training time and against training computation.",
-}
 
 
 def render(
@@ -70,7 +65,10 @@ def content(
         "mark": "Quick evaluation: few images, one restart. These numbers are not comparable." if quick else "",
         "facts": _facts(manifest, rows),
         "definitions": definitions(manifest.main_eps),
-        "leaderboards": [_board(name, lines) for name, lines in board.groupby("protocol", sort=False)],
+        "leaderboards": [
+            _board(protocol, budget, lines)
+            for (protocol, budget), lines in board.groupby(["protocol", "budget"], sort=False, dropna=False)
+        ],
         "figures": [{"caption": CAPTIONS.get(name, name), "svg": svg.decode()} for name, svg in figures.items()],
         "sections": [
             section
@@ -104,7 +102,7 @@ def _facts(manifest: Manifest, rows: pd.DataFrame) -> list[list[str]]:
     return [[name, value] for name, value in facts.items() if value]
 
 
-def _board(protocol: object, lines: pd.DataFrame) -> dict[str, Any]:
+def _board(protocol: object, budget: object, lines: pd.DataFrame) -> dict[str, Any]:
     name = str(protocol)
     rows = [
         [
@@ -126,8 +124,9 @@ def _board(protocol: object, lines: pd.DataFrame) -> dict[str, Any]:
     titles = (
         "# | Method | Seeds | Clean % | 95 % | PGD % | AA % | Worst % | 95 % | n | Audit | Audited % | Train s | GB"
     )
+    within = f", budget {budget}" if isinstance(budget, str) else ""
     caption = (
-        f"{PROTOCOLS.get(name, name)}, ranked by the worst case over PGD and AutoAttack (AA) on n images. "
+        f"{PROTOCOLS.get(name, name)}{within}, ranked by the worst case over PGD and AutoAttack (AA) on n images. "
         "Audited: the worst case with the audit's own attacks. Struck through: no passed audit, not ranked."
     )
     table = _table(caption, titles, rows, left="Method | Audit", wide="Method", quiet="95 %", size=8)

@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from bench.spec import Manifest, Record, format_eps
+from bench.spec import Budget, Manifest, Record, format_eps
+from reports.budgets import base
+from reports.curves import COSTS, over
 from reports.inert import printable
 from reports.stats import pareto
 
@@ -62,6 +64,7 @@ class Material(NamedTuple):
     board: pd.DataFrame  # accuracies in percent
     flops: dict[str, float]  # method -> floating-point operations of one training
     looks: dict[str, Look]
+    curves: pd.DataFrame  # of reports/curves.py
 
     def panels(self) -> list[tuple[str, pd.DataFrame]]:
         """Each protocol with its lines; ``robust`` is the worst case, or PGD alone (drawn open) where there is none."""
@@ -70,12 +73,26 @@ class Material(NamedTuple):
 
 
 def render(
-    name: str, manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame, board: pd.DataFrame
+    name: str,
+    manifest: Manifest,
+    records: Sequence[Record],
+    rows: pd.DataFrame,
+    board: pd.DataFrame,
+    curves: pd.DataFrame | None = None,
 ) -> dict[str, bytes]:
-    """One of FIGURES as ``{"png": ..., "svg": ...}``, from the ``rows`` and the leaderboard of a run folder."""
+    """One of ``wanted`` as ``{"png": ..., "svg": ...}``, from the tables of a run folder.
+
+    Where a table has several budgets, FIGURES show the largest, since methods are compared within one budget.
+    """
+    if name in FIGURES and board["budget"].notna().any():
+        largest = max(board["budget"].dropna().unique(), key=lambda budget: Budget.parse(budget).amount)
+        rows, board = rows[rows["budget"] == largest], board[board["budget"] == largest]
+    curves = pd.DataFrame() if curves is None else curves
     board = board.assign(**{name: 100 * board[name] for name in PERCENT})
     with matplotlib.rc_context(STYLE):
-        figure = FIGURES[name](Material(manifest, rows, board, _flops(manifest, records), _looks(rows, board)))
+        looks = _looks(rows, board)
+        drawing = (FIGURES | EXTRA)[name]
+        figure = drawing(Material(manifest, rows, board, _flops(manifest, records), looks, curves))
         return {kind: _bytes(figure, kind) for kind in ("png", "svg")}
 
 
@@ -155,6 +172,61 @@ def accuracy_vs_cost(material: Material) -> Figure:
     return figure
 
 
+def over_training(material: Material) -> Figure:
+    """Accuracy of snapshots against what the training had cost by then: dashed, since no schedule was annealed."""
+    scores = [name for name in ("clean", "robust") if material.curves[name].notna().any()]
+    costs = [name for name in COSTS if material.curves[name].notna().any()]
+    figure, axes = _figure(material, len(scores), len(costs), sharex="col")
+    for line, score in zip(axes, scores, strict=True):
+        for panel, cost in zip(line, costs, strict=True):
+            for method, points in over(material.curves, cost, score).items():
+                colour, marker, _ = material.looks[method]
+                at, mean, least, most = np.array(points).T
+                panel.fill_between(at, 100 * least, 100 * most, color=colour, alpha=0.15, linewidth=0)
+                panel.plot(at, 100 * mean, color=colour, marker=marker, markersize=4, linewidth=1.3, linestyle="--")
+            counts = _count(material.curves[f"{score}_total"])
+            panel.set(title=f"{score}, {counts}", xlabel=COSTS[cost][0], ylim=(-3, 103))
+            panel.label_outer()
+        line[0].set_ylabel(f"{score} accuracy (%)")
+    said = Line2D([], [], color="#555555", linestyle="--", label="held-out training\nimages, unannealed\nsnapshots")
+    _legend(figure, material, {"dashed line": [said]})
+    return figure
+
+
+def frontier(material: Material) -> Figure:
+    """Accuracy on test images against the budget, a training for each: solid; open marks are not ranked."""
+    figure, axes = _figure(material, 2, len(material.panels()), sharex="col")
+    budgets = {text: Budget.parse(text) for text in material.board["budget"].dropna().unique()}
+    worst = (material.rows["attack"] == "worst") & np.isclose(material.rows["eps"], material.manifest.main_eps)
+    scores = {"clean": material.rows["attack"] == "none", "worst": worst}
+    for place, (protocol, points) in enumerate(material.panels()):
+        points = points.assign(amount=[budgets[text].amount for text in points["budget"]])
+        points = points.assign(base=[base(*each) for each in points[["method", "budget"]].to_numpy()])
+        for panel, (score, cells) in zip(axes[:, place], scores.items(), strict=True):
+            scored = material.rows[cells & (material.rows["protocol"] == protocol)]
+            seeds = scored.groupby("method")["accuracy"]
+            least, most = 100 * seeds.min(), 100 * seeds.max()
+            for _, line in points.dropna(subset=[score]).sort_values("amount").groupby("base", sort=False):
+                colour, marker, _ = material.looks[line["method"].iloc[0]]
+                ends = least.reindex(line["method"]).astype(float), most.reindex(line["method"]).astype(float)
+                panel.fill_between(line["amount"], *ends, color=colour, alpha=0.15, linewidth=0)
+                panel.plot(line["amount"], line[score], color=colour, linewidth=1.4)
+                for point in line.to_dict("records"):
+                    fill = "white" if pd.isna(point["rank_lo"]) else colour
+                    panel.plot(point["amount"], point[score], marker, color=fill, mec=colour, ms=5)
+            panel.set(title=_title(protocol, scored["total"]), xlabel="training budget", ylim=(-3, 103))
+            if points["amount"].max() > 4 * points["amount"].min():
+                panel.set_xscale("log")
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.set_xticks([each.amount for each in budgets.values()], list(budgets))
+            panel.label_outer()
+    axes[0][0].set_ylabel("clean accuracy (%)")
+    axes[1][0].set_ylabel(f"robust accuracy at eps {format_eps(material.manifest.main_eps)} (%)")
+    _legend(figure, material, {"open mark": [_dot("o", "white", "not ranked", 6)]})
+    return figure
+
+
+EXTRA: dict[str, Callable[[Material], Figure]] = {"frontier": frontier, "curves": over_training}
 FIGURES: dict[str, Callable[[Material], Figure]] = {
     "clean_vs_robust": clean_vs_robust,
     "robust_vs_eps": robust_vs_eps,
@@ -162,11 +234,18 @@ FIGURES: dict[str, Callable[[Material], Figure]] = {
 }
 
 
+def wanted(board: pd.DataFrame, curves: pd.DataFrame) -> list[str]:
+    """The figures that there is something for: the frontier over budgets first, curves over the training last."""
+    several = "budget" in board and board["budget"].nunique() > 1
+    return ["frontier"] * several + list(FIGURES) + ["curves"] * (not curves.empty)
+
+
 def _figure(material: Material, lines: int, columns: int, sharex: Literal["all", "col"] = "all") -> tuple[Figure, Any]:
     """Empty panels under one line that says what the numbers stand on."""
     figure = Figure(figsize=(3.4 * columns + 2.2, 3.2 * lines + 0.8), layout="constrained")
     seeds = len(material.manifest.seeds)
-    budget = material.manifest.budget or "of each row"
+    several = ", ".join(material.board["budget"].dropna().unique())
+    budget = material.manifest.budget or several or "of each row"
     said = [material.manifest.data.label, f"{seeds} seed{'s' * (seeds != 1)}", f"budget {budget}"]
     if "quick" in set(material.rows["eval"]):
         said.append("quick evaluation, not comparable")
@@ -176,14 +255,17 @@ def _figure(material: Material, lines: int, columns: int, sharex: Literal["all",
 
 def _looks(rows: pd.DataFrame, board: pd.DataFrame) -> dict[str, Look]:
     status = dict(zip(board["method"], board["status"], strict=True))
-    adversaries = rows.drop_duplicates("method")[["method", "adversary"]].to_numpy()
+    several = bool(board["budget"].notna().any())
+    first = rows.drop_duplicates("method")[["method", "adversary", "budget"]].to_numpy()
+    names = {method: base(method, budget) if several else method for method, _, budget in first}
+    places = {name: place for place, name in enumerate(dict.fromkeys(names.values()))}
     return {
         method: Look(
-            PALETTE[place % len(PALETTE)],
+            PALETTE[places[names[method]] % len(PALETTE)],
             MARKERS.get(adversary, "D"),
-            _short(method) if status[method] == "finished" else f"{_short(method)}\n({status[method]})",
+            _short(names[method]) + ("" if status[method] == "finished" else f"\n({status[method]})"),
         )
-        for place, (method, adversary) in enumerate(adversaries)
+        for method, adversary, _ in first
     }
 
 
@@ -222,7 +304,7 @@ def _dot(marker: str, colour: str, label: str, size: float) -> Line2D:
 
 def _legend(figure: Figure, material: Material, others: dict[str, list[Line2D]]) -> None:
     """One column beside the panels, in groups with headings: methods, their adversaries, and ``others``."""
-    looks = list(material.looks.values())
+    looks = list(dict.fromkeys(material.looks.values()))  # a method of several budgets once
     used = {look.marker for look in looks}
     groups = {"method": [_dot(look.marker, look.colour, look.label, 6) for look in looks]}
     groups["trained against"] = [_dot(m, "#bbbbbb", name, 6) for name, m in MARKERS.items() if m in used]

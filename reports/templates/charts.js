@@ -195,7 +195,7 @@ const Charts = (() => {
       const over = series.points.map((point) => `${drawn.x(point[0])} ${drawn.y(point[3])}`);
       group.append(element("path", { class: "band", d: `M${[...over, ...back].join("L")}Z` }));
     }
-    group.append(element("path", { class: "line", d: `M${at.join("L")}` }), element("path", { class: "reach", d: `M${at.join("L")}` }));
+    group.append(element("path", { class: series.dashed ? "line dashed" : "line", d: `M${at.join("L")}` }), element("path", { class: "reach", d: `M${at.join("L")}` }));
     if (few) for (const [x, y] of series.points) group.append(marker(method, 3.2, drawn.x(x), drawn.y(y)));
     if (series.mark?.length) group.append(marker(method, 5.5, drawn.x(series.mark[0]), drawn.y(series.mark[1]), "marker open"));
     group.tip = tip;
