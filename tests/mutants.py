@@ -28,7 +28,7 @@ CODE = {  # name -> (files, the tests that were written for them)
         ("bench/audit.py", "bench/evaluate.py", "reports/stats.py", "attacks/*.py", "attacks/common/*.py"),
         ("stats", "claims", "attack*", "evaluate*", "audit*"),
     ),
-    "store": (tuple(f"bench/{name}.py" for name in STORE), (*STORE, "security", "examples")),
+    "store": (tuple(f"bench/{name}.py" for name in STORE), (*STORE, "examples", "curve")),
 }
 NOTICED = ("killed", "timeout")
 
