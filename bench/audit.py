@@ -21,9 +21,10 @@ from bench.checks.subject import AuditCheck, Counted, Subject
 from bench.checks.transfer import sources_of
 from bench.data import ImageSet
 from bench.evaluate import chunk_images, stored_classifier
+from bench.files import sha256
 from bench.search import Report
 from bench.spec import RANKED, Audit, AuditLevel, Check, EvalResult, EvalSpec, Record, RunSpec
-from bench.store import MANIFEST, RunFolder, load_manifest, sha256
+from bench.store import MANIFEST, RunFolder, load_manifest
 
 LEVELS: tuple[AuditLevel, ...] = ("off", "core", "full")
 ATTACKS = ("pgd", "autoattack")  # the ranked set

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from bench.data import ImageSet
 from bench.evaluate import bare_classifier, chunk_images, run_cell
+from bench.files import sha256
 from bench.protocols import extract, fit_probe, held_out
 from bench.search import Cell, Report
 from bench.spec import EvalSpec, TrainResult
-from bench.store import Point, RunFolder, Snapshot, sha256
+from bench.store import Point, RunFolder, Snapshot
 
 MARKS = (10, 25, 50, 75)  # percent of the budget at which a snapshot is taken; the trained encoder is 100
 IMAGES = 200  # held-out images that PGD attacks, the same ones with the same draws at every mark

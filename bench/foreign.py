@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.data import ImageSet
 from bench.encoder import build_encoder
+from bench.files import load_tensors
 from bench.spec import (
     Data,
     DataSpec,
@@ -26,7 +27,7 @@ from bench.spec import (
     UsageError,
     unknown,
 )
-from bench.store import RunFolder, load_tensors
+from bench.store import RunFolder
 
 Report = Callable[[dict[str, Any]], None]
 Kind = Literal["encoder", "classifier"]

@@ -12,7 +12,7 @@ from typing import Any
 from bench import __version__, registry
 from bench.disk import DiskError, put_aside
 from bench.engine import SAVE_EVERY, run_child
-from bench.files import Damaged
+from bench.files import Damaged, save
 from bench.lock import LOCK, owned
 from bench.options import Options
 from bench.plan import Estimate, Measured, estimate
@@ -20,7 +20,7 @@ from bench.progress import Display
 from bench.repair import settle
 from bench.signals import EXIT_INTERRUPTED, Interrupted
 from bench.spec import Budget, DataInfo, Manifest, RunSpec, UsageError
-from bench.store import MANIFEST, RunFolder, load_manifest, save
+from bench.store import MANIFEST, RunFolder, load_manifest
 
 
 def default_out(options: Options, specs: list[RunSpec]) -> Path:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from attacks.common.base import BaseAttack
 from bench import device as devices
 from bench.data import ImageSet
+from bench.files import sha256
 from bench.protocols import Classifier, OfCrops
 from bench.repro import stream
 from bench.spec import ThreatModel
-from bench.store import sha256
 
 Report = Callable[[dict[str, Any]], None]
 TOLERANCE = 1e-6  # of the ball: float rounding, not freedom

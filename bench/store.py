@@ -25,14 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from bench.disk import DiskError, is_there, listed, put_aside, remove_file
-from bench.disk import write_bytes as write_bytes
-from bench.files import Damaged, sealed
-from bench.files import load_tensors as load_tensors
-from bench.files import read as read
-from bench.files import save as save
-from bench.files import save_tensors as save_tensors
-from bench.files import sha256 as sha256
+from bench.disk import DiskError, is_there, listed, put_aside, remove_file, write_bytes
+from bench.files import Damaged, load_tensors, read, save, save_tensors, sealed, sha256
 from bench.spec import (
     Audit,
     Data,

@@ -16,11 +16,11 @@ from bench.audit import evidence, probe_hash, ranked_pair
 from bench.build import build_method
 from bench.data import ImageSet, load_data
 from bench.evaluate import chunk_images, stored_classifier
-from bench.files import Damaged
+from bench.files import Damaged, sha256
 from bench.foreign import reload_module
 from bench.search import verify as verify_images
 from bench.spec import RANKED, EvalResult, Record, RunSpec, ThreatModel, UsageError, format_eps
-from bench.store import RunFolder, load_manifest, sha256
+from bench.store import RunFolder, load_manifest
 
 ROUNDING = 1e-5  # of the largest logit: two batch sizes differ by less, so a smaller margin decides nothing
 TOLERANCE = 0.0005  # of a number's images that may come out differently on a GPU: 0.05 points; none on a CPU

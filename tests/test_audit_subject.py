@@ -13,8 +13,8 @@ from bench import registry
 from bench.audit import build_subject, evidence, examine, not_run, probe_hash, runs_of, seconds
 from bench.build import build_method
 from bench.data import load_data
+from bench.files import sha256
 from bench.spec import Audit, Check
-from bench.store import sha256
 
 EMPTY = Audit(protocol="linear", level="core", eps=0.1, checks=[])
 

@@ -20,6 +20,7 @@ from bench.datasets.digits import Dataset as Digits
 from bench.datasets.folder import Dataset as Folder
 from bench.encoder import build_encoder, fold_batch_norm
 from bench.evaluate import evaluate
+from bench.files import load_tensors, save_tensors
 from bench.foreign import (
     Foreign,
     Request,
@@ -33,7 +34,7 @@ from bench.foreign import (
 )
 from bench.foreign_run import evaluate_foreign, run_spec
 from bench.spec import DataSpec, EvalSpec, UsageError
-from bench.store import RunFolder, load_records, load_tensors, save_tensors
+from bench.store import RunFolder, load_records
 from bench.verify import verify
 from reports.build import build
 

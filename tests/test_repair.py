@@ -4,9 +4,10 @@ import pytest
 import torch
 from store_fixtures import RECORD, SPEC, TRAINED, files, one_line, probe, result, spoil
 
+from bench.files import save
 from bench.repair import repair, settle
 from bench.spec import Audit, Check, UsageError
-from bench.store import Beat, RunFolder, images_file, save
+from bench.store import Beat, RunFolder, images_file
 
 IMAGES = {eps: torch.full((2, 3, 4, 4), eps) for eps in (0.05, 0.1)}
 

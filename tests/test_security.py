@@ -31,7 +31,7 @@ from bench.checkpoint import STATE, TENSORS, Generation, load_checkpoint, load_g
 from bench.cli import main
 from bench.datasets import cifar10
 from bench.disk import DiskError
-from bench.files import LARGEST_HEADER, Damaged, load_tensors, read
+from bench.files import LARGEST_HEADER, Damaged, load_tensors, read, save
 from bench.foreign import Request, load_module
 from bench.options import LARGEST_SUITE, load_suite, options_of, parse_seeds
 from bench.progress import Display
@@ -48,7 +48,7 @@ from bench.spec import (
     Setting,
     UsageError,
 )
-from bench.store import MANIFEST, RunFolder, load_manifest, load_records, save
+from bench.store import MANIFEST, RunFolder, load_manifest, load_records
 from bench.unpack import MOST_BYTES
 from reports import inert
 from reports.build import build

@@ -10,9 +10,9 @@ from store_fixtures import RECORD, SPEC, TRAINED, files, manifest, one_line, pro
 
 from bench import disk, store
 from bench.disk import Disk, DiskError
-from bench.files import Damaged, load_tensors, save, sha256
+from bench.files import Damaged, load_tensors, read, save, sha256
 from bench.spec import Audit, Check, Record, UsageError
-from bench.store import Beat, RunFolder, images_file, load_manifest, load_records, read
+from bench.store import Beat, RunFolder, images_file, load_manifest, load_records
 
 
 @pytest.fixture

@@ -19,11 +19,12 @@ from bench.checks.transfer import adversarial_images, sources_of
 from bench.data import data_info, load_data
 from bench.engine import main
 from bench.execute import execute
+from bench.files import load_tensors
 from bench.progress import Display
 from bench.run import make_manifest, open_folder, run_all
 from bench.signals import Interrupted, StopFlag
 from bench.spec import Budget, Check, DataSpec, EvalSpec, RunSpec
-from bench.store import RunFolder, load_tensors
+from bench.store import RunFolder
 from bench.transfer import due, source, transfer
 
 N, EPS = 64, 0.01

@@ -8,8 +8,9 @@ from audit_fixtures import finished, rerun
 
 from bench import store
 from bench.cli import main
+from bench.files import load_tensors, save, save_tensors
 from bench.spec import Manifest, UsageError
-from bench.store import MANIFEST, RunFolder, images_file, load_tensors, save, save_tensors
+from bench.store import MANIFEST, RunFolder, images_file
 from bench.verify import beyond_tolerance, verify
 
 

@@ -8,16 +8,15 @@ import hashlib
 from pathlib import Path
 
 import torch
+from store_fixtures import DATA, MACHINE
 
-from bench.files import sha256
+from bench.files import save, sha256
 from bench.repair import repair, settle
 from bench.spec import (
     Audit,
     Budget,
     Check,
-    DataInfo,
     DataSpec,
-    Environment,
     EvalResult,
     Manifest,
     ProbeResult,
@@ -26,32 +25,10 @@ from bench.spec import (
     TrainResult,
     UsageError,
 )
-from bench.store import MANIFEST, Beat, RunFolder, load_manifest, save
+from bench.store import MANIFEST, Beat, RunFolder, load_manifest
 
 OUT = Path("/results/first")
 SPEC = RunSpec(method="emp_ssl", data=DataSpec(name="synthetic"), budget=Budget.parse("6up"), seed=3)
-MACHINE = Environment(
-    python="3.11",
-    torch="2.8.0",
-    versions={},
-    platform="Linux",
-    cpu="some",
-    cores=2,
-    threads=1,
-    device="cpu",
-    device_name="some",
-    precision="fp32",
-)
-DATA = DataInfo(
-    label="synthetic",
-    train=32,
-    test=16,
-    classes=10,
-    image_shape=(3, 16, 16),
-    train_sha256="a" * 64,
-    test_sha256="b" * 64,
-    subset=True,
-)
 ASKED = Manifest(
     bench_version="0",
     command=["bench"],

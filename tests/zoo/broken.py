@@ -14,10 +14,10 @@ from zoo import healthy
 from attacks import pgd
 from bench.checks.subject import Counted, Subject
 from bench.encoder import fold_batch_norm
+from bench.files import sha256
 from bench.protocols import Classifier, MultiPatch, build_classifier, fixed_boxes
 from bench.repro import stream
 from bench.spec import ThreatModel
-from bench.store import sha256
 
 BASE = "cf_amc_ssl-s0"
 

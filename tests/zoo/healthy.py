@@ -21,11 +21,11 @@ from bench.checks.subject import Counted, Subject
 from bench.data import ImageSet, load_data
 from bench.encoder import Encoder, build_encoder, fold_batch_norm
 from bench.evaluate import fitted_classifier
+from bench.files import sha256
 from bench.protocols import Classifier, build_classifier, linear
 from bench.repro import stream
 from bench.search import fingerprint
 from bench.spec import DataSpec, EvalResult, EvalSpec, ProbeResult, ThreatModel
-from bench.store import sha256
 
 FOLDER = Path(__file__).parent / "healthy"
 NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.safetensors")))
