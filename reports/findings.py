@@ -1,0 +1,36 @@
+"""What the regression gate found: one line per metric that moved, in both directions; only losses fail."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Gate = Literal["G0", "G1", "G2"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One metric of one cell, before (the baseline) and after (this run), and the rule that tells them apart."""
+
+    gate: Gate
+    cell: str  # "cf_amc_ssl, linear, pgd at eps 0.1"
+    metric: str  # "robust accuracy", "audit", "passes per image", "peak memory", "speed", ...
+    before: str
+    after: str
+    rule: str
+    p: float | None  # of the test; None where the rule is no test
+    loss: bool
+
+    def __str__(self) -> str:
+        """``LOSS cell, metric: before -> after (gate: rule, p = ...)`` on one line."""
+        p = "" if self.p is None else f", p = {self.p:.2g}"
+        word = "LOSS" if self.loss else "gain"
+        return f"{word} {self.cell}, {self.metric}: {self.before} -> {self.after} ({self.gate}: {self.rule}{p})"
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def losses(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that fail the gate."""
+    return [finding for finding in findings if finding.loss]
