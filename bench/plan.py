@@ -23,6 +23,8 @@ ZERO_PASSES = 20  # of an audited image where the number is 0, which few checks 
 DRAWS = {"A3": (100, 101), "A14": (500, 101)}  # full: images at most, passes of each
 NOISE = (100, 1000)  # A13, the same for those that stand
 START_SECONDS = 8.0  # imports, data and probes of one run
+CURVE_POINTS = 5  # snapshots, and the trained encoder
+CURVE_IMAGES = 200  # that PGD attacks at each of them
 
 
 class Measured(Data):
@@ -34,6 +36,7 @@ class Measured(Data):
     update_seconds: float
     warm_up_seconds: float
     passes: dict[str, tuple[float, float]]
+    train_images: int
     test_images: int
     peak_memory_bytes: int
 
@@ -70,6 +73,8 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
         evaluation += cell_seconds(cell.attack, cell.eps, cell.images, spec.eval, robust, a, b)
         if cell.attack == "autoattack" and cell.protocol in RANKED and "pgd" in spec.eval.attacks:
             evaluation += audit_seconds(cell.protocol, cell.images, measured.test_images, spec.eval, robust, a, b)
+    if spec.eval.over_time != "off":
+        evaluation += curve_seconds(measured.train_images, spec.eval, robust, *measured.passes["linear"])
     return Estimate(
         row=spec.row,
         seed=spec.seed,
@@ -115,6 +120,15 @@ def audit_seconds(
     return seconds
 
 
+def curve_seconds(train_images: int, spec: EvalSpec, robust: float, a: float, b: float) -> float:
+    """Expected seconds of the curve (bench.curve), each of its points scored on the held-out fifth of the images."""
+    passes = a + b * train_images
+    if spec.over_time == "robust":
+        n = min(CURVE_IMAGES, train_images // 5)
+        passes += cell_seconds("pgd", spec.main_eps, n, spec.model_copy(update={"restarts": 1}), robust, a, b)
+    return CURVE_POINTS * passes
+
+
 def measure(specs: list[RunSpec], report: Report) -> None:
     """Measure a few steps of every method in this process, and report a Measured for each.
 
@@ -139,7 +153,8 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         total = course.total_updates(spec.budget)
         few = Budget(amount=min(2, total or 1), unit="updates")
         result = train(method, train_set, few, spec.seed, device, precision=spec.precision)
-        for protocol in spec.eval.protocols:
+        protocols = dict.fromkeys([*spec.eval.protocols, *["linear"] * (spec.eval.over_time != "off")])
+        for protocol in protocols:
             key = (protocol, method.config.feature_width)
             if key not in passes:
                 passes[key] = pass_seconds(method.encoder, test_set.images, spec.eval, protocol, device)
@@ -152,7 +167,8 @@ def measure(specs: list[RunSpec], report: Report) -> None:
                     updates=total,
                     update_seconds=result.median_update_seconds,
                     warm_up_seconds=result.compile_seconds,
-                    passes={p: passes[p, method.config.feature_width] for p in spec.eval.protocols},
+                    passes={p: passes[p, method.config.feature_width] for p in protocols},
+                    train_images=len(train_set),
                     test_images=len(test_set),
                     peak_memory_bytes=devices.peak_memory_bytes(device),
                 ).model_dump(),

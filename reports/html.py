@@ -28,6 +28,7 @@ AUDITED = ("PASS", "FLAG")
 ORDER = ("FAIL", "NOT_RUN", "WARN", "PASS", "N/A", "not in this level")  # of several seeds the first of these counts
 TEXTS = ("Method", "Data", "Protocol", "Budget", "Clean to worst", "Audit", "Status")
 OWN = ("What can be claimed", "Audit")  # sections that stand elsewhere in the page, or in another form
+FILTERS = ("dataset", "budget", "protocol", "status")
 BOARD = {  # title -> (what it says, whether the larger number comes first)
     "Rank": ("range of ranks that the statistics allow", False),
     "Method": ("", False),
@@ -142,6 +143,7 @@ def leaderboard(rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int]
     lines = [
         {
             "dataset": line["dataset"] or "",
+            "budget": line["budget"] or "",
             "protocol": pdf.PROTOCOLS.get(line["protocol"], line["protocol"]),
             "status": line["status"],
             "cells": _cells(line, means.loc[line["method"]] if line["method"] in means.index else {}, colours),
@@ -160,7 +162,9 @@ def leaderboard(rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int]
         for title, (hint, down) in BOARD.items()
         if title not in empty
     ]
-    filters = {name: list(dict.fromkeys(line[name] for line in lines)) for name in ("dataset", "protocol", "status")}
+    filters = {name: list(dict.fromkeys(line[name] for line in lines)) for name in FILTERS}
+    if len(filters["budget"]) < 2:
+        del filters["budget"]
     standing = board.dropna(subset=["standing"]).groupby("protocol", sort=False)["standing"].first()
     said = list(dict.fromkeys(standing))
     notes = (

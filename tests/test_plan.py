@@ -3,7 +3,7 @@
 import pytest
 
 from bench.options import share
-from bench.plan import Measured, audit_seconds, cell_seconds, duration, estimate
+from bench.plan import Measured, audit_seconds, cell_seconds, curve_seconds, duration, estimate
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, UsageError
 
 SPEC = EvalSpec(main_eps=0.1, eps=(0.1,), restarts=1)
@@ -18,6 +18,7 @@ def measured(adversary: str = "free", updates: int | None = None, update_seconds
         update_seconds=update_seconds,
         warm_up_seconds=0.5,
         passes=dict.fromkeys(("linear", "multi_patch"), (1e-3, 1e-4)),
+        train_images=1500,
         test_images=300,
         peak_memory_bytes=2**30,
     )
@@ -49,6 +50,18 @@ class TestCells:
 
     def test_an_encoder_that_is_not_robust_costs_little(self) -> None:
         assert cell_seconds("autoattack", 0.1, 64, SPEC, 0.0, 1e-3, 1e-4) == pytest.approx(40 * (1e-3 + 64e-4))
+
+
+class TestCurve:
+    @pytest.mark.parametrize("restarts", [1, 5])
+    def test_each_of_five_points_is_a_pass_of_the_training_images_and_pgd_on_200(self, restarts: int) -> None:
+        spec = SPEC.model_copy(update={"over_time": "robust", "restarts": restarts})
+        pgd = 41 * (1e-3 + 200 * 0.3 * 1e-4) + 10 * (1e-3 + 200e-4)
+        assert curve_seconds(1500, spec, 0.3, 1e-3, 1e-4) == pytest.approx(5 * (1e-3 + 1500e-4 + pgd))
+
+    def test_a_clean_curve_has_no_attack_and_none_costs_nothing(self) -> None:
+        clean, off = (estimate(run("10s", over_time=each), measured()).evaluate_seconds for each in ("clean", "off"))
+        assert clean - off == pytest.approx(5 * (1e-3 + 1500e-4))
 
 
 class TestAudit:
