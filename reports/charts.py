@@ -201,7 +201,6 @@ def over_training(points: pd.DataFrame, places: dict[str, int], cost: str) -> di
             [method, title, f"{at:.5g}", f"{100 * mean:.1f}"] for method, of in found.items() for at, mean, *_ in of
         ]
     costs = [point[0] for panel in panels for each in panel["series"] for point in each["points"]]
-    ends = [0.0, max(costs) / 2, max(costs)] if costs else []
     return {
         "id": f"over-{cost.replace('_', '-')}",
         "title": f"Accuracy over {label.partition(' (')[0]}",
@@ -209,7 +208,7 @@ def over_training(points: pd.DataFrame, places: dict[str, int], cost: str) -> di
         "x": label,
         "y": "accuracy on held-out training images (%)",
         "percent": True,
-        "ticks": [[_short(at), f"{at:.3g}"] for at in ends],
+        "ends": [0.0, max(costs)] if costs else [],
         "panels": panels,
         "table": _table(f"Method | Score | {label} | Accuracy %", table, 2),
     }

@@ -173,7 +173,7 @@ const Charts = (() => {
     const room = boxes(host, panels.map((each) => each.title));
     for (const [place, { title, shown }] of panels.entries()) {
       const values = shown.flatMap((each) => each.points.flatMap((point) => point.slice(1)));
-      const x = { ...domain(figure.ticks.map(([at]) => at)), ticks: figure.ticks, label: figure.x };
+      const x = { ...domain(figure.ends || figure.ticks.map(([at]) => at)), ticks: figure.ticks, label: figure.x };
       const y = { ...(figure.percent ? { lo: -2, hi: 102 } : domain(values)), label: figure.y };
       const drawn = panel(room[place], `${title}: ${figure.y} over ${figure.x}`, x, y, figure.percent ? 0.78 : 0.85);
       for (const each of shown) drawn.svg.append(one(each, figure, drawn));
