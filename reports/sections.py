@@ -100,40 +100,47 @@ def _variances(board: pd.DataFrame) -> list[dict[str, Any]]:
 def _attacks(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
     """A table for each protocol; one of many eps is split. ``pgd_only`` repeats numbers of PGD and is left out."""
     scored = rows[rows["protocol"].notna() & (rows["attack"] != "pgd_only")]
+    protocols: dict[str, list[dict[Any, Any]]] = {}
+    for cell in scored.to_dict("records"):
+        protocols.setdefault(cell["protocol"], []).append(cell)
     found = []
-    for protocol, of_protocol in scored.assign(radius=scored["eps"].map(format_eps)).groupby("protocol", sort=False):
-        tried = of_protocol.sort_values("eps").drop_duplicates("radius")
-        attacked = tried.loc[tried["attack"] != "none", "radius"].tolist()
-        for start in range(0, max(len(attacked), 1), EPS_COLUMNS):
-            found.append(_over_eps(manifest, str(protocol), attacked[start : start + EPS_COLUMNS], of_protocol))
+    for protocol, cells in protocols.items():
+        tried = sorted({cell["eps"] for cell in cells if cell["attack"] != "none"})
+        shown = list(dict.fromkeys(map(format_eps, tried)))  # equal but for rounding: one column
+        for start in range(0, max(len(shown), 1), EPS_COLUMNS):
+            found.append(_over_eps(manifest, protocol, shown[start : start + EPS_COLUMNS], cells))
     return found
 
 
-def _over_eps(manifest: Manifest, protocol: str, tried: list[str], cells: pd.DataFrame) -> dict[str, Any]:
-    main, clean = format_eps(manifest.main_eps), cells[cells["attack"] == "none"]
+def _over_eps(manifest: Manifest, protocol: str, tried: list[str], cells: list[dict[Any, Any]]) -> dict[str, Any]:
+    """``cells``: those of one protocol; ``tried``: the eps that are columns, as printed."""
+    main, clean = format_eps(manifest.main_eps), [cell for cell in cells if cell["attack"] == "none"]
+    runs: dict[tuple[Any, Any], dict[str, dict[str, Any]]] = {}  # (method, seed) -> attack -> eps -> cell
+    for cell in cells:
+        attack = "" if cell["attack"] == "none" else cell["attack"] + " (crop)" * (cell["threat_space"] == "crop")
+        runs.setdefault((cell["method"], cell["seed"]), {}).setdefault(attack, {})[format_eps(cell["eps"])] = cell
     lines = []
-    for (method, seed), run in cells.groupby(["method", "seed"], sort=False):
-        status = run["status"].iloc[0]
-        name = str(method) if status == "finished" else f"{method} ({status})"
-        attacks = run[(run["attack"] != "none") & run["radius"].isin(tried)]
-        accuracy = "".join(percent(share) for share in run.loc[run["attack"] == "none", "accuracy"])
-        for (attack, space), over in attacks.groupby(["attack", "threat_space"], sort=False):
-            at = {cell["radius"]: cell for cell in over.to_dict("records")}
-            shown = f"{attack} (crop)" if space == "crop" else str(attack)
-            values = [percent(at[eps]["accuracy"]) if eps in at else "" for eps in tried]
-            bounds = interval(at[main], "accuracy", "lo", "hi")[1] if main in at else ""
-            lines.append([name, str(seed), accuracy, shown, *values, bounds, _range(over["total"])])
-            accuracy = ""  # once for each run
-        if attacks.empty:
-            lines.append([name, str(seed), accuracy, "", *[""] * len(tried), "", ""])
-    clean_title = f"Clean (n = {_range(clean['total'])})" if len(clean) else "Clean"
-    titles = ["Method", "Seed", clean_title, "Attack", *tried, f"95 % at {main}", "n"]
+    for (method, seed), attacks in runs.items():
+        status = next(iter(next(iter(attacks.values())).values()))["status"]
+        name = method if status == "finished" else f"{method} ({status})"
+        accuracy = "".join(percent(cell["accuracy"]) for cell in attacks.pop("", {}).values())
+        for attack, at in (attacks or {"": {}}).items():
+            over = [at[eps] for eps in tried if eps in at]
+            if over or not attacks:
+                values = [percent(at[eps]["accuracy"]) if eps in at else "" for eps in tried]
+                bounds = interval(at[main], "accuracy", "lo", "hi")[1] if main in at else ""
+                lines.append([name, str(seed), accuracy, attack, *values, bounds, _range(over)])
+                accuracy = ""  # once for each run
+    titles = ["Method", "Seed", f"Clean (n = {_range(clean)})" if clean else "Clean", "Attack", *tried]
     caption = f"{PROTOCOLS.get(protocol, protocol)}: accuracy in % of every run under every attack, over eps."
-    return table(caption, " | ".join(titles), lines, "Method | Attack", "Method", f"95 % at {main}", size=7.5)
+    last = f"95 % at {main}"
+    return table(caption, " | ".join([*titles, last, "n"]), lines, "Method | Attack", "Method", last, size=7.5)
 
 
-def _range(totals: pd.Series) -> str:
-    return "–".join(map(str, dict.fromkeys([int(totals.min()), int(totals.max())])))
+def _range(cells: list[dict[Any, Any]]) -> str:
+    """The fewest and the most images of ``cells``."""
+    totals = sorted({int(cell["total"]) for cell in cells})
+    return "–".join(str(total) for total in dict.fromkeys([*totals[:1], *totals[-1:]]))
 
 
 def _beside_the_paper(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
