@@ -210,12 +210,14 @@ def list_(kind: str, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def report(folder: Path) -> int:
+@click.option("--tex", is_flag=True, help="also leaderboard.tex, for a paper (booktabs)")
+@click.option("--md", is_flag=True, help="also leaderboard.md, for a repository")
+def report(folder: Path, tex: bool, md: bool) -> int:
     """Rebuild all tables, figures and both reports of a run from what is stored."""
     from reports.build import build
 
     try:
-        warnings = build(folder)
+        warnings = build(folder, ["tex"] * tex + ["md"] * md)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
     for warning in warnings:

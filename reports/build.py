@@ -3,7 +3,7 @@
 A part that cannot be built becomes a warning: the results are on disk already, and no picture may cost one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,15 +13,20 @@ from pandas.api.types import is_numeric_dtype
 from bench.disk import DiskError, write_bytes
 from bench.files import Damaged
 from bench.store import load_curves, load_examples, load_manifest, load_records, write_text
-from reports import html, inert, pdf, plots
+from reports import html, inert, pdf, plots, text_tables
 from reports.curves import curves
 from reports.leaderboard import leaderboard, ranked_lines
 from reports.pairs import pairs
 from reports.rows import rows
 
+TEXTS = {"tex": text_tables.latex, "md": text_tables.markdown}  # ending of leaderboard -> the table as text
 
-def build(folder: Path) -> list[str]:
-    """Write the tables, figures, report.pdf and report.html into ``folder``; return warnings as sentences."""
+
+def build(folder: Path, texts: Collection[str] = ()) -> list[str]:
+    """Write the tables, figures, report.pdf and report.html into ``folder``; return warnings as sentences.
+
+    ``texts``: which of TEXTS to write too; one that is there already is always written again.
+    """
     damaged: list[Damaged] = []
     manifest, records = load_manifest(folder), load_records(folder, damaged)
     examples = load_examples(folder, damaged)
@@ -35,6 +40,11 @@ def build(folder: Path) -> list[str]:
     with _part("leaderboard.csv", warnings):
         board = leaderboard(table, records, manifest.main_eps)
         write_text(folder / "leaderboard.csv", csv(board))
+    for ending, rendered in TEXTS.items():
+        file = folder / f"leaderboard.{ending}"
+        if ending in texts or file.is_file():
+            with _part(file.name, warnings):
+                write_text(file, rendered(manifest, board))
     with _part("curves.csv", warnings):
         over = curves(manifest, records, points)
         if points:

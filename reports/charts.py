@@ -12,7 +12,7 @@ import pandas as pd
 from bench.spec import RANKED, Manifest, Record, format_eps
 from reports import curves
 from reports.captions import CAPTIONS
-from reports.pdf import PROTOCOLS
+from reports.cells import PROTOCOLS
 from reports.plots import MARKERS, PALETTE
 from reports.stats import wilson
 
@@ -219,7 +219,7 @@ def _numbers(table: pd.DataFrame) -> list[list[float]]:
 
 
 def _table(titles: str, lines: list[list[str]], texts: int) -> dict[str, Any]:
-    """A table as reports/pdf.py has them; the first columns hold text."""
+    """A table as reports/cells.py has them; the first columns hold text."""
     names = titles.split(" | ")
     columns = [{"title": title, "right": place >= texts, "quiet": False} for place, title in enumerate(names)]
     return {"caption": "", "columns": columns, "rows": lines}

@@ -18,6 +18,7 @@ from bench.spec import Audit, Budget, Check, Manifest, Record, format_eps
 from bench.store import Examples
 from reports import pdf
 from reports.captions import CAPTIONS
+from reports.cells import PROTOCOLS
 from reports.charts import PASSES, charts
 from reports.checks import CHECKS
 from reports.inert import printable
@@ -119,7 +120,7 @@ def content(
         "charts": drawn,
         "examples": examples(records, pictures, colours),
         "audits": audits(records, board, colours),
-        "sections": [section for section in told["sections"] if section["title"] not in OWN],
+        "sections": [each for each in told["sections"] + told["appendix"] if each["title"] not in OWN],
         "figures": [
             {
                 "caption": CAPTIONS.get(name, name),
@@ -144,7 +145,7 @@ def leaderboard(rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int]
         {
             "dataset": line["dataset"] or "",
             "budget": line["budget"] or "",
-            "protocol": pdf.PROTOCOLS.get(line["protocol"], line["protocol"]),
+            "protocol": PROTOCOLS.get(line["protocol"], line["protocol"]),
             "status": line["status"],
             "cells": _cells(line, means.loc[line["method"]] if line["method"] in means.index else {}, colours),
         }
@@ -170,7 +171,7 @@ def leaderboard(rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int]
     notes = (
         said
         if len(said) == 1
-        else [f"{pdf.PROTOCOLS.get(str(name), str(name))}: {each}" for name, each in standing.items()]
+        else [f"{PROTOCOLS.get(str(name), str(name))}: {each}" for name, each in standing.items()]
     )
     return {"columns": columns, "lines": lines, "filters": filters, "notes": notes}
 
@@ -182,7 +183,7 @@ def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int]) -> list[dic
     rank = "" if lo is None else str(lo) if lo == hi else f"{lo}–{hi}"
     struck = {"struck": not passed and line["worst"] is not None}
     sd = "" if line["seed_sd"] is None else f"sd {100 * line['seed_sd']:.1f}"
-    protocol = pdf.PROTOCOLS.get(line["protocol"], line["protocol"])
+    protocol = PROTOCOLS.get(line["protocol"], line["protocol"])
     values = {
         "Rank": _cell(rank, lo, bold=best),
         "Method": _cell(line["method"], line["method"], bold=best, colour=colours.get(line["method"], 0)),
@@ -262,7 +263,7 @@ def _panel(
     return {
         "method": method,
         "colour": colours.get(method, 0),
-        "protocol": pdf.PROTOCOLS.get(protocol, protocol),
+        "protocol": PROTOCOLS.get(protocol, protocol),
         "verdict": found[0].verdict if not isinstance(verdict, str) else verdict,
         "level": ", ".join(dict.fromkeys(audit.level for audit in found)),
         "seeds": len(found),
@@ -294,7 +295,7 @@ def examples(
     shown: dict[str, dict[str, Any]] = {}
     for record in records:
         for found in pictures.get(record.spec.name, []) if record.status == "finished" else []:
-            name = pdf.PROTOCOLS.get(found.protocol, found.protocol)
+            name = PROTOCOLS.get(found.protocol, found.protocol)
             panel = shown.setdefault(
                 name,
                 {

@@ -74,7 +74,7 @@ def sentences(table: pd.DataFrame, main_eps: float, most: int = 10) -> list[str]
     order = told.assign(tie=told["verdict"] == "tie", size=-size).sort_values(["tie", "size"], kind="stable")
     found = [_sentence(line, main_eps) for line in order.head(most).to_dict("records")]
     left = len(told) - len(found)
-    return found + [f"{left} more pairs are in claims.csv."] * (left > 0)
+    return found + [f"{left} more pair{' is' if left == 1 else 's are'} in claims.csv."] * (left > 0)
 
 
 def _methods(methods: Sequence[Outcomes]) -> Iterable[dict[str, Any]]:
@@ -158,7 +158,8 @@ def _sentence(line: dict[Any, Any], main_eps: float) -> str:
         a, b = b, a
     points = sorted(100 * sign * line[bound] for bound in ("lo", "hi"))
     counted = f"{line['seeds']} seeds, {line['n']} images" if line["kind"] == "method" else f"{line['n']} images"
+    subject = a[0].upper() + a[1:] if line["kind"] == "encoder" else a  # the name of a method stays as it is
     return (
-        f"{a} is better than {b} under {where}: {100 * abs(line['difference']):.1f} points, "
+        f"{subject} is better than {b} under {where}: {100 * abs(line['difference']):.1f} points, "
         f"95 % interval {points[0]:.1f} to {points[1]:.1f}, {counted}."
     )

@@ -6,9 +6,11 @@ import pytest
 from pypdf import PdfReader
 from report_fixtures import CIFAR, METHODS, audited, manifest, records
 
+from bench.spec import format_eps
 from reports import pdf
 from reports.leaderboard import leaderboard, ranked_lines
 from reports.pairs import pairs
+from reports.paper import PAPER, PAPER_ROWS
 from reports.rows import rows
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="80" height="20"><path d="M0 0L80 20" stroke="red"/></svg>'
@@ -22,6 +24,12 @@ def rendered(asked, found, figures=None):
 
 def compared(asked, found, board):
     return pairs(found, asked.main_eps, ranked_lines(board))
+
+
+def compared_in(table, found):
+    """The leaderboard and claims of ``table``."""
+    board = leaderboard(table, found, 0.1)
+    return board, pairs(found, 0.1, ranked_lines(board))
 
 
 def pages(report):
@@ -40,20 +48,44 @@ def read(cifar):
     return pages(cifar)
 
 
-def test_title_page_says_what_and_where(read):
-    for text in (
+def test_the_first_page_says_what_was_run_and_what_follows_from_it(read):
+    text = " ".join(read[0].split())
+    for said in (
         pdf.TITLE,
         "cifar10[2000/1000] (a subset)",
         "not comparable",
-        "bench run --methods simclr,",
+        "What was run. 9 methods (simclr, simclr_adv, ",
+        "What came out. Linear probe: the highest ranked robust accuracy is ",
+        "What can be claimed. Told apart are ",
+        "The images are a subset of the data set",
+        "The audit. Of ",
+        "Linear probe on cifar10[2000/1000] (a subset), eps 8/255, n = 64, budget 1m, quick evaluation",
+    ):
+        assert said in text
+
+
+def test_the_order_of_the_sections(read):
+    text = " ".join("\n".join(read).split())
+    titles = ("Abstract", "Leaderboard", "Figures", "What can be claimed What the", "Every attack", "Beside the paper",
+              "Cost Passes", "Runs that did not finish", "How to read the numbers The clock", "Settings Value and",
+              "How to run it again")  # fmt: skip
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places)
+
+
+def test_the_end_can_be_copied_to_run_it_again(read):
+    text = " ".join("\n".join(read[-2:]).split())
+    for said in (
+        "# bench 0.1.0, Python 3.11.9, torch 2.8.0, numpy 2.2.0,",
+        "# commit 0123456789abcdef0123456789abcdef01234567",
+        "# cifar10[2000/1000]: training data",
+        "a" * 64,
+        "bench run --methods",
+        "simclr,simclr_adv,simclr_patch_adv,",
         "2026-03-04T05:06:07+00:00",
         "AMD EPYC 9654",
-        "torch 2.8.0",
-        "0123456789abcdef",
-        "The clock.",
-        "at eps 8/255",
     ):
-        assert text in " ".join(read[0].split()) or text in "".join(read[0].split())
+        assert said in text
 
 
 def test_metadata_is_the_manifests(cifar):
@@ -92,8 +124,8 @@ def test_beside_the_paper(read):
     assert "arXiv:2501.03507" in text
     assert "75.88 55.97 33.34" in text
     assert "65.44 41.85 17.19" in text
-    assert all(set(pdf.PAPER[name]) == set(pdf.PAPER_ROWS) for name in ("cifar10", "cifar100"))
-    assert set(pdf.PAPER_ROWS) == set(METHODS) - {"simclr", "emp_ssl"}
+    assert all(set(PAPER[name]) == set(PAPER_ROWS) for name in ("cifar10", "cifar100"))
+    assert set(PAPER_ROWS) == set(METHODS) - {"simclr", "emp_ssl"}
 
 
 def test_cifar100_has_its_own_numbers_and_others_have_none():
@@ -105,12 +137,68 @@ def test_cifar100_has_its_own_numbers_and_others_have_none():
     assert "Beside the paper" in text
 
 
-def test_a_long_table_breaks_and_repeats_its_header(read):
-    table = rows(asked := manifest(data=CIFAR, eps=(4 / 255, 8 / 255), seeds=2), records(asked))
-    assert len(table) > 60
-    heads = [page for page in read if "Protocol" in page and "Space" in page]
-    assert len(heads) >= 2
-    assert sum(page.count("published_eval") for page in heads) == (table["protocol"] == "published_eval").sum()
+def test_a_long_table_breaks_and_repeats_its_header():
+    asked = manifest(METHODS[:3], seeds=10)
+    found = records(asked)
+    table = rows(asked, found)
+    heads = [page for page in pages(rendered(asked, found)) if "Clean (n = 360)" in page and "95 % at 0.1" in page]
+    assert len(heads) >= 3
+    lines = "\n".join(heads).splitlines()
+    ours = table["attack"].isin(["pgd", "autoattack", "worst"])
+    attacked = table[ours].groupby(["method", "seed", "protocol", "attack"])
+    assert sum("pgd" in line or "autoattack" in line or "worst" in line for line in lines) >= attacked.ngroups
+
+
+def test_every_attack_has_a_line_with_the_accuracies_over_eps():
+    asked = manifest(("simclr_adv",), seeds=2)
+    found = records(asked, diverged=())
+    table = rows(asked, found)
+    (section,) = [each for each in pdf.content(asked, found, table, *compared_in(table, found), {})["sections"]
+                  if each["title"] == "Every attack"]  # fmt: skip
+    linear = section["tables"][0]
+    titles = [column["title"] for column in linear["columns"]]
+    assert titles == ["Method", "Seed", "Clean (n = 360)", "Attack", "0.025", "0.05", "0.075", "0.1", "0.15", "0.2",
+                      "95 % at 0.1", "n"]  # fmt: skip
+    assert [line[:2] + line[3:4] for line in linear["rows"]] == [
+        ["simclr_adv", seed, attack] for seed in "01" for attack in ("pgd", "autoattack", "worst")
+    ]
+    scored = table[(table["protocol"] == "linear") & (table["seed"] == 1)]
+    for line in linear["rows"][3:]:
+        cells = scored[scored["attack"] == line[3]]
+        shown = {eps: text for eps, text in zip(titles[4:10], line[4:10], strict=True) if text}
+        assert shown == {format_eps(cell["eps"]): f"{100 * cell['accuracy']:.1f}" for cell in cells.to_dict("records")}
+        main = cells[cells["eps"] == 0.1].iloc[0]
+        assert line[10:] == [f"{100 * main['lo']:.1f}–{100 * main['hi']:.1f}", str(main["total"])]
+    clean = scored.loc[scored["attack"] == "none", "accuracy"].item()
+    assert [line[2] for line in linear["rows"][3:]] == [f"{100 * clean:.1f}", "", ""]
+
+
+def test_more_eps_than_fit_are_a_table_of_their_own():
+    eps = tuple(i / 100 for i in range(1, 11))
+    asked = manifest(("simclr_adv",), eps=eps)
+    found = records(asked, diverged=())
+    table = rows(asked, found)
+    (section,) = [each for each in pdf.content(asked, found, table, *compared_in(table, found), {})["sections"]
+                  if each["title"] == "Every attack"]  # fmt: skip
+    linear = [each for each in section["tables"] if each["caption"].startswith("Linear")]
+    shown = [[column["title"] for column in each["columns"]][4:-2] for each in linear]
+    assert [len(each) for each in shown] == [8, 6]
+    tried = sorted({*eps, 0.025, 0.075, 0.15, 0.2})
+    assert [float(each) for part in shown for each in part] == [pytest.approx(each) for each in tried]
+
+
+def test_settings_that_all_methods_share_stand_once():
+    asked = manifest(("simclr_adv", "cf_amc_ssl"))
+    found = records(asked, diverged=())
+    table = rows(asked, found)
+    (section,) = [each for each in pdf.content(asked, found, table, *compared_in(table, found), {})["appendix"]
+                  if each["title"] == "Settings"]  # fmt: skip
+    shown = {each["caption"]: [line[0] for line in each["rows"]] for each in section["tables"]}
+    assert shown == {
+        "All 2 methods": ["crop_scale", "learning_rate", "train_eps"],
+        "simclr_adv": ["adversary", "views"],
+        "cf_amc_ssl": ["adversary", "views"],
+    }
 
 
 def test_runs_that_did_not_finish_are_named(read):
@@ -154,7 +242,7 @@ def test_a_number_without_a_passed_audit_is_struck_through_and_its_checks_are_li
     worst = first.results and f"{100 * failed.worst_audited / failed.audited:.1f}"
     assert [failing[0], failing[1], failing[place]] == ["", "simclr_adv", {"struck": worst}]
     assert [best[0], best[1], set(best[place])] == [{"bold": "1"}, {"bold": "cf_amc_ssl"}, {"bold"}]
-    (audit,) = [section for section in data["sections"] if section["title"] == "Audit"]
+    (audit,) = [section for section in data["appendix"] if section["title"] == "Audit"]
     (line,) = audit["tables"][0]["rows"]
     assert line == ["simclr_adv", "0", "linear", "S2", "FAIL", "5", "at least 2 eps", "1", ""]
     text = " ".join(" ".join(pages(rendered(asked, found))).split())
@@ -179,7 +267,7 @@ def test_ranges_and_what_can_be_claimed_are_read():
     assert "What can be claimed" in text
     assert linear["note"] in text
     for sentence in (
-        "the encoder of cf_amc_ssl (seed 0) is better than the encoder of simclr (seed 0) under the worst case of PGD "
+        "The encoder of cf_amc_ssl (seed 0) is better than the encoder of simclr (seed 0) under the worst case of PGD "
         "and AutoAttack at eps 0.1 (linear): ",
         "No difference can be claimed between the encoder of cf_amc_ssl (seed 0) and the encoder of emp_ssl_adv "
         "(seed 0) under the worst case of PGD and AutoAttack at eps 0.1 (linear): not significant (adjusted p ",
@@ -191,3 +279,34 @@ def test_nothing_is_claimed_where_nothing_is_ranked():
     asked = manifest(("simclr",))
     text = " ".join(pages(rendered(asked, records(asked, diverged=("simclr-s0",)))))
     assert "What can be claimed" not in text
+
+
+def test_it_is_tagged_with_tables_headings_and_figures(cifar):
+    root = PdfReader(io.BytesIO(cifar)).trailer["/Root"]
+    assert root["/MarkInfo"]["/Marked"]
+    kinds, left = set(), [root["/StructTreeRoot"]]
+    while left:
+        node = left.pop().get_object()
+        if isinstance(node, dict):
+            kinds.add(node.get("/S"))
+            below = node.get("/K", [])
+            left += below if isinstance(below, list) else [below] if not isinstance(below, int) else []
+    assert kinds >= {"/Table", "/TH", "/TD", "/THead", "/Figure", "/H1", "/Caption"}
+
+
+def test_no_line_leaves_the_page():
+    """Very long names, messages, commands and notes, with and without blanks: all text stands within the margins."""
+    names = ("x" * 150, "a_" * 70, "very long name " * 9)
+    asked = manifest(names, seeds=2).model_copy(update={"command": ["bench", "run", "--set", "y" * 300, "z, " * 90]})
+    found = records(asked, diverged=(f"{names[0]}-s0",))
+    found = [r.model_copy(update={"message": "m" * 400}) if r.status != "finished" else r for r in found]
+    out = []
+
+    def seen(text, _, matrix, __, size):
+        if text.strip():
+            out.append((matrix[4], text))
+
+    for page in PdfReader(io.BytesIO(rendered(asked, found, {"clean_vs_robust": SVG}))).pages:
+        page.extract_text(visitor_text=seen)
+    assert len(out) > 200
+    assert [each for each in out if not 0 <= each[0] <= 595] == []

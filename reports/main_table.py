@@ -1,0 +1,79 @@
+"""The main table of report.pdf, leaderboard.tex and leaderboard.md: one for each protocol and budget."""
+
+from typing import Any
+
+import pandas as pd
+
+from bench.spec import Manifest, format_eps
+from reports.cells import PROTOCOLS, interval, number, percent, table, text, whole
+
+LEGEND = (
+    "Ranked by the worst case over PGD and AutoAttack (AA) on n images. Audited: the worst case with the audit's own "
+    "attacks. Struck through: no passed audit, not ranked."
+)
+TITLES = "# | Method | Seeds | Clean % | 95 % | PGD % | AA % | Worst % | 95 % | n | Audit | Audited % | Train s | GB"
+
+
+def main_tables(manifest: Manifest, board: pd.DataFrame) -> list[dict[str, Any]]:
+    """The lines of the leaderboard as tables (see reports/cells.py), each with a ``note`` on what it ranks.
+
+    LEGEND explains the columns.
+    """
+    return [
+        _table(manifest, str(protocol), budget, lines)
+        for (protocol, budget), lines in board.groupby(["protocol", "budget"], sort=False, dropna=False)
+    ]
+
+
+def _table(manifest: Manifest, protocol: str, budget: object, lines: pd.DataFrame) -> dict[str, Any]:
+    rows = [
+        [
+            _best(line, _rank(line)),
+            _best(line, line["method"] if line["status"] == "finished" else f"{line['method']} ({line['status']})"),
+            whole(line["seeds"]),
+            *interval(line, "clean"),
+            percent(line["pgd"]),
+            percent(line["autoattack"]),
+            *_worst(line),
+            whole(line["n"]),
+            text(line["audit"]),
+            percent(line["worst_audited"]),
+            number(line["train_seconds"], ".1f"),
+            number(line["peak_memory_bytes"], ".2f", per=1e9),
+        ]
+        for line in lines.to_dict("records")
+    ]
+    caption = f"{PROTOCOLS.get(protocol, protocol)} on {_where(manifest, budget, lines)}."
+    drawn = table(caption, TITLES, rows, left="Method | Audit", wide="Method", quiet="95 %", size=8)
+    return drawn | {"note": next(iter(lines["standing"].dropna()), "")}
+
+
+def _where(manifest: Manifest, budget: object, lines: pd.DataFrame) -> str:
+    """Data, eps, images and budget, and what makes the numbers incomparable."""
+    counts = sorted({int(count) for count in lines["n"].dropna()})
+    within = budget if isinstance(budget, str) else manifest.budget
+    parts = [
+        manifest.data.label + " (a subset)" * manifest.data.subset,
+        f"eps {format_eps(manifest.main_eps)}",
+        *[f"n = {' to '.join(map(str, dict.fromkeys([counts[0], counts[-1]])))}" for _ in counts[:1]],
+        f"budget {within}" if within else "each row at its own budget",
+        *["quick evaluation, not comparable"] * ("quick" in set(lines["eval"])),
+    ]
+    return ", ".join(parts)
+
+
+def _rank(line: dict[Any, Any]) -> str:
+    lo, hi = whole(line["rank_lo"]), whole(line["rank_hi"])
+    return lo if lo == hi else f"{lo}-{hi}"
+
+
+def _best(line: dict[Any, Any], cell: str) -> Any:
+    return {"bold": cell} if line["best"] else cell
+
+
+def _worst(line: dict[Any, Any]) -> list[Any]:
+    """The ranked number and its interval; struck through without an audit of PASS or FLAG."""
+    accuracy, bounds = interval(line, "worst")
+    if line["audit"] in ("PASS", "FLAG"):
+        return [_best(line, accuracy), bounds]
+    return [{"struck": cell} if cell else "" for cell in (accuracy, bounds)]

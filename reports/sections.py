@@ -1,0 +1,260 @@
+"""The sections of the report that follow the figures, as titles, texts and tables (see reports/cells.py)."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.spec import Manifest, Record, format_eps
+from reports.cells import PROTOCOLS, interval, percent, table
+from reports.leaderboard import different_attacks
+from reports.pairs import sentences
+from reports.paper import PAPER, PAPER_EPS, PAPER_ROWS
+
+EPS_COLUMNS = 8  # that fit beside each other on a page
+
+
+def body(
+    manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame, board: pd.DataFrame, found: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Results: what can be claimed, every attack, beside the paper, cost, unfinished runs; only those with content."""
+    return _told(
+        {
+            "title": "What can be claimed",
+            "text": "What the statistics allow; claims.csv holds every pair. Each interval is of one pair.",
+            "points": sentences(found, manifest.main_eps),
+            "tables": _variances(board),
+        },
+        {
+            "title": "Every attack",
+            "text": "Accuracy in % over eps, one line per run and attack, also where it is not ranked; clean accuracy "
+            "on the first line of a run. worst: per image the worst case of PGD and AutoAttack; (crop): the attack "
+            "moves each crop. The interval is the 95 % one at the main eps, results.csv has that of every cell; where "
+            "the cells of a line differ in their number of images, n is the range.",
+            "tables": _attacks(manifest, rows),
+        },
+        {
+            "title": "Beside the paper",
+            "text": "The published protocol: a linear classifier fitted with Adam (3e-4, 20 epochs), PGD with 20 steps "
+            "of .01 from a zero start. Budgets and hardware differ from the paper's; these rows are not ranked.",
+            "tables": _beside_the_paper(manifest, rows),
+        },
+        {
+            "title": "Cost",
+            "text": "Passes and FLOPs per training image and epoch. Forward, backward to the input and backward to the "
+            "weights are counted apart.",
+            "tables": _costs(records),
+        },
+        {"title": "Runs that did not finish", "text": "", "tables": _unfinished(records)},
+    )
+
+
+def appendix(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """What the results rest on: the audit's findings and the settings; only those with content."""
+    return _told(
+        {
+            "title": "Audit",
+            "text": "Checks of the ranked numbers that found something, or did not run. Checks that passed, do not "
+            "apply, or belong to a higher level are left out. FAIL and NOT_RUN take the rank away; WARN leaves it, "
+            "with the mark FLAG.",
+            "tables": _audits(records, different_attacks(rows, manifest.main_eps)),
+        },
+        {
+            "title": "Settings",
+            "text": "Value and source of every setting: what the paper says (text), what is sound where its code is "
+            "not (sound), or what its code does (code); else the data set or the command.",
+            "tables": _settings(records),
+            "columns": 2,
+        },
+    )
+
+
+def _told(*sections: dict[str, Any]) -> list[dict[str, Any]]:
+    return [section for section in sections if section["tables"] or section.get("points")]
+
+
+# ---------------------------------------------------------------- results
+
+
+def _variances(board: pd.DataFrame) -> list[dict[str, Any]]:
+    lines = [
+        [
+            line["method"],
+            line["protocol"],
+            *interval(line, "worst"),
+            percent(line["seed_sd"]),
+            interval(line, "worst", "probe_lo", "probe_hi")[1],
+            percent(line["attack_spread"]),
+        ]
+        for line in board[board["rank_lo"].notna()].to_dict("records")
+    ]
+    caption = (
+        "What moves a ranked number, in points, each source apart: test images (95 % interval), seeds (sd of the worst "
+        "case), the penalty of the probe (PGD accuracy from lambda/10 to 10 lambda), draws of the attack (check A6)."
+    )
+    titles = "Method | Protocol | Worst % | Images 95 % | Seeds sd | Probe band | Attack spread"
+    return [table(caption, titles, lines, "Method | Protocol", "Method", size=8)] if lines else []
+
+
+def _attacks(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table for each protocol; one of many eps is split. ``pgd_only`` repeats numbers of PGD and is left out."""
+    scored = rows[rows["protocol"].notna() & (rows["attack"] != "pgd_only")]
+    protocols: dict[str, list[dict[Any, Any]]] = {}
+    for cell in scored.to_dict("records"):
+        protocols.setdefault(cell["protocol"], []).append(cell)
+    found = []
+    for protocol, cells in protocols.items():
+        tried = sorted({cell["eps"] for cell in cells if cell["attack"] != "none"})
+        shown = list(dict.fromkeys(map(format_eps, tried)))  # equal but for rounding: one column
+        for start in range(0, max(len(shown), 1), EPS_COLUMNS):
+            found.append(_over_eps(manifest, protocol, shown[start : start + EPS_COLUMNS], cells))
+    return found
+
+
+def _over_eps(manifest: Manifest, protocol: str, tried: list[str], cells: list[dict[Any, Any]]) -> dict[str, Any]:
+    """``cells``: those of one protocol; ``tried``: the eps that are columns, as printed."""
+    main, clean = format_eps(manifest.main_eps), [cell for cell in cells if cell["attack"] == "none"]
+    runs: dict[tuple[Any, Any], dict[str, dict[str, Any]]] = {}  # (method, seed) -> attack -> eps -> cell
+    for cell in cells:
+        attack = "" if cell["attack"] == "none" else cell["attack"] + " (crop)" * (cell["threat_space"] == "crop")
+        runs.setdefault((cell["method"], cell["seed"]), {}).setdefault(attack, {})[format_eps(cell["eps"])] = cell
+    lines = []
+    for (method, seed), attacks in runs.items():
+        status = next(iter(next(iter(attacks.values())).values()))["status"]
+        name = method if status == "finished" else f"{method} ({status})"
+        accuracy = "".join(percent(cell["accuracy"]) for cell in attacks.pop("", {}).values())
+        for attack, at in (attacks or {"": {}}).items():
+            over = [at[eps] for eps in tried if eps in at]
+            if over or not attacks:
+                values = [percent(at[eps]["accuracy"]) if eps in at else "" for eps in tried]
+                bounds = interval(at[main], "accuracy", "lo", "hi")[1] if main in at else ""
+                lines.append([name, str(seed), accuracy, attack, *values, bounds, _range(over)])
+                accuracy = ""  # once for each run
+    titles = ["Method", "Seed", f"Clean (n = {_range(clean)})" if clean else "Clean", "Attack", *tried]
+    caption = f"{PROTOCOLS.get(protocol, protocol)}: accuracy in % of every run under every attack, over eps."
+    last = f"95 % at {main}"
+    return table(caption, " | ".join([*titles, last, "n"]), lines, "Method | Attack", "Method", last, size=7.5)
+
+
+def _range(cells: list[dict[Any, Any]]) -> str:
+    """The fewest and the most images of ``cells``."""
+    totals = sorted({int(cell["total"]) for cell in cells})
+    return "–".join(str(total) for total in dict.fromkeys([*totals[:1], *totals[-1:]]))
+
+
+def _beside_the_paper(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    ours = rows[(rows["protocol"] == "published_eval") & rows["attack"].isin(["none", "pgd"])]
+    if ours.empty:
+        return []
+    label, tried = manifest.data.label, sorted(set(ours["eps"]))
+    paper = next((numbers for name, numbers in PAPER.items() if label.startswith(name)), {})
+    titles = ["Method", *map(_attack_name, tried), "Seeds"]
+    if paper:
+        titles += ["Row of the paper", *(f"{_attack_name(eps)}*" for eps in PAPER_EPS)]
+    lines = []
+    for name, results in ours.groupby("method", sort=False):
+        method = str(name)
+        means = [results.loc[results["eps"] == eps, "accuracy"].mean() for eps in tried]
+        theirs = [PAPER_ROWS[method], *(f"{value:.2f}" for value in paper[method])] if method in paper else []
+        line = [method, *map(percent, means), str(results["seed"].nunique()), *theirs]
+        lines.append(line + [""] * (len(titles) - len(line)))
+    source = " *: as printed in arXiv:2501.03507." if paper else ""
+    caption = f"{label}, published evaluation, accuracy in %, mean over seeds.{source}"
+    wide = "Method | Row of the paper"
+    return [table(caption, " | ".join(titles), lines, left=wide, wide=wide, size=8)]
+
+
+def _attack_name(eps: float) -> str:
+    return f"PGD {format_eps(eps)}" if eps else "Clean"
+
+
+def _costs(records: Sequence[Record]) -> list[dict[str, Any]]:
+    lines = [
+        [
+            record.spec.row,
+            str(record.spec.seed),
+            str(record.spec.budget),
+            f"{cost.train_seconds:.1f}",
+            f"{cost.compile_seconds:.1f}",
+            str(cost.updates),
+            f"{cost.epochs:.2f}",
+            f"{cost.images_per_second:.0f}",
+            f"{cost.forward_per_image:.1f}",
+            f"{cost.backward_input_per_image:.1f}",
+            f"{cost.backward_weight_per_image:.1f}",
+            f"{cost.flops_per_image / 1e9:.3f}",
+            f"{cost.peak_memory_bytes / 1e9:.2f}",
+        ]
+        for record in records
+        if (cost := record.train) is not None
+    ]
+    titles = (
+        "Method | Seed | Budget | Train s | Compile s | Updates | Epochs | Images/s "
+        "| Forward | Back. input | Back. weights | GFLOPs | GB"
+    )
+    return [table("Cost of every training run.", titles, lines, "Method", "Method", size=7.5)] if lines else []
+
+
+def _unfinished(records: Sequence[Record]) -> list[dict[str, Any]]:
+    runs = [record for record in records if record.status != "finished"]
+    lines = [[run.spec.row, str(run.spec.seed), run.status, run.message] for run in runs]
+    titles = "Method | Seed | Status | Message"
+    return [table("Runs without a full result, and why.", titles, lines, titles, "Method | Message")] if lines else []
+
+
+# ---------------------------------------------------------------- what they rest on
+
+
+def _audits(records: Sequence[Record], different: dict[str, list[str]]) -> list[dict[str, Any]]:
+    lines = [
+        ["all", "", protocol, "S1", "FAIL", str(len(hashes)), "1 hash of the attacks", "", ", ".join(hashes)]
+        for protocol, hashes in different.items()
+    ]
+    for record in records:
+        for audit in record.audits:
+            lines += [
+                [
+                    record.spec.row,
+                    str(record.spec.seed),
+                    audit.protocol,
+                    check.id,
+                    check.verdict,
+                    "" if check.value is None else f"{check.value:.4g}",
+                    check.threshold,
+                    str(check.n or ""),
+                    check.note,
+                ]
+                for check in audit.checks
+                if check.verdict in ("WARN", "FAIL", "NOT_RUN")
+            ]
+    titles = "Method | Seed | Protocol | Check | Verdict | Value | Threshold | n | Note"
+    left = "Method | Protocol | Check | Verdict | Threshold | Note"
+    wide = "Method | Threshold | Note"
+    return [table("Checks that are not PASS.", titles, lines, left, wide, size=7.5)] if lines else []
+
+
+def _settings(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What all methods share once, then what each has of its own."""
+    methods: dict[str, list[list[str]]] = {}
+    for record in records:
+        methods.setdefault(record.spec.row, [[s.name, _shown(s.value), s.source] for s in record.settings])
+    of_each = {method: settings for method, settings in methods.items() if settings}
+    if len(of_each) < 2:
+        return _setting_tables(of_each)
+    shared = [line for line in next(iter(of_each.values())) if all(line in others for others in of_each.values())]
+    own = {method: [line for line in settings if line not in shared] for method, settings in of_each.items()}
+    return _setting_tables({f"All {len(of_each)} methods": shared} | own)
+
+
+def _setting_tables(settings: dict[str, list[list[str]]]) -> list[dict[str, Any]]:
+    titles = "Setting | Value | Source"
+    return [table(name, titles, lines, titles, titles) for name, lines in settings.items() if lines]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(each) for each in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
