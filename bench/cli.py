@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
+from bench.commands.compare import compare
 from bench.commands.evaluate import evaluate
 from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
@@ -267,6 +268,7 @@ def perf(as_json: bool, updates: int, **given: Any) -> int:
 
 
 cli.add_command(evaluate)
+cli.add_command(compare)
 
 
 def main(arguments: list[str] | None = None) -> None:
