@@ -210,19 +210,23 @@ def list_(kind: str, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def report(folder: Path) -> int:
-    """Rebuild all tables, figures and both reports of a run from what is stored."""
-    from reports.build import build
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the report; needed for several DIR  [DIR]")
+def report(folders: tuple[Path, ...], out: Path | None) -> int:
+    """Rebuild all tables, figures and both reports of a run, or merge several runs into one report in --out."""
+    from reports.build import build, build_merged
 
+    if len(folders) > 1 and out is None:
+        raise UsageError(f"expected --out DIR for a report over {len(folders)} folders, got none")
+    target = out or folders[0]
     try:
-        warnings = build(folder)
+        warnings = build_merged(folders, target) if len(folders) > 1 else build(folders[0], out)
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+        raise UsageError(f"cannot write to {target}: {error.strerror}") from None
     for warning in warnings:
         say(f"warning: {warning}", err=True)
-    print_leaderboard(folder)
-    say(f"report: {folder / 'report.pdf'}, {folder / 'report.html'}")
+    print_leaderboard(target)
+    say(f"report: {target / 'report.pdf'}, {target / 'report.html'}")
     return 1 if warnings else 0
 
 

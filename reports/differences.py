@@ -32,37 +32,45 @@ class Difference:
 
 def differences(folders: Sequence[Folder]) -> list[Difference]:
     """Everything that is not the same in all ``folders``: what a run stands on first, the settings of methods last."""
-    told = [_facts(folder) for folder in folders]
-    names = dict.fromkeys(name for facts in told for name in facts)
-    found = [Difference(name, tuple(facts.get(name, "") for facts in told)) for name in names]
+    told = [facts(folder) for folder in folders]
+    names = dict.fromkeys(name for each in told for name in each)
+    found = [Difference(name, tuple(each.get(name, "") for each in told)) for name in names]
     return [each for each in found if len(set(each.values)) > 1] + _settings(folders)
 
 
-def _facts(folder: Folder) -> dict[str, str]:
+def facts(folder: Folder) -> dict[str, str]:
+    """What the numbers of a folder stand on, by name; several values where its runs differ."""
     manifest, data, environments = folder.manifest, folder.manifest.data, folder.environments
-    facts = {
+    told = {
         "data set": data.label,
         "training images": f"{data.train}, SHA-256 {data.train_sha256[:12]}",
         "test images": f"{data.test}, SHA-256 {data.test_sha256[:12]}",
         "budget": str(manifest.budget or "each row its own"),
         "main eps": format_eps(manifest.main_eps),
-        "bench": manifest.bench_version,
-        "commit": _joined(
-            f"{e.commit or 'unknown'}{' with uncommitted changes' * bool(e.dirty)}" for e in environments
-        ),
+        "hardware": _joined(f"{e.device_name}, {e.cpu}, {e.cores} cores, {e.threads} threads" for e in environments),
+        "system": _joined(e.platform for e in environments),
+        "precision": _joined(e.precision for e in environments),
+        "commit": _joined(f"{(e.commit or 'unknown')[:12]}{' and changes' * bool(e.dirty)}" for e in environments),
+    }
+    evaluations = [
+        spec.eval.model_dump(mode="json") | {"eps": [format_eps(eps) for eps in spec.eval.eps]}
+        for spec in manifest.runs
+    ]
+    fields = dict.fromkeys(name for each in evaluations for name in each if name != "main_eps")
+    told |= versions(folder)
+    return told | {f"evaluation: {name}": _joined(_shown(each[name]) for each in evaluations) for name in fields}
+
+
+def versions(folder: Folder) -> dict[str, str]:
+    """Of everything that computes, by name."""
+    environments = folder.environments
+    told = {
+        "bench": folder.manifest.bench_version,
         "Python": _joined(e.python for e in environments),
         "torch": _joined(e.torch for e in environments),
     }
     packages = dict.fromkeys(name for e in environments for name in e.versions)
-    facts |= {name: _joined(e.versions.get(name, "") for e in environments) for name in packages}
-    facts |= {
-        "hardware": _joined(f"{e.device_name}, {e.cpu}, {e.cores} cores, {e.threads} threads" for e in environments),
-        "system": _joined(e.platform for e in environments),
-        "precision": _joined(e.precision for e in environments),
-    }
-    evaluations = [spec.eval.model_dump(mode="json") for spec in folder.manifest.runs]
-    fields = dict.fromkeys(name for each in evaluations for name in each if name != "main_eps")
-    return facts | {f"evaluation: {name}": _joined(_shown(each[name]) for each in evaluations) for name in fields}
+    return told | {name: _joined(e.versions.get(name, "none") for e in environments) for name in packages}
 
 
 def _settings(folders: Sequence[Folder]) -> list[Difference]:

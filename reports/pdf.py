@@ -6,7 +6,7 @@ method is ever markup; the date is the manifest's, so the same records give the 
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import typst
 
 from bench.spec import Manifest, Record, format_eps
 from reports.captions import CAPTIONS
+from reports.claims import hardware_class
 from reports.definitions import definitions
 from reports.inert import printable
 from reports.leaderboard import different_attacks
@@ -34,9 +35,10 @@ def render(
     board: pd.DataFrame,
     found: pd.DataFrame,
     figures: dict[str, bytes],
+    facts: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The report as PDF. ``found``: the claims; ``figures``: name -> SVG, and one that is missing is left out."""
-    report: bytes = compile_report(content(manifest, records, rows, board, found, figures))
+    """The report as PDF. ``found``: the claims; ``figures``: name -> SVG; ``facts``: in place of the manifest's."""
+    report: bytes = compile_report(content(manifest, records, rows, board, found, figures, facts))
     return report
 
 
@@ -53,6 +55,7 @@ def content(
     board: pd.DataFrame,
     found: pd.DataFrame,
     figures: dict[str, bytes],
+    facts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that the template shows, as JSON values; all numbers are rendered here."""
     day = datetime.fromisoformat(manifest.created)
@@ -63,7 +66,7 @@ def content(
         "date": {"year": day.year, "month": day.month, "day": day.day},
         "dataset": f"{manifest.data.label}{' (a subset)' if manifest.data.subset else ''}",
         "mark": "Quick evaluation: few images, one restart. These numbers are not comparable." if quick else "",
-        "facts": _facts(manifest, rows),
+        "facts": [list(each) for each in facts.items()] if facts else _facts(manifest, rows),
         "definitions": definitions(manifest.main_eps),
         "leaderboards": [
             _board(protocol, budget, lines)
@@ -293,30 +296,32 @@ def _attacks(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _costs(records: Sequence[Record]) -> list[dict[str, Any]]:
-    lines = [
-        [
-            record.spec.row,
-            str(record.spec.seed),
-            str(record.spec.budget),
-            f"{cost.train_seconds:.1f}",
-            f"{cost.compile_seconds:.1f}",
-            str(cost.updates),
-            f"{cost.epochs:.2f}",
-            f"{cost.images_per_second:.0f}",
-            f"{cost.forward_per_image:.1f}",
-            f"{cost.backward_input_per_image:.1f}",
-            f"{cost.backward_weight_per_image:.1f}",
-            f"{cost.flops_per_image / 1e9:.3f}",
-            f"{cost.peak_memory_bytes / 1e9:.2f}",
-        ]
-        for record in records
-        if (cost := record.train) is not None
-    ]
+    """A table for each class of hardware: times of different machines share no column."""
+    classes: dict[str, list[list[Any]]] = {}
+    for record in records:
+        if (cost := record.train) is not None:
+            line = [
+                record.spec.row,
+                str(record.spec.seed),
+                str(record.spec.budget),
+                f"{cost.train_seconds:.1f}",
+                f"{cost.compile_seconds:.1f}",
+                str(cost.updates),
+                f"{cost.epochs:.2f}",
+                f"{cost.images_per_second:.0f}",
+                f"{cost.forward_per_image:.1f}",
+                f"{cost.backward_input_per_image:.1f}",
+                f"{cost.backward_weight_per_image:.1f}",
+                f"{cost.flops_per_image / 1e9:.3f}",
+                f"{cost.peak_memory_bytes / 1e9:.2f}",
+            ]
+            classes.setdefault(hardware_class(record.environment), []).append(line)
     titles = (
         "Method | Seed | Budget | Train s | Compile s | Updates | Epochs | Images/s "
         "| Forward | Back. input | Back. weights | GFLOPs | GB"
     )
-    return [_table("Cost of every training run.", titles, lines, "Method", "Method", size=7.5)] if lines else []
+    captions = {name: f"Cost of every training run{f' on {name}' * (len(classes) > 1)}." for name in classes}
+    return [_table(captions[name], titles, lines, "Method", "Method", size=7.5) for name, lines in classes.items()]
 
 
 def _unfinished(records: Sequence[Record]) -> list[dict[str, Any]]:

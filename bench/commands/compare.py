@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.show import say, show, table
-from bench.spec import UsageError, format_eps
+from bench.spec import format_eps
 
 if TYPE_CHECKING:
     from reports.compare import Cell, Comparison, Cost, Seeds
@@ -39,10 +39,7 @@ def _folder(path: Path) -> "Folder":
     from reports.differences import Folder
 
     damaged: list[Damaged] = []
-    try:
-        manifest, records = load_manifest(path), load_records(path, damaged)
-    except Damaged as error:
-        raise UsageError(str(error)) from None
+    manifest, records = load_manifest(path), load_records(path, damaged)
     for each in damaged:
         say(f"warning: {each}; it is left out", err=True)
     return Folder(str(path), manifest, records)
