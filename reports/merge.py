@@ -33,6 +33,7 @@ LEFT_OUT = (
     "Times, memory and energy are left empty: these runs are from different hardware. "
     "results.csv has those of each run, beside its hardware."
 )
+UNEQUAL = "Equal training time bought different amounts of computation."
 HEADED = (
     "data set",
     "training images",
@@ -81,7 +82,9 @@ class View:
         """The leaderboard, with a sentence about what was left empty."""
         if not self.mixed:
             return board
-        return board.assign(standing=[f"{each or ''} {LEFT_OUT}".strip() for each in board["standing"]])
+        timed = any(record.spec.budget.unit == "seconds" for record in self.records)
+        note = f"{LEFT_OUT} {UNEQUAL}" if timed else LEFT_OUT
+        return board.assign(standing=[f"{each or ''} {note}".strip() for each in board["standing"]])
 
 
 @dataclass(frozen=True, eq=False)
