@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
+from bench.commands.compare import compare
 from bench.commands.evaluate import evaluate
 from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
@@ -209,21 +210,27 @@ def list_(kind: str, as_json: bool) -> int:
 
 
 @cli.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the report; needed for several DIR  [DIR]")
 @click.option("--tex", is_flag=True, help="also leaderboard.tex, for a paper (booktabs)")
 @click.option("--md", is_flag=True, help="also leaderboard.md, for a repository")
-def report(folder: Path, tex: bool, md: bool) -> int:
-    """Rebuild all tables, figures and both reports of a run from what is stored."""
-    from reports.build import build
+def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> int:
+    """Rebuild all tables, figures and both reports of a run, or merge several runs into one report in --out."""
+    from reports.build import build, build_merged
 
+    if len(folders) > 1 and out is None:
+        raise UsageError(f"expected --out DIR for a report over {len(folders)} folders, got none")
+    target = out or folders[0]
     try:
-        warnings = build(folder, ["tex"] * tex + ["md"] * md)
+        texts = ["tex"] * tex + ["md"] * md
+        several = len(folders) > 1
+        warnings = build_merged(folders, target, texts) if several else build(folders[0], out, texts)
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error.strerror}") from None
+        raise UsageError(f"cannot write to {target}: {error.strerror}") from None
     for warning in warnings:
         say(f"warning: {warning}", err=True)
-    print_leaderboard(folder)
-    say(f"report: {folder / 'report.pdf'}, {folder / 'report.html'}")
+    print_leaderboard(target)
+    say(f"report: {target / 'report.pdf'}, {target / 'report.html'}")
     return 1 if warnings else 0
 
 
@@ -269,6 +276,7 @@ def perf(as_json: bool, updates: int, **given: Any) -> int:
 
 
 cli.add_command(evaluate)
+cli.add_command(compare)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,8 +14,8 @@ def base(row: str, budget: str) -> str:
 
 
 def budget_of(records: Iterable[Record]) -> dict[str, str]:
-    """Row -> its budget, the smallest first, where any row was trained under several; else nothing."""
+    """Row -> its budget, the smallest first, where there are several and rows are named by theirs; else nothing."""
     specs = sorted((record.spec for record in records), key=lambda spec: spec.budget.amount)
     rows = {spec.row: str(spec.budget) for spec in specs}
-    several = len({base(*each) for each in rows.items()}) < len(rows)
-    return rows if several else {}
+    named = all(base(*each) != each[0] for each in rows.items())
+    return rows if named and len(set(rows.values())) > 1 else {}

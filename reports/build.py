@@ -3,67 +3,113 @@
 A part that cannot be built becomes a warning: the results are on disk already, and no picture may cost one.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from bench.disk import DiskError, write_bytes
+from bench.disk import DiskError, is_there, write_bytes
 from bench.files import Damaged
-from bench.store import load_curves, load_examples, load_manifest, load_records, write_text
+from bench.spec import UsageError
+from bench.store import MANIFEST, Examples, Point, load_curves, load_examples, load_manifest, load_records, write_text
 from reports import html, inert, pdf, plots, text_tables
 from reports.curves import curves
+from reports.differences import Folder
 from reports.leaderboard import leaderboard, ranked_lines
+from reports.merge import View, merge
 from reports.pairs import pairs
 from reports.rows import rows
 
 TEXTS = {"tex": text_tables.latex, "md": text_tables.markdown}  # ending of leaderboard -> the table as text
 
 
-def build(folder: Path, texts: Collection[str] = ()) -> list[str]:
-    """Write the tables, figures, report.pdf and report.html into ``folder``; return warnings as sentences.
+def build(folder: Path, out: Path | None = None, texts: Collection[str] = ()) -> list[str]:
+    """Write the tables, figures, report.pdf and report.html of a run into ``out`` or its folder; warnings as sentences.
 
-    ``texts``: which of TEXTS to write too; one that is there already is always written again.
+    ``texts``: which of TEXTS to write too; one that is there already is always written again. Raises UsageError where
+    ``out`` holds another run.
     """
+    out = _free(out) if out and out.resolve() != folder.resolve() else folder
     damaged: list[Damaged] = []
-    manifest, records = load_manifest(folder), load_records(folder, damaged)
-    examples = load_examples(folder, damaged)
-    warnings = [f"{each}; it is left out, and the command of the run makes it again" for each in damaged]
-    points = load_curves(folder, damaged)
+    view = View(load_manifest(folder), load_records(folder, damaged))
+    examples, points = load_examples(folder, damaged), load_curves(folder, damaged)
+    return [_left_out(each) for each in damaged] + _write(out, view, examples, points, texts)
+
+
+def build_merged(folders: Sequence[Path], out: Path, texts: Collection[str] = ()) -> list[str]:
+    """The same of several run folders together, into a folder ``out`` of its own. Raises UsageError."""
+    _free(out)
+    damaged: list[Damaged] = []
+    short = len({folder.resolve().name for folder in folders}) == len(folders)
+    merged = merge(
+        [
+            Folder(
+                folder.resolve().name if short else str(folder), load_manifest(folder), load_records(folder, damaged)
+            )
+            for folder in folders
+        ]
+    )
+    examples = merged.together([load_examples(folder, damaged) for folder in folders])
+    points = merged.together([load_curves(folder, damaged) for folder in folders])
+    return [_left_out(each) for each in damaged] + _write(out, merged.view, examples, points, texts)
+
+
+def _write(
+    out: Path,
+    view: View,
+    examples: Mapping[str, list[Examples]],
+    points: Mapping[str, list[Point]],
+    texts: Collection[str],
+) -> list[str]:
+    manifest, records = view.manifest, view.records
+    warnings: list[str] = []
     drawn: dict[str, bytes] = {}
     table = board = found = over = pd.DataFrame()
     with _part("results.csv", warnings):
         table = rows(manifest, records)
-        write_text(folder / "results.csv", csv(table))
+        write_text(out / "results.csv", csv(view.stored(table)))
+        table = view.comparable(table)
     with _part("leaderboard.csv", warnings):
-        board = leaderboard(table, records, manifest.main_eps)
-        write_text(folder / "leaderboard.csv", csv(board))
+        board = view.noted(leaderboard(table, records, manifest.main_eps))
+        write_text(out / "leaderboard.csv", csv(board))
     for ending, rendered in TEXTS.items():
-        file = folder / f"leaderboard.{ending}"
-        if ending in texts or file.is_file():
+        file = out / f"leaderboard.{ending}"
+        if ending in texts or is_there(file):
             with _part(file.name, warnings):
                 write_text(file, rendered(manifest, board))
     with _part("curves.csv", warnings):
         over = curves(manifest, records, points)
         if points:
-            write_text(folder / "curves.csv", csv(over))
+            write_text(out / "curves.csv", csv(view.stored(over)))
+        over = view.comparable(over)
     with _part("claims.csv", warnings):
         found = pairs(records, manifest.main_eps, ranked_lines(board))
-        write_text(folder / "claims.csv", csv(found))
+        write_text(out / "claims.csv", csv(found))
     for name in plots.wanted(board, over):
         with _part(f"figures/{name}", warnings):
             pictures = plots.render(name, manifest, records, table, board, over)
             for kind, picture in pictures.items():
-                write_bytes(folder / "figures" / f"{name}.{kind}", picture)
+                write_bytes(out / "figures" / f"{name}.{kind}", picture)
             drawn[name] = pictures["svg"]
     with _part("report.pdf", warnings):
-        write_bytes(folder / "report.pdf", pdf.render(manifest, records, table, board, found, drawn))
+        write_bytes(out / "report.pdf", pdf.render(manifest, records, table, board, found, drawn, view.facts))
     with _part("report.html", warnings):
-        page = html.render(manifest, records, table, board, found, drawn, examples, over if points else None)
-        write_bytes(folder / "report.html", page)
+        shown = over if points else None
+        page = html.render(manifest, records, table, board, found, drawn, examples, shown, view.facts)
+        write_bytes(out / "report.html", page)
     return warnings
+
+
+def _free(out: Path) -> Path:
+    if is_there(out / MANIFEST):
+        raise UsageError(f"expected a new folder for the report, got {out}, which holds a run of its own")
+    return out
+
+
+def _left_out(damaged: Damaged) -> str:
+    return f"{damaged}; it is left out, and the command of the run makes it again"
 
 
 def csv(table: pd.DataFrame) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Gate = Literal["G0", "G1", "G2"]
 
@@ -29,6 +29,39 @@ class Finding:
     def as_json(self) -> dict[str, Any]:
         """All fields by name."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One metric of one cell that the gate looked at, whether it moved or not."""
+
+    gate: Gate
+    cell: str
+    metric: str
+    before: str
+    after: str
+    rule: str
+    p: float | None = None
+    finding: Finding | None = None  # where it moved
+
+    @classmethod
+    def of(cls, finding: Finding) -> Self:
+        """The metric that a finding is about."""
+        f = finding
+        return cls(f.gate, f.cell, f.metric, f.before, f.after, f.rule, f.p, finding)
+
+    @property
+    def verdict(self) -> Literal["loss", "gain", "same"]:
+        """``loss`` fails the gate; a ``gain`` is reported and does not."""
+        if self.finding is None:
+            return "same"
+        return "loss" if self.finding.loss else "gain"
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields by name, and the verdict in place of the finding, which repeats them."""
+        fields = asdict(self)
+        del fields["finding"]
+        return fields | {"verdict": self.verdict}
 
 
 def losses(findings: Iterable[Finding]) -> list[Finding]:

@@ -6,7 +6,7 @@ escaped, and the page allows no script or style but its own, by hash. Without Ja
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,12 @@ def render(
     board: pd.DataFrame,
     found: pd.DataFrame,
     figures: dict[str, bytes],
-    pictures: dict[str, list[Examples]],
+    pictures: Mapping[str, list[Examples]],
     curves: pd.DataFrame | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The page. ``found``: the claims; ``figures``: name -> SVG; ``pictures``: name of a run -> its examples."""
+    """The page. ``found``: the claims; ``figures``: name -> SVG; ``pictures``: name of a run -> its examples;
+    ``facts`` as in reports/pdf.py."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -71,7 +73,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    data = printable(content(manifest, records, rows, board, found, figures, pictures, curves))
+    data = printable(content(manifest, records, rows, board, found, figures, pictures, curves, facts))
     style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", *SCRIPTS))
     page = environment.get_template("report.html.j2").render(
         data,
@@ -98,11 +100,12 @@ def content(
     board: pd.DataFrame,
     found: pd.DataFrame,
     figures: dict[str, bytes],
-    pictures: dict[str, list[Examples]],
+    pictures: Mapping[str, list[Examples]],
     curves: pd.DataFrame | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that the template shows; all numbers are rendered here."""
-    told = pdf.content(manifest, records, rows, board, found, {})
+    told = pdf.content(manifest, records, rows, board, found, {}, facts)
     claims = next((section for section in told["sections"] if section["title"] == OWN[0]), None)
     drawn = charts(manifest, records, rows, board, curves)
     colours = {each["name"]: each["colour"] for each in drawn["methods"]}
@@ -289,7 +292,7 @@ def _check(id: str, seeds: list[Check]) -> dict[str, Any]:
 
 
 def examples(
-    records: Sequence[Record], pictures: dict[str, list[Examples]], colours: dict[str, int]
+    records: Sequence[Record], pictures: Mapping[str, list[Examples]], colours: dict[str, int]
 ) -> list[dict[str, Any]]:
     """For each protocol the clean images and, for each method, what became of them; of its first seed that has any."""
     shown: dict[str, dict[str, Any]] = {}

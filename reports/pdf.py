@@ -6,7 +6,7 @@ method is ever markup; the date is the manifest's, so the same records give the 
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from reports.reproduction import commit, reproduction, software
 from reports.sections import appendix, body
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
+FIRST = ("Merged from", "What differs")  # of the facts of a merged report
 TITLE = "Robust self-supervised learning at equal training time"
 
 
@@ -34,9 +35,10 @@ def render(
     board: pd.DataFrame,
     found: pd.DataFrame,
     figures: dict[str, bytes],
+    facts: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The report as PDF. ``found``: the claims; ``figures``: name -> SVG, and one that is missing is left out."""
-    report: bytes = compile_report(content(manifest, records, rows, board, found, figures))
+    """The report as PDF. ``found``: the claims; ``figures``: name -> SVG; ``facts``: in place of the manifest's."""
+    report: bytes = compile_report(content(manifest, records, rows, board, found, figures, facts))
     return report
 
 
@@ -53,6 +55,7 @@ def content(
     board: pd.DataFrame,
     found: pd.DataFrame,
     figures: dict[str, bytes],
+    facts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that the template shows, as JSON values; all numbers are rendered here."""
     day = datetime.fromisoformat(manifest.created)
@@ -63,14 +66,17 @@ def content(
         "date": {"year": day.year, "month": day.month, "day": day.day},
         "dataset": f"{manifest.data.label}{' (a subset)' if manifest.data.subset else ''}",
         "mark": "Quick evaluation: few images, one restart. These numbers are not comparable." if quick else "",
-        "abstract": abstract(manifest, records, rows, board, found),
+        "abstract": [
+            *([name, f"{facts[name]}."] for name in FIRST if facts),
+            *abstract(manifest, records, rows, board, found),
+        ],
         "legend": LEGEND,
         "leaderboards": main_tables(manifest, board),
         "figures": [{"caption": CAPTIONS.get(name, name), "svg": svg.decode()} for name, svg in figures.items()],
         "sections": body(manifest, records, rows, board, found),
         "definitions": definitions(manifest.main_eps),
         "appendix": appendix(manifest, records, rows),
-        "facts": _facts(manifest, rows),
+        "facts": [list(each) for each in facts.items()] if facts else _facts(manifest, rows),
         "reproduction": reproduction(manifest),
     }
 

@@ -118,7 +118,8 @@ def clean_vs_robust(material: Material) -> Figure:
     times = {f"{seconds:.3g} s": seconds for seconds in ends if seconds > 0}
     trained = [_dot("o", "white", text, size(seconds)) for text, seconds in times.items()]
     front_line = Line2D([], [], color="#555555", linestyle="--", linewidth=1, label="Pareto front")
-    _legend(figure, material, {"training time": trained, "dashed line": [front_line]})
+    sizes = {"training time": trained} if trained else {}
+    _legend(figure, material, sizes | {"dashed line": [front_line]})
     return figure
 
 
@@ -151,12 +152,15 @@ def robust_vs_eps(material: Material) -> Figure:
 
 def accuracy_vs_cost(material: Material) -> Figure:
     """What training time and computation buy: clean accuracy (open) above robust accuracy (filled)."""
-    figure, axes = _figure(material, len(material.panels()), 2, sharex="col")
+    timed = bool(material.board["train_seconds"].notna().any())  # times of different machines are left out
+    if timed:
+        figure, axes = _figure(material, len(material.panels()), 2, sharex="col")
+    else:
+        figure, axes = _figure(material, 1, len(material.panels()))
+        axes = axes.T
     for line, (protocol, points) in zip(axes, material.panels(), strict=True):
-        costs = {
-            "training time (s)": points["train_seconds"],
-            "training computation (FLOPs)": points["method"].map(material.flops),
-        }
+        costs = {"training time (s)": points["train_seconds"]} if timed else {}
+        costs["training computation (FLOPs)"] = points["method"].map(material.flops)
         for panel, (label, cost) in zip(line, costs.items(), strict=True):
             for point, x in zip(points.to_dict("records"), cost, strict=True):
                 colour, marker, _ = material.looks[point["method"]]

@@ -71,7 +71,7 @@ def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
     methods = list(dict.fromkeys([run.row for run in manifest.runs] + [record.spec.row for record in records]))
     lines: list[dict[str, Any]] = []
     for record in sorted(records, key=lambda record: (methods.index(record.spec.row), record.spec.seed)):
-        results = sorted([*record.results, *derived(record.results)], key=_place)
+        results = sorted([*record.results, *derived(record.results)], key=place)
         cells = [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
         lines += [cell | clock_probe(record, records) for cell in cells]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
@@ -106,7 +106,8 @@ def _worst(pgd: EvalResult, autoattack: EvalResult | None) -> EvalResult:
     )
 
 
-def _place(result: EvalResult) -> tuple[str, int, str, float]:
+def place(result: EvalResult) -> tuple[str, int, str, float]:
+    """What results are sorted by: protocol, attack in the order of ATTACKS, eps."""
     known = ATTACKS.index(result.attack) if result.attack in ATTACKS else len(ATTACKS)
     return result.protocol, known, result.attack, result.eps
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.spec import Manifest, Record, format_eps
 from reports.cells import PROTOCOLS, interval, percent, table
+from reports.claims import hardware_class
 from reports.leaderboard import different_attacks
 from reports.pairs import sentences
 from reports.paper import PAPER, PAPER_EPS, PAPER_ROWS
@@ -170,30 +171,32 @@ def _attack_name(eps: float) -> str:
 
 
 def _costs(records: Sequence[Record]) -> list[dict[str, Any]]:
-    lines = [
-        [
-            record.spec.row,
-            str(record.spec.seed),
-            str(record.spec.budget),
-            f"{cost.train_seconds:.1f}",
-            f"{cost.compile_seconds:.1f}",
-            str(cost.updates),
-            f"{cost.epochs:.2f}",
-            f"{cost.images_per_second:.0f}",
-            f"{cost.forward_per_image:.1f}",
-            f"{cost.backward_input_per_image:.1f}",
-            f"{cost.backward_weight_per_image:.1f}",
-            f"{cost.flops_per_image / 1e9:.3f}",
-            f"{cost.peak_memory_bytes / 1e9:.2f}",
-        ]
-        for record in records
-        if (cost := record.train) is not None
-    ]
+    """A table for each class of hardware: times of different machines share no column."""
+    classes: dict[str, list[list[Any]]] = {}
+    for record in records:
+        if (cost := record.train) is not None:
+            line = [
+                record.spec.row,
+                str(record.spec.seed),
+                str(record.spec.budget),
+                f"{cost.train_seconds:.1f}",
+                f"{cost.compile_seconds:.1f}",
+                str(cost.updates),
+                f"{cost.epochs:.2f}",
+                f"{cost.images_per_second:.0f}",
+                f"{cost.forward_per_image:.1f}",
+                f"{cost.backward_input_per_image:.1f}",
+                f"{cost.backward_weight_per_image:.1f}",
+                f"{cost.flops_per_image / 1e9:.3f}",
+                f"{cost.peak_memory_bytes / 1e9:.2f}",
+            ]
+            classes.setdefault(hardware_class(record.environment), []).append(line)
     titles = (
         "Method | Seed | Budget | Train s | Compile s | Updates | Epochs | Images/s "
         "| Forward | Back. input | Back. weights | GFLOPs | GB"
     )
-    return [table("Cost of every training run.", titles, lines, "Method", "Method", size=7.5)] if lines else []
+    captions = {name: f"Cost of every training run{f' on {name}' * (len(classes) > 1)}." for name in classes}
+    return [table(captions[name], titles, lines, "Method", "Method", size=7.5) for name, lines in classes.items()]
 
 
 def _unfinished(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -70,6 +70,41 @@ def paired_bootstrap(first: ArrayLike, second: ArrayLike, draws: int = DRAWS, se
     return float(lo), float(hi)
 
 
+def newcombe(correct: tuple[int, int], total: tuple[int, int]) -> tuple[float, float]:
+    """95 % interval of the first share minus the second, of independent counts (Newcombe, 1998, method 10)."""
+    (low, high), (other_low, other_high) = (wilson(*each) for each in zip(correct, total, strict=True))
+    first, second = (k / n for k, n in zip(correct, total, strict=True))
+    difference = first - second
+    below, above = math.hypot(first - low, other_high - second), math.hypot(high - first, second - other_low)
+    return difference - below, difference + above
+
+
+def cohens_h(first: float, second: float) -> float:
+    """Effect size of two shares in [0, 1] (Cohen, 1988): 0.2 is small, 0.5 medium, 0.8 large.
+
+    >>> round(cohens_h(1, 0), 4)
+    3.1416
+    """
+    return 2 * (math.asin(math.sqrt(first)) - math.asin(math.sqrt(second)))
+
+
+def welch(a: ArrayLike, b: ArrayLike) -> tuple[float, float, float] | None:
+    """(lo, hi, p): 95 % interval of mean(a) - mean(b) and its two-sided p, by Welch's t-test on at least two each.
+
+    None where neither varies, since then there is no error to measure the difference by.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if np.ptp(a) == 0 and np.ptp(b) == 0:
+        return None
+    parts = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    se = math.sqrt(sum(parts))
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
+    difference, half = float(a.mean() - b.mean()), float(stdtrit(freedom, 0.975)) * se
+    return difference - half, difference + half, min(1.0, 2 * float(stdtr(freedom, -abs(difference) / se)))
+
+
 def ratio_of_medians(a: ArrayLike, b: ArrayLike, draws: int = DRAWS, seed: int = 0) -> tuple[float, float, float]:
     """(ratio, lo, hi) of median(a) / median(b), numbers above 0, with its 95 % bootstrap interval (protocol 5.3)."""
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)

@@ -1,6 +1,8 @@
 """All files of a folder: the same bytes again, no formula in a table, and a failure that costs only its own part."""
 
+import cProfile
 import io
+import pstats
 
 import pandas as pd
 import pytest
@@ -11,6 +13,9 @@ from bench.spec import Record
 from reports import build as builder
 from reports import plots
 from reports.build import build, csv
+from reports.leaderboard import leaderboard, ranked_lines
+from reports.pairs import pairs
+from reports.rows import rows
 
 FILES = {"results.csv", "leaderboard.csv", "claims.csv", "report.pdf", "report.html"} | {
     f"figures/{name}.{kind}" for name in plots.FIGURES for kind in ("png", "svg")
@@ -93,3 +98,23 @@ def test_no_text_cell_is_a_formula_and_numbers_stay_numbers():
     assert back["method"].tolist() == ["'=1+1", "'+a", "'-a", "'@a", "' a", "' a", "a=b", "#x"]
     assert back["value"].tolist() == table["value"].tolist()
     assert "\n#x,0.3333333333333333,\n" in text
+
+
+def calls(seeds):
+    """Python calls that the tables of 2 methods with so many seeds take."""
+    asked = manifest(("simclr_adv", "cf_amc_ssl"), seeds=seeds, level="full")
+    found = records(asked, diverged=())
+    timed = [r.model_copy(update={"train": r.train.model_copy(update={"calibration": (1.0, 1.0)})}) for r in found]
+    profile = cProfile.Profile()
+    with profile:
+        table = rows(asked, timed)
+        board = leaderboard(table, timed, asked.main_eps)
+        pairs(timed, asked.main_eps, ranked_lines(board))
+    return pstats.Stats(profile).total_calls
+
+
+def test_the_work_grows_with_the_number_of_runs_and_no_faster():
+    """Counted, not timed: 100 runs have to be drawn in a minute on any machine."""
+    calls(2)  # imports and caches
+    few, many = calls(5), calls(20)
+    assert many < 4 * few  # four times the runs; fixed costs make it 2.4

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_ind
+from statsmodels.stats.api import CompareMeans, DescrStatsW, confint_proportions_2indep, proportion_effectsize
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_ind
@@ -14,11 +15,13 @@ from statsmodels.stats.weightstats import ttost_ind
 from reports.stats import (
     Pool,
     Spread,
+    cohens_h,
     discordant,
     equivalence,
     holm,
     image_variance,
     mcnemar,
+    newcombe,
     none_left_bound,
     paired_bootstrap,
     pareto,
@@ -28,6 +31,7 @@ from reports.stats import (
     seed_image_test,
     spread,
     superiority,
+    welch,
     wilson,
 )
 
@@ -280,3 +284,28 @@ def test_without_any_variance_the_sign_test_over_images_is_left():
     assert seed_image_test("b", "c", spreads, pool) == (0.0, 1.0)
     alone = {name: spread(outcomes[:, :1]) for name, outcomes in (("a", ones), ("b", zeros))}
     assert seed_image_test("a", "b", alone, pool_seeds(alone)) == (math.inf, 1.0)  # one image says nothing
+
+
+@pytest.mark.parametrize("counts", [(56, 70, 48, 80), (9, 10, 3, 10), (10, 10, 0, 20), (5, 56, 0, 29)])
+def test_newcombe_is_statsmodels(counts):
+    k1, n1, k2, n2 = counts
+    expected = confint_proportions_2indep(k1, n1, k2, n2, method="newcomb", compare="diff")
+    assert newcombe((k1, k2), (n1, n2)) == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_cohens_h_is_statsmodels_and_changes_its_sign_with_the_order(first, second):
+    assert cohens_h(first, second) == pytest.approx(proportion_effectsize(first, second), abs=1e-12)
+    assert cohens_h(first, second) == -cohens_h(second, first)
+
+
+def test_welch_is_statsmodels():
+    a, b = [0.61, 0.63, 0.58, 0.66], [0.55, 0.57, 0.52]
+    means = CompareMeans(DescrStatsW(a), DescrStatsW(b))
+    expected = (*means.tconfint_diff(usevar="unequal"), means.ttest_ind(usevar="unequal")[1])
+    assert welch(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_welch_is_silent_where_nothing_varies():
+    assert welch([0.5, 0.5], [0.6, 0.6]) is None
+    assert welch([0.5, 0.5], [0.6, 0.7])[2] < 1

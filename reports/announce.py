@@ -1,0 +1,127 @@
+"""What the gate found, in the forms that continuous integration shows: JUnit XML, annotations, a job summary, JSON.
+
+Cells and metrics carry names that anybody may have chosen, so each form escapes by its own rules.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from bench.store import write_text
+from reports.findings import Compared
+from reports.inert import printable
+
+TITLE = "bench check"
+SHOWN = 10  # annotations of one level that GitHub shows of a step; it drops the others without a word
+HEADS = ("", "gate", "cell", "metric", "before", "after", "rule", "p")
+
+
+def junit(compared: Sequence[Compared]) -> str:
+    """JUnit XML: a suite for each gate with a test case for each metric of a cell, which fails where it is a loss.
+
+    Gains are properties of their suite, since the schema that Jenkins checks allows none in a test case.
+    """
+    root = ElementTree.Element("testsuites", _counts(compared) | {"name": TITLE})
+    for gate in dict.fromkeys(each.gate for each in compared):
+        within = [each for each in compared if each.gate == gate]
+        suite = ElementTree.SubElement(root, "testsuite", _counts(within) | {"name": f"{TITLE} {gate}"})
+        gains = [each for each in within if each.verdict == "gain"]
+        if gains:
+            properties = ElementTree.SubElement(suite, "properties")
+            for each in gains:
+                name, value = f"gain: {_name(each)}", f"{each.before} -> {each.after}"
+                ElementTree.SubElement(properties, "property", {"name": printable(name), "value": printable(value)})
+        for each in within:
+            names = {"classname": f"bench.check.{gate}", "name": printable(_name(each))}
+            case = ElementTree.SubElement(suite, "testcase", names)
+            if each.verdict == "loss":
+                failure = {"type": gate, "message": printable(f"{each.before} -> {each.after}")}
+                ElementTree.SubElement(case, "failure", failure).text = printable(str(each.finding))
+    ElementTree.indent(root)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+
+
+def annotations(compared: Sequence[Compared]) -> list[str]:
+    """Workflow commands of GitHub, a line each: ``::error`` for a loss, ``::notice`` for a gain.
+
+    At most as many of each as GitHub shows; the last of them says how many are left for the job summary.
+    """
+    lines = []
+    for verdict, command in (("loss", "error"), ("gain", "notice")):
+        moved = [each for each in compared if each.verdict == verdict]
+        shown = moved if len(moved) <= SHOWN else moved[: SHOWN - 1]
+        for each in shown:
+            lines.append(f"::{command} title={_property(_name(each))}::{_data(str(each.finding))}")
+        if len(moved) > len(shown):
+            lines.append(f"::{command} title={TITLE}::{len(moved) - len(shown)} more are in the job summary")
+    return lines
+
+
+def summary(compared: Sequence[Compared]) -> str:
+    """The job summary in Markdown: what moved as a table, losses first; what did not, folded below."""
+    moved = [each for verdict in ("loss", "gain") for each in compared if each.verdict == verdict]
+    same = [each for each in compared if each.verdict == "same"]
+    parts = [f"### {TITLE}: {headline(compared)}", *[_markdown(moved)] * bool(moved)]
+    if same:
+        parts.append(f"<details><summary>{len(same)} that did not move</summary>\n\n{_markdown(same)}\n\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(compared: Sequence[Compared]) -> str:
+    """``1 loss, 2 gains in 24 compared metrics``."""
+    lost, gained = (sum(each.verdict == verdict for each in compared) for verdict in ("loss", "gain"))
+    losses, gains = "loss" if lost == 1 else "losses", "gain" if gained == 1 else "gains"
+    return f"{lost} {losses}, {gained} {gains} in {len(compared)} compared metric{'s' * (len(compared) != 1)}"
+
+
+def as_json(compared: Sequence[Compared]) -> str:
+    """One JSON document: how many losses and gains, and everything that was compared, in its order."""
+    lost, gained = (sum(each.verdict == verdict for each in compared) for verdict in ("loss", "gain"))
+    found = {"losses": lost, "gains": gained, "compared": [each.as_json() for each in compared]}
+    return json.dumps(found, indent=1)
+
+
+def write_summary(text: str, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Add ``text`` to the file that $GITHUB_STEP_SUMMARY names, behind what the step has written there already.
+
+    None where the variable is not set. Raises DiskError.
+    """
+    named = environment.get("GITHUB_STEP_SUMMARY")
+    if not named:
+        return None
+    file = Path(named)
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    write_text(file, before + "\n" * bool(before) + text)
+    return file
+
+
+def _counts(compared: Sequence[Compared]) -> dict[str, str]:
+    failures = sum(each.verdict == "loss" for each in compared)
+    return {"tests": str(len(compared)), "failures": str(failures), "errors": "0", "skipped": "0"}
+
+
+def _name(compared: Compared) -> str:
+    return f"{compared.cell}, {compared.metric}"
+
+
+def _data(text: str) -> str:
+    """The rules of GitHub's toolkit for the message of a command."""
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    """And for the value of a property, where : and , have a meaning too."""
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _markdown(compared: Sequence[Compared]) -> str:
+    """A table; no text in it is markup."""
+    lines = [list(HEADS), ["---"] * len(HEADS)]
+    for each in compared:
+        p = "" if each.p is None else f"{each.p:.2g}"
+        texts = [each.verdict, each.gate, each.cell, each.metric, each.before, each.after, each.rule, p]
+        lines.append([re.sub(r"([\\`*_\[\]<>|~&!#])", r"\\\1", printable(text)) for text in texts])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
