@@ -21,9 +21,9 @@ class Finding:
     loss: bool
 
     def __str__(self) -> str:
-        """``LOSS cell, metric: before -> after (gate: rule, p = ...)`` on one line."""
+        """``LOSS cell, metric: before -> after (gate: rule, p = ...)`` on one line; or ``gain``, in G0 ``differs``."""
         p = "" if self.p is None else f", p = {self.p:.2g}"
-        word = "LOSS" if self.loss else "gain"
+        word = "LOSS" if self.loss else "differs" if self.gate == "G0" else "gain"  # G0 knows no direction
         return f"{word} {self.cell}, {self.metric}: {self.before} -> {self.after} ({self.gate}: {self.rule}{p})"
 
     def as_json(self) -> dict[str, Any]:
