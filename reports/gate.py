@@ -51,12 +51,17 @@ class Comparison:
         return Finding(self.gate, self.cell, self.metric, self.before, self.after, self.rule, self.p, loss)
 
 
-def require_comparable(found: Reading, baseline: Baseline) -> None:
-    """Raises UsageError where the two did not measure the same thing."""
+def require_same_question(asked: Reading, baseline: Baseline) -> None:
+    """Raises UsageError where the two do not ask for the same thing."""
     for name in ("dataset", "budget", "level", "test_sha256"):
-        before, after = getattr(baseline, name), getattr(found, name)
+        before, after = getattr(baseline, name), getattr(asked, name)
         if before != after:
             raise UsageError(f"nothing to compare: the baseline is for {name} {before}, this is {after}")
+
+
+def require_comparable(found: Reading, baseline: Baseline) -> None:
+    """Raises UsageError where the two did not measure the same thing, or nothing was measured."""
+    require_same_question(found, baseline)
     if not any(series.metric in COUNTS and series.numbers for series in found.series):
         raise UsageError("nothing to compare: the run has no results")
     if not {series.key for series in found.series} & {series.key for series in baseline.series}:
