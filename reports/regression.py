@@ -213,6 +213,8 @@ class Baseline(Reading):
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the file"
             raise UsageError(f"{file} is not a baseline: {place}: {first['msg']}") from None
+        if any(each.spec.method_path for each in baseline.fixed):
+            raise UsageError(f"{file} is refused: it names a method's file, which is code; stored weights need none")
         lengths = {len(each.values) for each in baseline.series}
         if not any(each.metric in COUNTS and each.numbers for each in baseline.series):
             raise UsageError(f"nothing to compare with: the baseline {file} is empty")

@@ -116,6 +116,13 @@ class TestFile:
         with pytest.raises(UsageError, match=r"fixed\.0\.weights"):
             Baseline.read(tmp_path / "b.json")
 
+    def test_code_that_a_baseline_names_is_refused(self, tmp_path: Path) -> None:
+        text = json.loads(default_baseline("ci").read_text())
+        text["fixed"][0]["spec"]["method_path"] = "/somewhere/method.py"
+        (tmp_path / "b.json").write_text(json.dumps(text))
+        with pytest.raises(UsageError, match="which is code"):
+            Baseline.read(tmp_path / "b.json")
+
 
 class TestOfTheProject:
     def test_it_says_what_it_is_of_and_has_enough_runs(self) -> None:
