@@ -1,10 +1,9 @@
-"""The command line: ``bench run | plan | check | verify | list | report | doctor``.
+"""The command line: ``bench run | plan | check | baseline | verify | list | report | doctor``.
 
 Exit codes: 0 fine, 1 failure, 2 usage, 3 some cells failed, 4 regression found, 130 interrupted, 143 terminated.
 Nothing here imports torch before a command needs it.
 """
 
-import contextlib
 import json
 import signal
 import sys
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
+from bench.commands.baseline import baseline
+from bench.commands.check import check
 from bench.commands.compare import compare
 from bench.commands.evaluate import evaluate
 from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
@@ -23,7 +24,7 @@ from bench.spec import UsageError, unknown
 if TYPE_CHECKING:
     from bench.options import Options
 
-FAILED_CELLS, REGRESSION = 3, 4
+FAILED_CELLS = 3
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -142,32 +143,6 @@ def plan(as_json: bool, **given: Any) -> int:
 
 
 @cli.command()
-@click.argument("finished_run", metavar="[RUN]", required=False, type=click.Path(path_type=Path))
-@click.option("--suite", default="ci", show_default=True, help="the small suite to run when no RUN is given")
-@click.option("--baseline", type=click.Path(path_type=Path), help="the file to compare with  [the project's own]")
-@click.option("--update", is_flag=True, help="write the baseline instead of comparing")
-@click.option("--out", type=click.Path(path_type=Path), help="keep the run of the suite in this folder")
-def check(finished_run: Path | None, suite: str, baseline: Path | None, update: bool, out: Path | None) -> int:
-    """Compare the correct counts of a small fixed run with a baseline, exactly: exit 4 with a line per difference."""
-    from bench.check import check_run, run_suite
-    from reports.regression import default_baseline
-
-    file = baseline or default_baseline(suite)
-    if not update and not file.is_file():
-        raise UsageError(f"nothing to compare with: no baseline {file}; make one with bench check --update")
-    with contextlib.ExitStack() as stack:
-        folder = finished_run or run_suite(suite, out, stack)
-        findings = check_run(folder, file, update)
-    if update:
-        say(f"baseline written: {file}")
-        return 0
-    for finding in findings:
-        say(finding)
-    say(f"{len(findings)} differences from {file}" if findings else f"equal to {file}")
-    return REGRESSION if findings else 0
-
-
-@cli.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)")
 @click.option("--device", default="auto", help="auto, cpu or cuda:0  [auto]")
@@ -276,6 +251,8 @@ def perf(as_json: bool, updates: int, **given: Any) -> int:
 
 
 cli.add_command(evaluate)
+cli.add_command(check)
+cli.add_command(baseline)
 cli.add_command(compare)
 
 

@@ -141,6 +141,10 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
             from bench.transfer import transfer
 
             transfer(Path(task["out"]), report)
+        elif task["task"] == "fixed":
+            from bench.fixed import score_all
+
+            score_all(task["fixed"], Path(task["weights"]), Path(task["out"]), report)
         else:
             from bench.execute import execute
 

@@ -45,13 +45,13 @@ def junit(compared: Sequence[Compared]) -> str:
 
 
 def annotations(compared: Sequence[Compared]) -> list[str]:
-    """Workflow commands of GitHub, a line each: ``::error`` for a loss, ``::notice`` for a gain.
+    """Workflow commands of GitHub, a line each: ``::error`` for a loss, ``::notice`` for what else has moved.
 
     At most as many of each as GitHub shows; the last of them says how many are left for the job summary.
     """
     lines = []
-    for verdict, command in (("loss", "error"), ("gain", "notice")):
-        moved = [each for each in compared if each.verdict == verdict]
+    for verdicts, command in ((("loss",), "error"), (("gain", "differs"), "notice")):
+        moved = [each for each in compared if each.verdict in verdicts]
         shown = moved if len(moved) <= SHOWN else moved[: SHOWN - 1]
         for each in shown:
             lines.append(f"::{command} title={_property(_name(each))}::{_data(str(each.finding))}")
@@ -62,7 +62,7 @@ def annotations(compared: Sequence[Compared]) -> list[str]:
 
 def summary(compared: Sequence[Compared]) -> str:
     """The job summary in Markdown: what moved as a table, losses first; what did not, folded below."""
-    moved = [each for verdict in ("loss", "gain") for each in compared if each.verdict == verdict]
+    moved = [each for verdict in ("loss", "gain", "differs") for each in compared if each.verdict == verdict]
     same = [each for each in compared if each.verdict == "same"]
     parts = [f"### {TITLE}: {headline(compared)}", *[_markdown(moved)] * bool(moved)]
     if same:

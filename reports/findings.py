@@ -21,9 +21,9 @@ class Finding:
     loss: bool
 
     def __str__(self) -> str:
-        """``LOSS cell, metric: before -> after (gate: rule, p = ...)`` on one line."""
+        """``LOSS cell, metric: before -> after (gate: rule, p = ...)`` on one line; or ``gain``, in G0 ``differs``."""
         p = "" if self.p is None else f", p = {self.p:.2g}"
-        word = "LOSS" if self.loss else "gain"
+        word = "LOSS" if self.loss else "differs" if self.gate == "G0" else "gain"  # G0 knows no direction
         return f"{word} {self.cell}, {self.metric}: {self.before} -> {self.after} ({self.gate}: {self.rule}{p})"
 
     def as_json(self) -> dict[str, Any]:
@@ -51,11 +51,11 @@ class Compared:
         return cls(f.gate, f.cell, f.metric, f.before, f.after, f.rule, f.p, finding)
 
     @property
-    def verdict(self) -> Literal["loss", "gain", "same"]:
-        """``loss`` fails the gate; a ``gain`` is reported and does not."""
+    def verdict(self) -> Literal["loss", "gain", "differs", "same"]:
+        """``loss`` fails the gate; a ``gain`` is reported and does not, nor what ``differs`` without a direction."""
         if self.finding is None:
             return "same"
-        return "loss" if self.finding.loss else "gain"
+        return "loss" if self.finding.loss else "differs" if self.gate == "G0" else "gain"
 
     def as_json(self) -> dict[str, Any]:
         """All fields by name, and the verdict in place of the finding, which repeats them."""

@@ -1,62 +1,204 @@
-"""The regression gate as a pure function: what was found against a baseline -> findings, a sentence each."""
+"""The baseline of the regression gate: what a run measured, a value for each seed, as text for a diff."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-import pandas as pd
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from bench.spec import Data, Manifest, UsageError, format_eps
+from bench.spec import Data, EvalResult, Manifest, Record, RunSpec, Sha256, UsageError, format_eps
 
 BASELINES = Path(__file__).parent / "baselines"
-MEASURED = ("none", "fgsm", "noise", "pgd", "autoattack", "pgd_crop")  # derived rows follow from these
+Metric = Literal[
+    "status",
+    "clean accuracy",
+    "robust accuracy",
+    "accuracy on the curve",
+    "probe accuracy",
+    "probe gradient norm",
+    "audit",
+    "passes per image",
+    "peak memory",
+]
+ACCURACIES: tuple[Metric, ...] = ("clean accuracy", "robust accuracy", "probe accuracy")  # whose means are tested (G2)
+COUNTS: tuple[Metric, ...] = (*ACCURACIES, "accuracy on the curve")
 
 
-class Cell(Data):
-    """Correct counts of one cell; two integers."""
+class Tolerances(Data):
+    """How much worse a metric may be before it is a loss, whatever a test says."""
+
+    clean_points: float = Field(default=1.0, ge=0)
+    robust_points: float = Field(default=2.0, ge=0)
+    probe_points: float = Field(default=1.0, ge=0)
+    gradient_norm: float = Field(default=1e-6, gt=0)  # of a fitted probe: the largest (protocol 1.2)
+    passes: float = Field(default=0.001, ge=0)  # relative, as the next two
+    memory: float = Field(default=0.2, ge=0)
+    speed: float = Field(default=0.5, ge=0)
+
+
+class Series(Data):
+    """One metric of one method: a value for each seed, None where it was not measured. Counts have a ``total``."""
 
     method: str
-    seed: int
-    protocol: str
-    attack: str
-    eps: float
-    correct: int
-    total: int
+    where: str = ""  # protocol, attack and eps
+    metric: Metric
+    total: int | None = Field(default=None, ge=0)
+    values: list[int | float | str | None]
 
     @property
-    def name(self) -> str:
-        """The cell in words."""
-        where = f"{self.method} seed {self.seed}, {self.protocol}"
-        return f"{where}, {'clean' if self.attack == 'none' else f'{self.attack} at eps {format_eps(self.eps)}'}"
+    def cell(self) -> str:
+        """The cell in words, as ``cf_amc_ssl, linear, pgd at eps 0.1``."""
+        return f"{self.method}, {self.where}" if self.where else self.method
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What finds the same thing in another run."""
+        return self.method, self.where, self.metric
+
+    @property
+    def numbers(self) -> list[float]:
+        """The measured values that are numbers."""
+        return [float(value) for value in self.values if isinstance(value, int | float)]
 
 
-class Baseline(Data):
-    """Counts of a run and what they depend on: exact equality is promised only where all of it is equal."""
+class Reading(Data):
+    """What a run measured, and what it depends on: exact equality is promised only where all of that is equal."""
 
     dataset: str
+    test_sha256: Sha256
     budget: str
-    torch: str
-    machine: str
-    status: dict[str, str]  # run -> status
-    cells: list[Cell]
+    level: str
+    threads: int
+    platform: str
+    versions: dict[str, str]
+    commit: str | None
+    seeds: list[int]
+    series: list[Series]
 
     @classmethod
-    def of(cls, manifest: Manifest, rows: pd.DataFrame) -> "Baseline":
-        """The counts of a run."""
-        measured = rows[rows["attack"].isin(MEASURED)]
-        status = {
-            f"{method}-s{seed}": str(part["status"].iloc[0])
-            for (method, seed), part in rows.groupby(["method", "seed"], sort=False)
-        }
-        columns = list(Cell.model_fields)
+    def of(cls, manifest: Manifest, records: Sequence[Record]) -> "Reading":
+        """All metrics of a run folder, methods in the manifest's order."""
+        by_name = {record.spec.name: record for record in records}
+        first = {spec.row: spec for spec in reversed(manifest.runs)}
+        series: list[Series] = []
+        for method in dict.fromkeys(spec.row for spec in manifest.runs):
+            wanted = [first[method].model_copy(update={"seed": seed}).name for seed in manifest.seeds]
+            series += series_of(method, [by_name.get(name) for name in wanted])
+        machine = manifest.environment
         return cls(
             dataset=manifest.data.label,
+            test_sha256=manifest.data.test_sha256,
             budget=str(manifest.budget),
-            torch=manifest.environment.torch.partition("+")[0],
-            machine=machine(manifest),
-            status=status,
-            cells=[Cell.model_validate(row) for row in measured[columns].to_dict("records")],
+            level=manifest.runs[0].eval.level,
+            threads=manifest.runs[0].threads or machine.threads,
+            platform=platform(manifest),
+            versions={"torch": machine.torch} | machine.versions | {"python": machine.python},
+            commit=machine.commit and machine.commit + ("+" if machine.dirty else ""),
+            seeds=manifest.seeds,
+            series=series,
         )
+
+    def of_seeds(self, seeds: Sequence[int]) -> dict[tuple[str, str, str], Series]:
+        """The series with the values of these seeds alone, in this order; a seed that is missing is left out."""
+        places = [self.seeds.index(seed) for seed in seeds if seed in self.seeds]
+        return {s.key: s.model_copy(update={"values": [s.values[place] for place in places]}) for s in self.series}
+
+
+def series_of(method: str, records: Sequence[Record | None]) -> list[Series]:
+    """All series of one method from its runs, one for each seed; None for a run that is missing."""
+    found: dict[tuple[str, str, str], Series] = {}
+
+    def put(place: int, value: int | float | str, metric: Metric, where: str = "", total: int | None = None) -> None:
+        fresh = Series(method=method, where=where, metric=metric, total=total, values=[None] * len(records))
+        series = found.setdefault(fresh.key, fresh)
+        if series.total != total:
+            raise UsageError(f"nothing to compare: {series.cell}, {metric}: {series.total} images and {total}")
+        series.values[place] = value
+
+    for place, record in enumerate(records):
+        put(place, record.status if record else "missing", "status")
+        if record is None:
+            continue
+        for result in record.results:
+            put(place, result.correct, metric_of(result), where(result), result.total)
+        for probe in record.probes:
+            for penalty, correct, total in probe.held_out:
+                if penalty == probe.penalty:
+                    put(place, correct, "probe accuracy", f"{probe.protocol}, held out", total)
+                    put(place, probe.gradient_norm, "probe gradient norm", probe.protocol)
+        for audit in record.audits:
+            put(place, audit.verdict, "audit", audit.protocol)
+        if record.train is not None and record.train.status == "finished":
+            cost = record.train
+            passes = cost.forward_per_image + cost.backward_input_per_image + cost.backward_weight_per_image
+            put(place, round(passes, 6), "passes per image")
+            put(place, cost.peak_memory_bytes, "peak memory")
+    return list(found.values())
+
+
+def metric_of(result: EvalResult) -> Metric:
+    """Which accuracy a result is."""
+    if result.curve:
+        return "accuracy on the curve"
+    return "clean accuracy" if result.attack == "none" else "robust accuracy"
+
+
+def where(result: EvalResult) -> str:
+    """Protocol, attack and eps in words."""
+    attack = "clean" if result.attack == "none" else f"{result.attack} at eps {format_eps(result.eps)}"
+    return f"{result.protocol}, {attack}"
+
+
+def platform(manifest: Manifest) -> str:
+    """System, processor and device, as in ``Linux x86_64 AMD EPYC, cpu``: exact counts hold for one kind of each."""
+    machine = manifest.environment
+    system, _, rest = machine.platform.partition("-")
+    families = [family for family in ("x86_64", "aarch64", "arm64", "AMD64") if family in rest]
+    device = "cpu" if machine.device == "cpu" else machine.device_name
+    return f"{system} {families[0] if families else rest} {machine.cpu}, {device}"
+
+
+# ---------------------------------------------------------------- stored weights
+
+
+class Fixed(Data):
+    """One method's stored weights, and what the attack left of them on fixed images (G1)."""
+
+    spec: RunSpec  # the run that they come from
+    weights: str = Field(pattern=r"^[A-Za-z0-9._-]+\.safetensors$")  # a file beside the baseline: encoder and probe
+    sha256: Sha256
+    protocol: str
+    eps: float
+    seed: int  # of the attack
+    images_sha256: Sha256
+    clean: str = Field(default="", pattern="^[01]*$")  # an outcome for each image, '1' where it stands
+    attacked: str = Field(default="", pattern="^[01]*$")
+    speed: float | None = Field(default=None, gt=0)  # seconds of an update over those of the calibration loop
+    error: str = ""  # why there are no outcomes
+
+    @property
+    def cell(self) -> str:
+        """The cell in words."""
+        return f"{self.spec.row}, stored weights, {self.protocol}"
+
+
+class FixedRun(Data):
+    """fixed.json: the stored weights of all methods under one seed of the attack."""
+
+    fixed: list[Fixed]
+
+
+# ---------------------------------------------------------------- the file
+
+
+class Baseline(Reading):
+    """A reading to compare with: why and when it was made, the tolerances, and the stored weights."""
+
+    reason: str = Field(min_length=1)
+    updated: str  # the day, for people
+    tolerances: Tolerances = Tolerances()
+    fixed: list[Fixed] = Field(default_factory=list)
 
     @classmethod
     def read(cls, file: Path) -> "Baseline":
@@ -64,58 +206,38 @@ class Baseline(Data):
         try:
             baseline = cls.model_validate_json(file.read_bytes())
         except FileNotFoundError:
-            raise UsageError(f"nothing to compare with: no baseline {file}") from None
+            raise UsageError(f"nothing to compare with: no baseline {file}; see bench baseline update") from None
+        except OSError as error:
+            raise UsageError(f"cannot read the baseline {file}: {error.strerror}") from None
         except ValidationError as error:
-            raise UsageError(f"{file} is not a baseline: {error.errors()[0]['msg']}") from None
-        if not baseline.cells:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise UsageError(f"{file} is not a baseline: {place}: {first['msg']}") from None
+        if any(each.spec.method_path for each in baseline.fixed):
+            raise UsageError(f"{file} is refused: it names a method's file, which is code; stored weights need none")
+        lengths = {len(each.values) for each in baseline.series}
+        if not any(each.metric in COUNTS and each.numbers for each in baseline.series):
             raise UsageError(f"nothing to compare with: the baseline {file} is empty")
+        if lengths != {len(baseline.seeds)}:
+            raise UsageError(f"{file} is not a baseline: expected {len(baseline.seeds)} values in each series")
+        for each in baseline.series:
+            words = each.metric in ("status", "audit")
+            fits = all(isinstance(value, str) == words for value in each.values if value is not None)
+            if not fits or not (words or each.numbers) or (each.metric in COUNTS) != bool(each.total):
+                raise UsageError(f"{file} is not a baseline: {each.cell}, {each.metric}: values of another kind")
         return baseline
 
     def text(self) -> str:
-        """As JSON, one cell a line, so that a change of numbers reads well in a diff."""
-        head = self.model_dump(exclude={"cells"})
-        cells = ",\n  ".join(json.dumps(cell.model_dump()) for cell in self.cells)
-        return json.dumps(head, indent=1).removesuffix("\n}") + f',\n "cells": [\n  {cells}\n ]\n}}\n'
-
-
-def machine(manifest: Manifest) -> str:
-    """System and processor, as in ``Linux x86_64 AMD EPYC``; exact counts hold for one kind of processor."""
-    system, _, rest = manifest.environment.platform.partition("-")
-    families = [family for family in ("x86_64", "aarch64", "arm64", "AMD64") if family in rest]
-    return f"{system} {families[0] if families else rest} {manifest.environment.cpu}"
+        """As JSON, a series a line."""
+        head = self.model_dump(mode="json", exclude={"series", "fixed"})
+        lists = {
+            name: ",\n  ".join(json.dumps(each.model_dump(mode="json")) for each in part)
+            for name, part in (("series", self.series), ("fixed", self.fixed))
+        }
+        parts = [f' "{name}": [\n  {lines}\n ]' if lines else f' "{name}": []' for name, lines in lists.items()]
+        return json.dumps(head, indent=1).removesuffix("\n}") + ",\n" + ",\n".join(parts) + "\n}\n"
 
 
 def default_baseline(suite: str) -> Path:
     """Where the baseline of a suite that comes with the project lies."""
     return BASELINES / f"{Path(suite).stem}.json"
-
-
-def compare(found: Baseline, baseline: Baseline) -> list[str]:
-    """All differences, both directions; empty when every count is equal.
-
-    Raises UsageError where the two cannot be compared exactly: another dataset, budget, torch or machine.
-    """
-    for key in ("dataset", "budget", "torch", "machine"):
-        now, before = getattr(found, key), getattr(baseline, key)
-        if now != before:
-            raise UsageError(
-                f"nothing to compare: the baseline is for {key} {before}, this is {now}; "
-                "bench check --update writes another"
-            )
-    findings = [
-        f"{run}: status {status} -> {found.status.get(run, 'missing')}"
-        for run, status in baseline.status.items()
-        if found.status.get(run) != status
-    ]
-    now_cells = {cell.name: cell for cell in found.cells}
-    for cell in baseline.cells:
-        now_cell = now_cells.pop(cell.name, None)
-        if now_cell is None:
-            findings.append(f"{cell.name}: {cell.correct} of {cell.total} correct -> not measured")
-        elif (now_cell.correct, now_cell.total) != (cell.correct, cell.total):
-            findings.append(
-                f"{cell.name}: {cell.correct} of {cell.total} correct -> {now_cell.correct} of {now_cell.total} "
-                "(rule: equal counts)"
-            )
-    findings += [f"{name}: not in the baseline" for name in now_cells]
-    return findings

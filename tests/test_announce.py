@@ -17,7 +17,7 @@ from reports.findings import Compared, Finding
 ROOT = Path(__file__).parent.parent
 HOSTILE = "a|b,c:d%0A\r\n::set-env name=X::<script>`[x](y)`\x1b[2J\ud800"
 LOSS = Finding("G1", "cf_amc_ssl, linear, pgd at eps 0.1", "robust accuracy", "61.2 %", "57.9 %", "McNemar", 2e-4, True)
-GAIN = Finding("G0", "emp_ssl", "passes per image", "6", "5", "equal", None, False)
+GAIN = Finding("G2", "emp_ssl", "passes per image", "6", "5", "equal", None, False)
 SAME = Compared("G1", "emp_ssl, linear", "clean accuracy", "93.1 %", "93.1 %", "McNemar", 1.0)
 COMPARED = [SAME, Compared.of(GAIN), Compared.of(LOSS)]
 ODD = Compared.of(Finding("G2", HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, 0.5, True))
@@ -29,13 +29,13 @@ def test_junit_has_a_case_for_each_metric_and_fails_those_that_lost() -> None:
     suites = {suite.attrib["name"]: suite for suite in root}
     assert {name: (s.attrib["tests"], s.attrib["failures"]) for name, s in suites.items()} == {
         "bench check G1": ("2", "1"),
-        "bench check G0": ("1", "0"),
+        "bench check G2": ("1", "0"),
     }
     same, lost = suites["bench check G1"].findall("testcase")
     assert len(same) == 0
     assert lost.attrib["name"] == "cf_amc_ssl, linear, pgd at eps 0.1, robust accuracy"
     assert [(f.attrib, f.text) for f in lost] == [({"type": "G1", "message": "61.2 % -> 57.9 %"}, str(LOSS))]
-    assert [p.attrib for p in suites["bench check G0"].iter("property")] == [
+    assert [p.attrib for p in suites["bench check G2"].iter("property")] == [
         {"name": "gain: emp_ssl, passes per image", "value": "6 -> 5"}
     ]
 
@@ -46,7 +46,7 @@ def test_junit_keeps_to_the_elements_that_the_schema_knows_in_its_order() -> Non
     known |= {"testcase": {"failure"}, "property": set(), "failure": set()}
     for element in ElementTree.fromstring(junit([*COMPARED, ODD])).iter():
         assert {child.tag for child in element} <= known[element.tag]
-    order = [child.tag for child in ElementTree.fromstring(junit(COMPARED)).find("testsuite[@name='bench check G0']")]
+    order = [child.tag for child in ElementTree.fromstring(junit(COMPARED)).find("testsuite[@name='bench check G2']")]
     assert order == ["properties", "testcase"]
 
 
@@ -104,13 +104,20 @@ def test_the_summary_shows_losses_first_and_what_did_not_move_below() -> None:
     assert cells(summary(COMPARED)) == [
         heads,
         ["loss", "G1", LOSS.cell, "robust accuracy", "61.2 %", "57.9 %", "McNemar", "0.0002"],
-        ["gain", "G0", "emp_ssl", "passes per image", "6", "5", "equal", ""],
+        ["gain", "G2", "emp_ssl", "passes per image", "6", "5", "equal", ""],
         heads,
         ["same", "G1", "emp_ssl, linear", "clean accuracy", "93.1 %", "93.1 %", "McNemar", "1"],
     ]
     assert summary(COMPARED).startswith("### bench check: 1 loss, 1 gain in 3 compared metrics\n")
     assert "did not move" not in summary([Compared.of(LOSS)])
     assert headline([SAME]) == "0 losses, 0 gains in 1 compared metric"
+
+
+def test_what_differs_without_a_direction_is_no_gain() -> None:
+    found = Compared.of(Finding("G0", "emp_ssl", "counts", "6", "5", "equal counts", None, False))
+    assert (found.verdict, json.loads(as_json([found]))["gains"]) == ("differs", 0)
+    assert annotations([found])[0].startswith("::notice title=emp_ssl%2C counts::differs emp_ssl")
+    assert "differs" in summary([found])
 
 
 def test_no_name_is_markup_in_the_summary() -> None:
@@ -153,4 +160,4 @@ def test_the_workflow_pins_its_actions_and_runs_the_gate() -> None:
 def test_the_commands_exist(text: str) -> None:
     named = set(re.findall(r"(?:^|`|bin/|run: )bench ([a-z]+)", text, re.MULTILINE))
     assert "check" in named
-    assert named - {"baseline"} <= set(cli.commands)
+    assert named <= set(cli.commands)

@@ -107,7 +107,7 @@ def loads(target):
             r"bench\.checks\.\w+",
             r"bench\.(checks|checks\.\w+|protocols|repro|search|spec)|(attacks|methods)\.common\.\w+",
         ),
-        (r"bench\.(?!cli|check|__main__)\w+", r"(?!reports|bench\.cli)[\w.]+"),
+        (r"bench\.(?!cli|check|baseline|fixed|__main__)\w+", r"(?!reports|bench\.cli)[\w.]+"),
     ],
 )
 def test_imports_run_one_way(source, allowed):
