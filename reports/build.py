@@ -24,8 +24,10 @@ def build(folder: Path) -> list[str]:
     """Write the tables, figures, report.pdf and report.html into ``folder``; return warnings as sentences."""
     damaged: list[Damaged] = []
     manifest, records = load_manifest(folder), load_records(folder, damaged)
-    examples = load_examples(folder, damaged)
     warnings = [f"{each}; it is left out, and the command of the run makes it again" for each in damaged]
+    lost: list[Damaged] = []
+    examples = load_examples(folder, lost)
+    warnings += [f"{each.path.relative_to(folder)} is damaged: its pictures are left out" for each in lost]
     points = load_curves(folder, damaged)
     drawn: dict[str, bytes] = {}
     table = board = found = over = pd.DataFrame()
