@@ -18,6 +18,7 @@ from bench.commands.baseline import baseline
 from bench.commands.check import check
 from bench.commands.compare import compare
 from bench.commands.evaluate import evaluate
+from bench.engine import SAVE_EVERY
 from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
 
@@ -90,7 +91,12 @@ def gather(given: dict[str, Any]) -> "Options":
 @cli.command()
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the results  [runs/<data>-<budget>-<hash>]")
-@click.option("--checkpoint-every", default="5m", show_default=True, help="training time between two checkpoints")
+@click.option(
+    "--checkpoint-every",
+    default=f"{SAVE_EVERY / 60:g}m",
+    show_default=True,
+    help="training time between two checkpoints",
+)
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
 def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""

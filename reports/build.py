@@ -33,15 +33,17 @@ def build(folder: Path, out: Path | None = None, texts: Collection[str] = ()) ->
     """
     out = _free(out) if out and out.resolve() != folder.resolve() else folder
     damaged: list[Damaged] = []
+    lost: list[Damaged] = []
     view = View(load_manifest(folder), load_records(folder, damaged))
-    examples, points = load_examples(folder, damaged), load_curves(folder, damaged)
-    return [_left_out(each) for each in damaged] + _write(out, view, examples, points, texts)
+    examples, points = load_examples(folder, lost), load_curves(folder, damaged)
+    return _left_out(damaged, lost) + _write(out, view, examples, points, texts)
 
 
 def build_merged(folders: Sequence[Path], out: Path, texts: Collection[str] = ()) -> list[str]:
     """The same of several run folders together, into a folder ``out`` of its own. Raises UsageError."""
     _free(out)
     damaged: list[Damaged] = []
+    lost: list[Damaged] = []
     short = len({folder.resolve().name for folder in folders}) == len(folders)
     merged = merge(
         [
@@ -51,9 +53,9 @@ def build_merged(folders: Sequence[Path], out: Path, texts: Collection[str] = ()
             for folder in folders
         ]
     )
-    examples = merged.together([load_examples(folder, damaged) for folder in folders])
+    examples = merged.together([load_examples(folder, lost) for folder in folders])
     points = merged.together([load_curves(folder, damaged) for folder in folders])
-    return [_left_out(each) for each in damaged] + _write(out, merged.view, examples, points, texts)
+    return _left_out(damaged, lost) + _write(out, merged.view, examples, points, texts)
 
 
 def _write(
@@ -108,8 +110,11 @@ def _free(out: Path) -> Path:
     return out
 
 
-def _left_out(damaged: Damaged) -> str:
-    return f"{damaged}; it is left out, and the command of the run makes it again"
+def _left_out(damaged: Sequence[Damaged], pictures: Sequence[Damaged]) -> list[str]:
+    """What is missing from the report, as sentences; pictures are not made again, since their run has ended."""
+    return [f"{each}; it is left out, and the command of the run makes it again" for each in damaged] + [
+        f"{each.path} is damaged: its pictures are left out" for each in pictures
+    ]
 
 
 def csv(table: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ import pstats
 
 import pandas as pd
 import pytest
+from html_fixtures import page_folder
 from report_fixtures import manifest, records, write
 
 from bench.show import print_leaderboard
@@ -72,6 +73,16 @@ def test_a_folder_with_gaps_builds_without_a_warning(tmp_path, kept):
     assert table["rank_lo"].isna().all()
     assert len(pd.read_csv(tmp_path / "claims.csv")) == 0
     assert set(table["status"]) == {"pending" if kept == "nothing" else "finished"}
+
+
+def test_a_damaged_picture_costs_the_pictures_of_its_run_only(tmp_path, monkeypatch):
+    folder = page_folder(tmp_path, ("simclr_adv", "cf_amc_ssl"), seeds=1)
+    name = "runs/cf_amc_ssl-s0/examples/linear.json"
+    (folder / name).write_bytes((folder / name).read_bytes().replace(b'"label": 0', b'"label": 7'))
+    monkeypatch.setattr(plots, "wanted", lambda *_: [])
+    assert build(folder) == [f"{folder / name} is damaged: its pictures are left out"]
+    assert set(derived(folder)) == {name for name in FILES if "/" not in name}
+    assert pd.read_csv(folder / "leaderboard.csv")["worst"].notna().all()
 
 
 def test_a_failing_figure_costs_only_itself(folder, monkeypatch):

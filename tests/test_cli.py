@@ -137,13 +137,15 @@ class TestInstant:
         )
         for arguments in (["--help"], ["list", "methods"], ["list", "attacks"], ["list", "suites"], ["run", "--help"]):
             best = 9.0
-            for _ in range(3):
+            for _ in range(3):  # another try where the machine was busy
                 found = subprocess.run(
                     [sys.executable, "-c", code.format(arguments)], capture_output=True, text=True, cwd=ROOT, check=True
                 )
                 torch, seconds = found.stderr.split()
                 assert torch == "0", arguments
                 best = min(best, float(seconds))
+                if best < 0.5:
+                    break
             assert best < 0.5, (arguments, best)
 
     @pytest.mark.parametrize(("kind", "known"), [("methods", 9), ("attacks", 6), ("datasets", 6), ("suites", 2)])
@@ -280,7 +282,7 @@ class TestPlan:
     def test_the_plan_is_within_a_factor_of_two(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """On a budget in updates: the measured update times their number against what the run then takes."""
         arguments = ["--methods", "emp_ssl_adv", "--data", "digits", "--threads", "1", "--device", "cpu"]
-        arguments += ["--budget", "60up", "--attacks", "pgd", "--protocols", "linear"]
+        arguments += ["--budget", "40up", "--attacks", "pgd", "--protocols", "linear", "--test-images", "32"]
         assert bench("plan", *arguments, "--json") == 0
         planned = json.loads(capsys.readouterr().out)
         assert planned["runs"][0]["cells"] == 7

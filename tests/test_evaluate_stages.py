@@ -66,8 +66,9 @@ def test_stages_on_the_images_still_standing_are_the_package_bit_for_bit(monkeyp
         return moved
 
     monkeypatch.setattr(stage, "perturb", remember)
-    result = run(STAGED.model_copy(update={"eps": (0.037,), "main_eps": 0.037})).results["linear", "autoattack", 0.037]
-    clean, labels = TEST.images[:8].float() / 255, TEST.labels[:8]
+    spec = STAGED.model_copy(update={"eps": (0.037,), "main_eps": 0.037, "autoattack_images": {"linear": 5}})
+    result = run(spec).results["linear", "autoattack", 0.037]
+    clean, labels = TEST.images[:5].float() / 255, TEST.labels[:5]
     model = found[clean[0].numpy().tobytes()][0]
     seed = stream(0, "attack", "autoattack", 0).initial_seed() % 2**31
     with torch.random.fork_rng(devices=[]):
@@ -76,7 +77,7 @@ def test_stages_on_the_images_still_standing_are_the_package_bit_for_bit(monkeyp
     assert torch.equal(torch.stack([found[image.numpy().tobytes()][1] for image in clean]), expected)
     assert result.outcomes == "".join("1" if right else "0" for right in predicted.eq(labels).tolist())
     assert [name for name, _ in result.stages] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert 0 < result.correct < 8
+    assert 0 < result.correct < 5
 
 
 def test_an_interrupted_autoattack_goes_on_at_its_stage(short, monkeypatch):
@@ -297,6 +298,7 @@ def trained():
     return method.encoder, images.first(500), test
 
 
+@pytest.mark.slow  # by default tests/test_zoo.py compares them, on images that AutoAttack has returned before
 def test_pgd_leaves_no_fewer_images_standing_than_autoattack(trained):
     encoder, images, test = trained
     spec = EvalSpec(eps=(0.02, 0.05), main_eps=0.05, protocols=("linear",), pgd_images=100, curve=(), band_images=10)

@@ -199,6 +199,19 @@ def out(made, tmp_path):
     return shutil.copytree(made, tmp_path / "out")
 
 
+@pytest.fixture(scope="module")
+def staged(made, tmp_path_factory):
+    """The same folder after the stage."""
+    out = shutil.copytree(made, tmp_path_factory.mktemp("staged") / "out")
+    transfer(out)
+    return out
+
+
+@pytest.fixture
+def done(staged, tmp_path):
+    return shutil.copytree(staged, tmp_path / "done")
+
+
 def found(out):
     """run -> A14, without the time that it took."""
     records = {each.name: RunFolder(out, each).record() for each in SPECS}
@@ -250,8 +263,7 @@ def test_the_stage_asks_every_number_once_and_counts_what_stored_images_break(ou
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.rglob("*") if file.is_file()} == before
 
 
-def test_a_stage_that_is_stopped_anywhere_ends_with_the_same_audits(out, made, tmp_path):
-    transfer(out)
+def test_a_stage_that_is_stopped_anywhere_ends_with_the_same_audits(made, staged, tmp_path):
     for stop in (2, 3, 5):  # between the three sources, and between the three targets
         other = shutil.copytree(made, tmp_path / str(stop))
         events = []
@@ -264,11 +276,11 @@ def test_a_stage_that_is_stopped_anywhere_ends_with_the_same_audits(out, made, t
         with pytest.raises(Interrupted):
             transfer(other, stopping)
         transfer(other)
-        assert timeless(other) == timeless(out), stop
+        assert timeless(other) == timeless(staged), stop
 
 
-def test_a_source_that_has_changed_is_tried_again_and_one_that_failed_is_none(out):
-    transfer(out)
+def test_a_source_that_has_changed_is_tried_again_and_one_that_failed_is_none(done):
+    out = done
     before = found(out)
     folder = RunFolder(out, SPECS[2])
     result, weights = folder.trained()
@@ -305,9 +317,8 @@ def test_a_stage_that_fails_says_so_and_leaves_numbers_unranked(out):
     assert {each.verdict for each in found(out).values()} == {"NOT_RUN"}
 
 
-def test_images_with_a_flipped_bit_are_not_used(out):
-    transfer(out)
-    run = RunFolder(out, SPECS[0])
+def test_images_with_a_flipped_bit_are_not_used(done):
+    run = RunFolder(done, SPECS[0])
     first = source(run, run.record(), "linear")
     assert first.made() is not None
     whole = first.file.read_bytes()

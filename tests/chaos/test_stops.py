@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from driver import BOTH, Command, Forked, arguments, check_readable, outcome, phase, undisturbed
+from driver import Command, Forked, arguments, check_readable, outcome, phase, undisturbed
 
 from bench.signals import EXIT_INTERRUPTED
 from bench.store import load_records
@@ -100,9 +100,9 @@ def stopped_run(out, given, times, chance, most, stops, kind):
     return sent
 
 
-def chaos(folder, audit, methods, signals, seed, protocols=BOTH, kind=Forked):
+def chaos(folder, audit, methods, signals, seed, kind=Forked, **others):
     """So many signals, in as many folders as that takes; each ends as the undisturbed run."""
-    given, chance, stops, number = arguments(audit, methods, protocols=protocols), random.Random(seed), Stops(), 0
+    given, chance, stops, number = arguments(audit, methods, **others), random.Random(seed), Stops(), 0
     times = undisturbed(folder / "undisturbed", given, kind)
     expected = outcome(folder / "undisturbed")
     while stops.sent.total() < signals:
@@ -120,7 +120,7 @@ def sound(stops):
 
 
 def test_three_signals_end_at_once_and_the_run_goes_on_exactly(tmp_path):
-    stops = chaos(tmp_path, "core", ("cf_amc_ssl",), 3, 5, "linear")
+    stops = chaos(tmp_path, "core", ("cf_amc_ssl",), 3, 5, protocols="linear", attacks="pgd")
     assert sound(stops), str(stops)
 
 

@@ -119,7 +119,7 @@ def k_winners() -> Subject:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.ReLU):
                 setattr(parent, name, Winners())
-    return healthy.subject(*healthy.fitted(encoder))
+    return healthy.subject(*healthy.fitted(encoder, band_images=1), audited=32)
 
 
 def batch_statistics() -> Subject:
@@ -160,11 +160,11 @@ class CropsByPlace(OtherCrops):
 
 def different_crops(model: type[OtherCrops]) -> Subject:
     """Attack and score look at different crops."""
-    fitted, probe = healthy.fitted(healthy.encoder(BASE), "multi_patch")
+    fitted, probe = healthy.fitted(healthy.encoder(BASE), "multi_patch", band_images=1)
     size = (16, 16)
     broken = model(fitted.encoder, fixed_boxes(healthy.SPEC.crops, size, healthy.SPEC.crop_seed), size)
     broken.probe = fitted.probe
-    return healthy.subject(broken.eval().requires_grad_(False), probe, protocol="multi_patch")
+    return healthy.subject(broken.eval().requires_grad_(False), probe, protocol="multi_patch", audited=32)
 
 
 # ---------------------------------------------------------------- training that misleads

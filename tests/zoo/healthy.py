@@ -70,10 +70,12 @@ def classifier(name: str) -> tuple[Classifier, ProbeResult]:
         return found, ProbeResult.model_validate_json(file.metadata()["probe"])
 
 
-def fitted(encoder: nn.Module, protocol: str = "linear") -> tuple[Classifier, ProbeResult]:
+def fitted(
+    encoder: nn.Module, protocol: str = "linear", band_images: int = SPEC.band_images
+) -> tuple[Classifier, ProbeResult]:
     """The harness's own classifier on any encoder of digits, its probe fitted on the training images."""
-    shelf = Shelf()
-    found = fitted_classifier(encoder, *digits(), SPEC, protocol, SEED, CPU, shelf, lambda event: None, [])
+    shelf, spec = Shelf(), SPEC.model_copy(update={"band_images": band_images})
+    found = fitted_classifier(encoder, *digits(), spec, protocol, SEED, CPU, shelf, lambda event: None, [])
     probe, tensors = shelf.probes[protocol]
     return found, probe.model_copy(update={"sha256": sha256(tensors)})  # as the store adds it
 
