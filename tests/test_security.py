@@ -33,7 +33,7 @@ from bench.datasets import cifar10
 from bench.disk import DiskError
 from bench.files import LARGEST_HEADER, Damaged, load_tensors, read, save
 from bench.foreign import Request, load_module
-from bench.options import LARGEST_SUITE, load_suite, options_of, parse_seeds
+from bench.options import LARGEST_FILE, load_suite, options_of, parse_seeds
 from bench.progress import Display
 from bench.registry import load as load_plugin
 from bench.show import plain, say_log
@@ -568,7 +568,7 @@ def test_the_disk_reads_regular_files_only(tmp_path):
         ("threads = " + "9" * 5000, "is not TOML"),
         ("budget = '1s'\nbudget = '2s'", "is not TOML"),
         ("seeds = \x1b[2J", "is not TOML"),
-        ("#" * (LARGEST_SUITE + 1), "expected a suite of at most"),
+        ("#" * (LARGEST_FILE + 1), "expected a suite of at most"),
     ],
 )
 def test_a_suite_is_checked_by_schema(tmp_path, text, said):
@@ -593,7 +593,7 @@ def test_seeds_that_fill_the_memory():
 def test_every_suite_of_ours_is_small():
     for file in (ROOT / "bench" / "suites").glob("*.toml"):
         assert tomllib.loads(file.read_text(encoding="utf-8"))
-        assert file.stat().st_size < LARGEST_SUITE / 10
+        assert file.stat().st_size < LARGEST_FILE / 10
 
 
 @pytest.mark.parametrize(
