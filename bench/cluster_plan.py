@@ -171,9 +171,10 @@ def warnings(cluster: Cluster, specs: list[RunSpec], placed: list[Placed]) -> li
             f"the cluster mixes GPU models ({', '.join(cluster.models)}): times of different hardware are never put "
             f"in one column{more}"
         )
-    idle = len(all_gpus(cluster.nodes)) - len({(each.gpu.node, each.gpu.place) for each in placed})
+    every = len(all_gpus(cluster.nodes))
+    idle = every - len({each.gpu for each in placed})
     if idle:
-        found.append(f"{idle} GPUs are paid and never get a run")
+        found.append(f"{idle} of {every} GPUs never get a run")
     losses = max((p.end - p.start) / HOUR * p.gpu.kind.preemptions_per_hour for p in placed)
     if losses > TRIES / 2:
         found.append(f"a run is expected to be preempted {losses:.0f} times, and is given up after {TRIES}")

@@ -36,7 +36,7 @@ def show_cluster(plan: ClusterPlan, specs: list[RunSpec], measured_on: str) -> N
         show_scaling(scaling, plan.cluster.currency)
     bill = plan.bill
     say(
-        f"cluster: {len(plan.placed)} runs on {bill.gpus} GPUs, makespan {end}, {bill.gpu_hours:.1f} GPU-hours paid, "
+        f"cluster: {len(plan.placed)} runs on {bill.gpus} GPUs, makespan {end}, {bill.gpu_hours:,.2f} GPU-hours paid, "
         f"{bill.utilization:.0%} of them busy, cost {money(bill.cost, plan.cluster.currency)}"
     )
     speeds = ", ".join(f"{kind.name} {kind.speed:g}" for kind in plan.cluster.nodes)
@@ -65,7 +65,7 @@ def show_scaling(scaling: Scaling, currency: str) -> None:
             f"{each.gpus}{' (stated)' if each.gpus == own else ''}",
             duration(each.makespan_seconds),
             f"{first / each.makespan_seconds:.2f}",
-            f"{each.gpu_hours:.1f}",
+            f"{each.gpu_hours:,.2f}",
             money(each.cost, currency),
             f"{each.utilization:.0%}",
         ]

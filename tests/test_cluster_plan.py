@@ -234,7 +234,7 @@ class TestThePlan:
         assert [each.kind.name for each in plan.scalings] == ["a", "b"]
         assert "mixes GPU models (GPU-a, GPU-b)" in plan.warnings[0]
         assert "makes more updates" in plan.warnings[0]
-        assert plan.warnings[1] == "6 GPUs are paid and never get a run"
+        assert plan.warnings[1] == "6 of 10 GPUs never get a run"
 
     def test_one_model_and_a_use_for_every_gpu_is_nothing_to_warn_of(self) -> None:
         plan = plan_cluster(Cluster(nodes=(nodes(gpus=4),)), runs("10up"), {r: measured(r, 10) for r in ("m0", "m1")})
