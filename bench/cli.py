@@ -139,13 +139,16 @@ def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) ->
 
 @cli.command()
 @run_options
+@click.option("--cluster", type=click.Path(path_type=Path), help="nodes, GPUs and prices in a .toml: docs/cluster.md")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
-def plan(as_json: bool, **given: Any) -> int:
-    """What a run would take: cells, training and evaluation time, memory, from a few measured steps."""
+def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
+    """What a run would take: cells, time, memory; on a cluster also schedule, cost and where more GPUs stop helping."""
+    from bench.cluster import load_cluster
     from bench.options import resolve
 
+    nodes = load_cluster(cluster) if cluster else None
     specs, _, total, data = resolve(gather(given))
-    return show_plan(specs, total, data.label, as_json)
+    return show_plan(specs, total, data.label, as_json, nodes)
 
 
 @cli.command()

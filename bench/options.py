@@ -3,7 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -25,7 +25,7 @@ from bench.spec import (
 )
 
 SUITES = Path(__file__).parent / "suites"
-LARGEST_SUITE = 2**20  # bytes
+LARGEST_FILE = 2**20  # bytes
 MOST_SEEDS = 10_000
 PROTOCOLS = "linear,multi_patch,published_eval"
 
@@ -86,32 +86,47 @@ def load_suite(name: str) -> dict[str, Any]:
         raise UsageError(
             unknown("suite", name, suites()) if not name.endswith(".toml") else f"no such suite file: {name}"
         )
-    if path.stat().st_size > LARGEST_SUITE:
-        raise UsageError(f"expected a suite of at most {LARGEST_SUITE} bytes, got {path}")
-    try:
-        options: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number with thousands of digits
-        raise UsageError(f"the suite {path} is not TOML: {error}") from None
-    checked = options_of(options, where=str(path))
-    if checked.rows:  # what a suite sets for all gives way to its rows; --set comes on top of both
+    options = read_toml(path, "suite")
+    suite = options_of(options, where=str(path))
+    if suite.rows:  # what a suite sets for all gives way to its rows; --set comes on top of both
         common = options.pop("settings", {})
-        for row, given in zip(checked.rows, options["rows"], strict=True):
+        for row, given in zip(suite.rows, options["rows"], strict=True):
             below = {key: value for target in ("all", row.method) for key, value in common.get(target, {}).items()}
             given["settings"] = below | row.settings
     return options
 
 
-def options_of(values: dict[str, Any], where: str = "the command line") -> Options:
-    """Options from plain values; UsageError with the nearest known key for one that does not exist."""
-    for key in values:
-        if key not in Options.model_fields:
-            raise UsageError(f"{where}: " + unknown("key", key, Options.model_fields))
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """What a TOML file of the user's holds; ``what`` it is, for the message. Raises UsageError."""
     try:
-        return Options.model_validate(values)
+        if path.stat().st_size > LARGEST_FILE:
+            raise UsageError(f"expected a {what} of at most {LARGEST_FILE} bytes, got {path}")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number with thousands of digits
+        raise UsageError(f"the {what} {path} is not TOML: {error}") from None
+
+
+Model = TypeVar("Model", bound=Data)
+
+
+def checked(model: type[Model], values: dict[str, Any], where: str) -> Model:
+    """The model from plain values; UsageError with the nearest known key for one that does not exist."""
+    for key in values:
+        if key not in model.model_fields:
+            raise UsageError(f"{where}: " + unknown("key", key, model.model_fields))
+    try:
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise UsageError(f"{where}: {name}: {first['msg'].lower()}, got {repr(first['input'])[:200]}") from None
+
+
+def options_of(values: dict[str, Any], where: str = "the command line") -> Options:
+    """Options from plain values. Raises UsageError."""
+    return checked(Options, values, where)
 
 
 def suites() -> list[str]:

@@ -104,7 +104,13 @@ def difference(stored: Manifest, new: Manifest) -> str:
 
 
 def measure_plan(specs: list[RunSpec], log: Path) -> list[Estimate]:
-    """What each run will take, from a few steps of every method, measured in one fresh process. Raises UsageError."""
+    """What each run will take on this machine, from a few measured steps of every method. Raises UsageError."""
+    measured = measure_rows(specs, log)
+    return [estimate(spec, measured[spec.row]) for spec in specs]
+
+
+def measure_rows(specs: list[RunSpec], log: Path) -> dict[str, Measured]:
+    """A few steps of the method of every row, measured in one fresh process. Raises UsageError."""
     first = {spec.row: spec for spec in reversed(specs)}
     measured: dict[str, Measured] = {}
     messages: list[str] = []
@@ -119,7 +125,7 @@ def measure_plan(specs: list[RunSpec], log: Path) -> list[Estimate]:
     code = run_child(task, listen, log)
     if code:
         raise UsageError(f"the plan could not be measured: {messages[-1] if messages else f'see {log}'}")
-    return [estimate(spec, measured[spec.row]) for spec in specs]
+    return measured
 
 
 def run_all(

@@ -11,6 +11,7 @@ from bench.spec import Budget, RunSpec, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from bench.cluster import Cluster
     from bench.plan import Estimate
 
 
@@ -105,29 +106,39 @@ def _counted(pairs: Any) -> str:
     return f"Claims: {', '.join(counts) or 'none'} (claims.csv)."
 
 
-def show_plan(specs: list[RunSpec], total: Budget | None, label: str, as_json: bool) -> int:
-    """Measure and print the plan. Raises UsageError if the training is above a total budget that is a cap."""
+def show_plan(
+    specs: list[RunSpec], total: Budget | None, label: str, as_json: bool, cluster: "Cluster | None" = None
+) -> int:
+    """Measure and print the plan, also on a cluster. Raises UsageError if the training is above a total budget."""
     import tempfile
 
-    from bench.run import measure_plan
+    from bench.plan import duration, estimate, total_seconds
+    from bench.run import measure_rows
     from bench.signals import signals_raise
 
     with tempfile.TemporaryDirectory() as folder, signals_raise():
         log = Path(folder) / "log.txt"
         try:
-            estimates = measure_plan(specs, log)
+            measured = measure_rows(specs, log)
         except UsageError:
             if log.is_file():
                 say_log(log)
             raise
+    estimates = [estimate(spec, measured[spec.row]) for spec in specs]
+    on_cluster, device = None, specs[0].device
+    if cluster is not None:
+        from bench.cluster_plan import plan_cluster
+        from bench.repro import environment
+
+        on_cluster = plan_cluster(cluster, specs, measured)
+        device = f"{environment(device, specs[0].precision).device_name} ({device}, {specs[0].precision})"
     if as_json:
         runs = [each.model_dump() | {"seconds": each.seconds} for each in estimates]
-        document = {"dataset": label, "device": specs[0].device, "seconds": sum(each.seconds for each in estimates)}
+        document: dict[str, Any] = {"dataset": label, "device": specs[0].device, "seconds": total_seconds(estimates)}
+        document |= {"cluster": on_cluster.document() | {"measured_on": device}} if on_cluster else {}
         click.echo(json.dumps(document | {"runs": runs}, indent=1))
         check_cap(total, estimates)
         return 0
-    from bench.plan import duration
-
     rows = [
         [
             each.row,
@@ -143,6 +154,10 @@ def show_plan(specs: list[RunSpec], total: Budget | None, label: str, as_json: b
     heads = ["method", "seed", "cells", "budget", "training", "evaluation", "memory up to"]
     show(table(f"{label}, on {specs[0].device} in {specs[0].precision}", heads, rows))
     say(summary(estimates))
+    if on_cluster is not None:
+        from bench.show_cluster import show_cluster
+
+        show_cluster(on_cluster, specs, device)
     check_cap(total, estimates)
     return 0
 
