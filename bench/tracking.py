@@ -22,6 +22,7 @@ from bench.hooks import Accuracy, Hook, Progress, Run
 from bench.signals import Interrupted
 from bench.spec import Record, RunSpec, UsageError
 
+START = 60.0  # seconds that its imports may take
 CALL = 60.0  # seconds that one call may take
 CLOSE = 30.0  # seconds for what is left to say when all runs have ended
 STOP = 1.0  # seconds for the same after a signal: the whole command ends within 10
@@ -122,7 +123,7 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def start(self) -> None:
-        """Its process begins; ``ready`` is set within CALL seconds."""
+        """Its process begins; ``ready`` is set within START seconds."""
         self._process.start()
         self._theirs.close()
         self._thread.start()
@@ -149,21 +150,21 @@ class Follower:
 
     def _follow(self) -> None:
         try:
-            self._answer()
+            self._answer(START)
             self.ready.set()
             while (call := self._calls.get()) is not None:
                 if not (self._finishing and call[0] == "progress"):
                     self._answers.send(call)
-                    self._answer()
+                    self._answer(CALL)
         except (HookError, OSError) as error:
             self._fail(str(error))
         finally:
             self.ready.set()
             self._answers.close()  # the process takes this for the end
 
-    def _answer(self) -> None:
-        if not self._answers.poll(CALL):
-            raise HookError(f"no answer for {CALL:g} s")
+    def _answer(self, seconds: float) -> None:
+        if not self._answers.poll(seconds):
+            raise HookError(f"no answer for {seconds:g} s")
         try:
             complaint = self._answers.recv()
         except EOFError:
