@@ -60,10 +60,15 @@ class Tracking:
         self._told, self._updates = 0.0, 0
 
     def __enter__(self) -> "Tracking":
-        for follower in self._followers:
-            follower.start()
-        for follower in self._followers:
-            follower.ready.wait()
+        try:
+            for follower in self._followers:
+                follower.start()
+            for follower in self._followers:
+                follower.ready.wait()
+        except Interrupted:
+            for follower in self._followers:
+                follower.end()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
@@ -145,8 +150,14 @@ class Follower:
         if self._thread.is_alive():
             self._fail("had not heard everything when the command ended")
         self._process.join(max(0.0, until - time.monotonic()))
-        self._process.kill()
-        self._process.join()
+        self.end()
+
+    def end(self) -> None:
+        """End its process, whatever it does."""
+        self._failed = True
+        if self._process.pid is not None:  # it was started
+            self._process.kill()
+            self._process.join()
 
     def _follow(self) -> None:
         try:

@@ -190,6 +190,21 @@ def test_a_signal_ends_the_hooks_within_moments(tmp_path, hook):
     assert len(said) == 1
 
 
+def test_a_signal_while_they_start_leaves_no_process(tmp_path, hook, monkeypatch):
+    hangs, (said, say) = hook("hangs", BAD.format(method="__init__", act="time.sleep(600)")), speaker()
+    hooks = Tracking([hangs, hangs], tmp_path, say)
+    first, second = hooks._followers
+
+    def interrupted():
+        raise Interrupted(15)
+
+    monkeypatch.setattr(first.ready, "wait", interrupted)
+    with pytest.raises(Interrupted):
+        hooks.__enter__()
+    assert [each._process.exitcode for each in (first, second)] == [-9, -9]
+    assert said == []
+
+
 def test_progress_is_told_every_two_seconds_of_training_and_at_its_end(tmp_path):
     told = []
     hooks = Tracking([], tmp_path, print, "a")
