@@ -97,16 +97,19 @@ def gather(given: dict[str, Any]) -> "Options":
     show_default=True,
     help="training time between two checkpoints",
 )
+@click.option("--track", help="tell trackers of each run: tensorboard, wandb, mlflow or a .py file; with commas")
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
-def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) -> int:
+def run(out: Path | None, checkpoint_every: str, track: str | None, dry_run: bool, **given: Any) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
     from bench.options import parse_seconds, resolve
     from bench.progress import Display
     from bench.run import default_out, make_manifest, measure_plan, opened, run_all
-    from bench.store import load_records
+    from bench.store import load_manifest, load_records
+    from bench.tracking import Tracking, parse_trackers
     from reports.build import build
 
     options = gather(given)
+    trackers = parse_trackers(track) if track is not None else []
     specs, budget, total, data = resolve(options)
     if dry_run:
         return show_plan(specs, total, data.label, as_json=False)
@@ -122,7 +125,9 @@ def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) ->
             check_cap(total, estimates)
         by_name = {f"{each.row}-s{each.seed}": each for each in estimates}
         known = [by_name[spec.name] for spec in specs if spec.name in by_name]
-        unfinished = run_all(out, specs, display, known if len(known) == len(specs) else None, lock, every)
+        expected = known if len(known) == len(specs) else None
+        with Tracking(trackers, out, display.line, load_manifest(out).model_dump_json()) as tracking:
+            unfinished = run_all(out, specs, display, expected, lock, every, tracking)
         display.line("building tables and figures")
         warnings = build(out)
         for warning in warnings:
@@ -167,13 +172,13 @@ def verify(folder: Path, data_root: str | None, device: str) -> int:
 
 
 @cli.command("list")
-@click.argument("kind", metavar="methods|attacks|datasets|suites")
+@click.argument("kind", metavar="methods|attacks|datasets|trackers|suites")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def list_(kind: str, as_json: bool) -> int:
     """What there is, a line each: name, what it is, where it comes from."""
     from bench import registry
 
-    plural: dict[str, registry.Kind] = {"methods": "method", "attacks": "attack", "datasets": "dataset"}
+    plural: dict[str, registry.Kind] = {f"{kind}s": kind for kind in registry.PACKAGES}
     if kind in plural:
         items = {name: registry.describe(plural[kind], name) for name in registry.names(plural[kind])}
     elif kind == "suites":

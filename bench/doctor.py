@@ -7,7 +7,13 @@ import platform
 from pathlib import Path
 from typing import Any
 
-EXTRAS = {"parquet": "pyarrow", "test": "pytest"}
+EXTRAS = {
+    "parquet": "pyarrow",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow-skinny",
+    "test": "pytest",
+}
 PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "typst")
 
 

@@ -1,7 +1,8 @@
-"""Folders are registries: a file in methods/, attacks/ or bench/datasets/ is a plug-in, and its name is its name.
+"""Folders are registries: a file in methods/, attacks/, bench/datasets/ or bench/trackers/ is a plug-in.
 
-A path to a .py file counts too, and so does an entry point of the group ``bench.methods`` (``bench.attacks``,
-``bench.datasets``) when it is asked for by name. Listing reads docstrings only and imports nothing.
+Its name is its name. A path to a .py file counts too, and so does an entry point of the group ``bench.methods``
+(``bench.attacks``, ``bench.datasets``, ``bench.trackers``) when it is asked for by name. Listing reads docstrings only
+and imports nothing.
 """
 
 import ast
@@ -16,8 +17,13 @@ from typing import Literal
 
 from bench.spec import NAME, UsageError, unknown
 
-Kind = Literal["method", "attack", "dataset"]
-PACKAGES: dict[Kind, str] = {"method": "methods", "attack": "attacks", "dataset": "bench.datasets"}
+Kind = Literal["method", "attack", "dataset", "tracker"]
+PACKAGES: dict[Kind, str] = {
+    "method": "methods",
+    "attack": "attacks",
+    "dataset": "bench.datasets",
+    "tracker": "bench.trackers",
+}
 
 
 def folder(kind: Kind) -> Path:
@@ -71,7 +77,7 @@ def _load_file(kind: Kind, path: Path) -> ModuleType:
 
 
 def _checked(kind: Kind, module: ModuleType, where: str) -> ModuleType:
-    wanted = {"method": ("Config", "Method"), "attack": ("Attack",), "dataset": ("Dataset",)}[kind]
+    wanted = ("Config", "Method") if kind == "method" else (kind.capitalize(),)
     missing = [name for name in wanted if not hasattr(module, name)]
     if missing:
         raise UsageError(f"{where} must define {' and '.join(wanted)}; missing: {', '.join(missing)}")

@@ -21,6 +21,7 @@ from bench.repair import settle
 from bench.signals import EXIT_INTERRUPTED, Interrupted
 from bench.spec import Budget, DataInfo, Manifest, RunSpec, UsageError
 from bench.store import MANIFEST, RunFolder, load_manifest
+from bench.tracking import Tracking
 
 
 def default_out(options: Options, specs: list[RunSpec]) -> Path:
@@ -135,13 +136,16 @@ def run_all(
     estimates: list[Estimate] | None,
     lock: int | None = None,
     save_every: float = SAVE_EVERY,
+    tracking: Tracking | None = None,
 ) -> list[str]:
     """Every run that is not finished, one after the other; the names of those that did not finish.
 
     One whose evaluation ran out of time is finished and says what is missing: it goes on. ``diverged`` and ``oom`` are
     results and stay; ``failed`` is tried again by the same command. The transfer stage follows, as ``transfer``.
-    Training is saved every so many seconds. Raises DiskError at the first file that cannot be written.
+    Training is saved every so many seconds; hooks hear of what is done in this call. Raises DiskError at the first file
+    that cannot be written.
     """
+    tracking = tracking or Tracking([], out, display.line)
     display.begin(specs, estimates)
     for folder in [RunFolder(out, spec) for spec in specs]:  # all of them while the folder is there
         spec = folder.spec
@@ -153,12 +157,14 @@ def run_all(
             display.skipped(spec, record.status)
             continue
         display.started(spec)
+        tracking.started(spec)
         messages: list[str] = []
 
         def listen(event: dict[str, Any], spec: RunSpec = spec, messages: list[str] = messages) -> None:
             if event.get("event") == "error":
                 messages.append(event["message"])
             display.event(spec, event)
+            tracking.event(event)
 
         log = folder.place("log.txt")
         task = {"task": "run", "out": str(out), "spec": spec.model_dump(mode="json"), "save_every": save_every}
@@ -167,6 +173,7 @@ def run_all(
         except Interrupted:
             with contextlib.suppress(DiskError):
                 mark_stopped(folder)
+                tracking.ended(folder.record([]))
             raise
         record = folder.record()
         stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"  # a signal to the child alone
@@ -175,6 +182,7 @@ def run_all(
             folder.save_record(record.model_copy(update={"status": "failed", "message": message}))
         record = folder.record()
         display.ended(spec, record.status, record.message)
+        tracking.ended(record)
     unfinished = [spec.name for spec in specs if RunFolder(out, spec).record().status != "finished"]
     return unfinished + ["transfer"] * (not run_transfer(out, specs, display, lock))
 

@@ -99,6 +99,9 @@ def loads(target):
         (r"methods\.common(\..*)?", r"attacks\.common\.\w+|methods\.common\.\w+|bench\.spec"),
         (r"bench\.datasets(\..*)?", r"bench\.datasets(\.\w+)?|bench\.(data|spec|unpack)"),
         (r"bench\.(clock|device|encoder|optim|registry|repro|data)", r"bench\.spec"),
+        (r"bench\.hooks", r"bench\.spec"),
+        (r"bench\.trackers(\..*)?", r"bench\.(hooks|spec)"),
+        (r"bench\.tracking", r"bench|bench\.(hooks|registry|signals|spec)"),
         (r"bench\.protocols", r"bench\.(repro|spec)|methods\.common\.\w+"),
         (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
         (r"bench\.train", r"bench\.(?!evaluate|protocols|engine|run|cli|store)\w+|methods\.common\.\w+|bench"),
@@ -198,6 +201,7 @@ def test_the_command_line_and_the_reports_load_no_torch():
 
 WRITES = {  # file: what it may do there
     "bench/engine.py": {"open"},  # the log of a child, which is appended to line by line
+    "bench/tracking.py": {"open"},  # the same of a hook
     "bench/datasets/cifar10.py": {"open"},  # the download, which is checked before it is used
     "bench/unpack.py": {"open"},  # what an archive holds, into a scratch folder
     "bench/lock.py": {"open", "ftruncate", "pwrite"},  # who the owner is

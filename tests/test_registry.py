@@ -10,7 +10,7 @@ import pytest
 from bench import registry
 from bench.spec import UsageError
 
-KINDS = {"method": ("Config", "Method"), "attack": ("Attack",), "dataset": ("Dataset",)}
+KINDS = {"method": ("Config", "Method"), "attack": ("Attack",), "dataset": ("Dataset",), "tracker": ("Tracker",)}
 EVERYTHING = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 METHODS = [
     "cf_amc_ssl",
