@@ -22,6 +22,8 @@ PORTABLE = {
 
 def run_suite(suite: str, out: Path | None, stack: contextlib.ExitStack) -> Path:
     """The folder of a finished run of the suite; temporary unless ``out`` is given."""
+    from bench.engine import SAVE_EVERY
+    from bench.engines.local import LocalEngine
     from bench.options import load_suite, options_of, resolve
     from bench.progress import Display
     from bench.run import make_manifest, opened, run_all
@@ -35,7 +37,7 @@ def run_suite(suite: str, out: Path | None, stack: contextlib.ExitStack) -> Path
     manifest = make_manifest(specs, budget, total, data, ["bench", "check", "--suite", suite])
     lock = stack.enter_context(opened(folder, manifest))
     with Display() as display:
-        run_all(folder, specs, display, None, lock)
+        run_all(folder, specs, display, None, LocalEngine(folder, SAVE_EVERY, lock), lock=lock)
     return folder
 
 

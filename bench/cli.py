@@ -16,6 +16,7 @@ import click
 
 from bench import __version__
 from bench.commands.evaluate import evaluate
+from bench.commands.where import Where, engine, engine_options
 from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
 
@@ -89,8 +90,9 @@ def gather(given: dict[str, Any]) -> "Options":
 @run_options
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the results  [runs/<data>-<budget>-<hash>]")
 @click.option("--checkpoint-every", default="5m", show_default=True, help="training time between two checkpoints")
+@engine_options
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
-def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) -> int:
+def run(out: Path | None, checkpoint_every: str, dry_run: bool, where: Where, **given: Any) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
     from bench.options import parse_seconds, resolve
     from bench.progress import Display
@@ -99,7 +101,8 @@ def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) ->
     from reports.build import build
 
     options = gather(given)
-    specs, budget, total, data = resolve(options)
+    specs, budget, total, data = resolve(options, where.here)
+    until = where.until()
     if dry_run:
         return show_plan(specs, total, data.label, as_json=False)
     every = parse_seconds(checkpoint_every, "--checkpoint-every")
@@ -108,13 +111,12 @@ def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) ->
     with opened(out, manifest) as lock, Display() as display:
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
-        estimates = measure_plan(todo, out / "plan-log.txt") if todo else []
+        estimates = measure_plan(todo, out / "plan-log.txt") if todo and where.here else []
         if estimates:
             display.line(summary(estimates))
             check_cap(total, estimates)
-        by_name = {f"{each.row}-s{each.seed}": each for each in estimates}
-        known = [by_name[spec.name] for spec in specs if spec.name in by_name]
-        unfinished = run_all(out, specs, display, known if len(known) == len(specs) else None, lock, every)
+        with engine(where, options, out, specs, every, lock) as made_by:
+            unfinished = run_all(out, specs, display, estimates, made_by, until, lock)
         display.line("building tables and figures")
         warnings = build(out)
         for warning in warnings:

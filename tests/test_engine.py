@@ -19,7 +19,8 @@ from rich.console import Console
 
 from bench import calibration, disk, engine
 from bench.disk import Disk, DiskError
-from bench.engine import main, run_child
+from bench.engine import SAVE_EVERY, main, run_child
+from bench.engines.local import LocalEngine
 from bench.lock import owned
 from bench.progress import Display
 from bench.run import run_all
@@ -317,7 +318,7 @@ def test_a_signal_to_the_child_alone_leaves_it_preempted(tmp_path):
             said.append(event)
             os.kill(child_of_this_process(), signal.SIGTERM)
 
-    assert run_all(tmp_path, runs, Shown(once), None) == [runs[0].name]
+    assert run_all(tmp_path, runs, Shown(once), None, LocalEngine(tmp_path, SAVE_EVERY, None)) == [runs[0].name]
     assert [RunFolder(tmp_path, run).record().status for run in runs] == ["preempted", "finished"]
 
 
@@ -370,7 +371,7 @@ def test_a_killed_server_costs_nothing(tmp_path):
             killed.append(forkserver._forkserver._forkserver_pid)
             os.kill(killed[0], signal.SIGKILL)
 
-    assert run_all(tmp_path, runs, Shown(once), None) == []
+    assert run_all(tmp_path, runs, Shown(once), None, LocalEngine(tmp_path, SAVE_EVERY, None)) == []
     assert [RunFolder(tmp_path, run).record().status for run in runs] == ["finished", "finished"]
     assert len(killed) == 1
 
@@ -492,7 +493,7 @@ def test_a_folder_that_vanishes_in_training_is_a_disk_error_and_is_not_made_agai
             out.rename(tmp_path / "elsewhere")
 
     with pytest.raises(DiskError, match=f"the folder {out} has vanished; with it back, the same command goes on"):
-        run_all(out, [spec("2000up"), spec(seed=1)], Shown(once), None)
+        run_all(out, [spec("2000up"), spec(seed=1)], Shown(once), None, LocalEngine(out, SAVE_EVERY, None))
     assert not out.exists()
 
 
