@@ -87,7 +87,7 @@ class RayEngine:
             ray.get_runtime_context().get_node_id(), soft=False
         )
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-        self._task = ray.remote(task)
+        self._task = ray.remote(max_retries=0)(task)  # a run has a process of its own under Ray's (bench.engine)
 
     def _capacity(self) -> int:
         """How many runs the cluster can make at a time."""
@@ -112,7 +112,7 @@ class RayEngine:
         )
         begun = RunFolder(self._out, spec).path
         parcel = [self._ray.put(pack(begun))] if names(begun) else []
-        made = self._task.options(max_calls=1, max_retries=0, **self._needs)
+        made = self._task.options(**self._needs)
         self._refs[made.remote(order.model_dump(mode="json"), self._mailbox, parcel)] = spec
 
     def poll(self, seconds: float) -> list[tuple[str, Event]]:

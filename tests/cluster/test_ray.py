@@ -1,0 +1,210 @@
+"""Runs on a Ray cluster of two nodes, both on this machine: workers are killed, nodes lost, and the results are those
+of a serial run.
+
+``--cluster`` runs these; with ``--chaos`` too, in full numbers.
+"""
+
+import contextlib
+import io
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench.engine import SAVE_EVERY
+from bench.engines.local import LocalEngine
+from bench.engines.ray import RayEngine
+from bench.progress import Display
+from bench.run import make_manifest, open_folder, run_all
+from bench.spec import Budget, DataInfo, DataSpec, EvalSpec, RunSpec, UsageError
+from bench.store import RunFolder
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
+ray = pytest.importorskip("ray")
+
+EVAL = EvalSpec(attacks=("pgd",), eps=(0.05,), main_eps=0.05, curve=(0.5,), crops=2, band_images=4)
+IMAGES = DataInfo(
+    label="synthetic",
+    train=32,
+    test=16,
+    classes=4,
+    image_shape=(3, 16, 16),
+    subset=True,
+    train_sha256="0" * 64,
+    test_sha256="0" * 64,
+)
+
+
+def cells(count: int, updates: int = 200) -> list[RunSpec]:
+    """Runs of one method that differ in their seeds."""
+    return [
+        RunSpec(
+            method="emp_ssl",
+            seed=seed,
+            settings={"batch": 16, "views": 2},
+            data=DataSpec(name="synthetic", train_images=32, test_images=16),
+            budget=Budget.parse(f"{updates}up"),
+            threads=1,
+            eval=EVAL,
+        )
+        for seed in range(count)
+    ]
+
+
+class Heard(Display):
+    """A display that counts."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO()))
+        self.finished: Counter[str] = Counter()
+        self.lines: list[str] = []
+
+    def ended(self, spec, status, message):
+        self.finished[f"{spec.name} {status}"] += 1
+        super().ended(spec, status, message)
+
+    def line(self, text, style=""):
+        self.lines.append(text)
+
+
+def measured(out: Path, specs: list[RunSpec]) -> dict[str, object]:
+    """What does not depend on where and when a run was made."""
+    found = {}
+    for spec in specs:
+        record = RunFolder(out, spec).record()
+        assert record.train is not None, (spec.name, record.status, record.message)
+        results = {(r.protocol, r.attack, r.eps): r.outcomes for r in record.results}
+        found[spec.name] = (record.status, record.train.encoder_sha256, record.train.updates, results)
+    return found
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """``serial(specs)``: measured one after the other in processes of this machine."""
+    out = tmp_path_factory.mktemp("serial")
+
+    def made(specs):
+        assert run_all(out, specs, Heard(), None, LocalEngine(out, SAVE_EVERY, None)) == []
+        return measured(out, specs)
+
+    return made
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    """A head without CPUs, where the conductor is, and two nodes of two each."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made.add_node(num_cpus=2)
+    made.add_node(num_cpus=2)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def opened(out: Path, specs: list[RunSpec]) -> Path:
+    """A folder with a manifest, by which a worker knows it."""
+    out.mkdir()
+    open_folder(out, make_manifest(specs, specs[0].budget, None, IMAGES, ["bench", "run"]))
+    return out
+
+
+def workers() -> list[int]:
+    """Processes of Ray that make a run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (entry / "cmdline").read_bytes().startswith(b"ray::task"):
+                    found.append(int(entry.name))
+    return found
+
+
+class Enemy(threading.Thread):
+    """Kills workers at random, and loses a node now and then, which comes back."""
+
+    def __init__(self, cluster, kills: int, losses: int) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.kills, self.losses = cluster, kills, losses
+        self.killed = self.lost = 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        chance = random.Random(0)
+        while not self.over.wait(chance.uniform(0.2, 1.2)):
+            if self.lost < self.losses and self.killed >= (self.lost + 1) * self.kills // (self.losses + 1):
+                node = sorted(self.cluster.worker_nodes, key=str)[chance.randrange(2)]
+                self.cluster.remove_node(node, allow_graceful=False)
+                self.lost += 1
+                self.cluster.add_node(num_cpus=2)
+            elif self.killed < self.kills and (there := workers()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(chance.choice(there), signal.SIGKILL)
+                    self.killed += 1
+
+
+@pytest.mark.parametrize(
+    ("count", "kills", "losses"),
+    [(6, 4, 1), pytest.param(24, 50, 5, marks=pytest.mark.chaos)],
+)
+def test_kills_and_lost_nodes_cost_no_result(cluster, serial, tmp_path, count, kills, losses):
+    specs = cells(count)
+    expected = serial(specs)
+    out = opened(tmp_path / "out", specs)
+    display, enemy = Heard(), Enemy(cluster, kills, losses)
+    engine = RayEngine(out, 1.0, specs, cluster.address)
+    enemy.start()
+    with contextlib.closing(engine):
+        unfinished = run_all(out, specs, display, None, engine)
+    enemy.over.set()
+    enemy.join()
+    assert unfinished == []
+    assert (enemy.killed, enemy.lost) == (kills, losses)
+    assert display.finished == {f"{spec.name} finished": 1 for spec in specs}
+    assert measured(out, specs) == expected
+
+
+def test_without_a_shared_folder_results_come_home(cluster, serial, tmp_path):
+    specs = cells(3)
+    expected = serial(specs)
+    out = opened(tmp_path / "out", specs)
+    engine = RayEngine(out, 1.0, specs, cluster.address)
+    engine._manifest = "0" * 64  # no worker finds the folder
+    enemy = Enemy(cluster, 2, 0)
+    enemy.start()
+    with contextlib.closing(engine):
+        assert run_all(out, specs, Heard(), None, engine) == []
+    enemy.over.set()
+    assert measured(out, specs) == expected
+    made = tmp_path / "cache" / "robust-ssl-bench" / "cells" / ("0" * 16)
+    assert sorted(path.name for path in (made / "runs").iterdir()) == sorted(spec.name for spec in specs)
+
+
+def test_at_the_deadline_runs_save_and_stop(cluster, serial, tmp_path):
+    specs = cells(2, updates=100_000)
+    out = opened(tmp_path / "out", specs)
+    engine = RayEngine(out, 1.0, specs, cluster.address)
+    with contextlib.closing(engine):
+        assert run_all(out, specs, Heard(), None, engine, time.monotonic() + 30) == [spec.name for spec in specs]
+    for spec in specs:
+        folder = RunFolder(out, spec)
+        assert folder.record().status == "preempted"
+        assert folder.checkpoint()[0] is not None
+
+
+def test_what_a_cluster_does_not_have_is_said(cluster, tmp_path):
+    specs = [spec.model_copy(update={"device": "cuda:0"}) for spec in cells(1)]
+    with pytest.raises(UsageError, match=r"expected a cluster with \{'num_gpus': 1"):
+        RayEngine(opened(tmp_path / "out", specs), 1.0, specs, cluster.address)
+    with pytest.raises(UsageError, match="expected --threads with --engine ray on CPUs"):
+        specs = [spec.model_copy(update={"threads": None}) for spec in cells(1)]
+        RayEngine(tmp_path / "out", 1.0, specs, cluster.address)
