@@ -81,8 +81,9 @@ class RayEngine:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
         if not self._capacity():
+            there = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
             ray.shutdown()
-            raise UsageError(f"expected a cluster with {self._needs} for one run, got {ray.cluster_resources()}")
+            raise UsageError(f"expected a cluster with {self._needs} for one run, got {there}")
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )

@@ -9,7 +9,6 @@ import io
 import os
 import random
 import signal
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -129,27 +128,30 @@ def workers() -> list[int]:
     return found
 
 
-class Enemy(threading.Thread):
-    """Kills workers at random, and loses a node now and then, which comes back."""
+class Harassed(RayEngine):
+    """Workers are killed at random, and now and then a node is lost, and another one comes."""
 
-    def __init__(self, cluster, kills: int, losses: int) -> None:
-        super().__init__(daemon=True)
+    def fight(self, cluster, kills: int, losses: int) -> None:
         self.cluster, self.kills, self.losses = cluster, kills, losses
         self.killed = self.lost = 0
-        self.over = threading.Event()
+        self.chance, self.next = random.Random(0), 0.0
 
-    def run(self) -> None:
-        chance = random.Random(0)
-        while not self.over.wait(chance.uniform(0.2, 1.2)):
-            if self.lost < self.losses and self.killed >= (self.lost + 1) * self.kills // (self.losses + 1):
-                node = sorted(self.cluster.worker_nodes, key=str)[chance.randrange(2)]
-                self.cluster.remove_node(node, allow_graceful=False)
-                self.lost += 1
-                self.cluster.add_node(num_cpus=2)
-            elif self.killed < self.kills and (there := workers()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(chance.choice(there), signal.SIGKILL)
-                    self.killed += 1
+    def poll(self, seconds):
+        if time.monotonic() >= self.next:
+            self.strike()
+            self.next = time.monotonic() + self.chance.uniform(0.2, 1.2)
+        return super().poll(0.2)
+
+    def strike(self) -> None:
+        if self.lost < self.losses and self.killed >= (self.lost + 1) * self.kills // (self.losses + 1):
+            node = sorted(self.cluster.worker_nodes, key=str)[self.chance.randrange(2)]
+            self.cluster.remove_node(node, allow_graceful=False)
+            self.cluster.add_node(num_cpus=2)
+            self.lost += 1
+        elif self.killed < self.kills and (there := workers()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.chance.choice(there), signal.SIGKILL)
+                self.killed += 1
 
 
 @pytest.mark.parametrize(
@@ -160,15 +162,11 @@ def test_kills_and_lost_nodes_cost_no_result(cluster, serial, tmp_path, count, k
     specs = cells(count)
     expected = serial(specs)
     out = opened(tmp_path / "out", specs)
-    display, enemy = Heard(), Enemy(cluster, kills, losses)
-    engine = RayEngine(out, 1.0, specs, cluster.address)
-    enemy.start()
+    display, engine = Heard(), Harassed(out, 1.0, specs, cluster.address)
+    engine.fight(cluster, kills, losses)
     with contextlib.closing(engine):
-        unfinished = run_all(out, specs, display, None, engine)
-    enemy.over.set()
-    enemy.join()
-    assert unfinished == []
-    assert (enemy.killed, enemy.lost) == (kills, losses)
+        assert run_all(out, specs, display, None, engine) == []
+    assert (engine.killed, engine.lost) == (kills, losses)
     assert display.finished == {f"{spec.name} finished": 1 for spec in specs}
     assert measured(out, specs) == expected
 
@@ -177,13 +175,11 @@ def test_without_a_shared_folder_results_come_home(cluster, serial, tmp_path):
     specs = cells(3)
     expected = serial(specs)
     out = opened(tmp_path / "out", specs)
-    engine = RayEngine(out, 1.0, specs, cluster.address)
+    engine = Harassed(out, 1.0, specs, cluster.address)
+    engine.fight(cluster, 2, 0)
     engine._manifest = "0" * 64  # no worker finds the folder
-    enemy = Enemy(cluster, 2, 0)
-    enemy.start()
     with contextlib.closing(engine):
         assert run_all(out, specs, Heard(), None, engine) == []
-    enemy.over.set()
     assert measured(out, specs) == expected
     made = tmp_path / "cache" / "robust-ssl-bench" / "cells" / ("0" * 16)
     assert sorted(path.name for path in (made / "runs").iterdir()) == sorted(spec.name for spec in specs)
@@ -205,6 +201,6 @@ def test_what_a_cluster_does_not_have_is_said(cluster, tmp_path):
     specs = [spec.model_copy(update={"device": "cuda:0"}) for spec in cells(1)]
     with pytest.raises(UsageError, match=r"expected a cluster with \{'num_gpus': 1"):
         RayEngine(opened(tmp_path / "out", specs), 1.0, specs, cluster.address)
+    specs = [spec.model_copy(update={"threads": None}) for spec in cells(1)]
     with pytest.raises(UsageError, match="expected --threads with --engine ray on CPUs"):
-        specs = [spec.model_copy(update={"threads": None}) for spec in cells(1)]
         RayEngine(tmp_path / "out", 1.0, specs, cluster.address)
