@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, two small datasets, a small method, and the options --slow, --gpu, --chaos and --cluster."""
+"""Shared by all tests: one thread, two small datasets, a small method, and the options for what takes long."""
 
 import dataclasses
 from pathlib import Path

@@ -72,6 +72,7 @@ class SlurmEngine:
             self._executor.update_parameters(**asked | parameters)
         except (RuntimeError, TypeError, NameError, ValueError) as error:
             raise UsageError(f"--engine slurm: {str(error).splitlines()[0]}") from None
+        self._job = submitit.SlurmJob if cluster == "slurm" else submitit.LocalJob
         self._waiting: list[RunSpec] = []
         self._jobs: dict[str, Any] = {}
         self._specs: dict[str, RunSpec] = {}
@@ -90,10 +91,11 @@ class SlurmEngine:
         self._specs[spec.name] = spec
         before = self._known.get(spec.name)
         if before is not None:
-            job = self._executor.job_class(self._executor.folder, before)
+            job = self._job(self._executor.folder, before)
             if not job.done(force_check=True):
                 self._jobs[spec.name] = job
                 return
+            del self._known[spec.name]
         self._waiting.append(spec)
 
     def _submit(self) -> None:
@@ -125,6 +127,7 @@ class SlurmEngine:
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         job = self._jobs.pop(name)
+        self._known.pop(name)
         try:
             told, files = job.result()
         except FailedJobError as error:
