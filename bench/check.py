@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.engine import run_child
+from bench.engine import SAVE_EVERY, run_child
+from bench.engines.local import LocalEngine
 from bench.files import read
 from bench.options import load_suite, options_of, resolve
 from bench.progress import Display
@@ -66,8 +67,8 @@ def run_suite(manifest: Manifest, out: Path | None, stack: contextlib.ExitStack,
 
 def run_specs(folder: Path, manifest: Manifest, display: Display) -> None:
     """Every run of the manifest that has not ended."""
-    with opened(folder, manifest) as lock:
-        run_all(folder, manifest.runs, display, None, lock)
+    with opened(folder, manifest) as lock, contextlib.closing(LocalEngine(folder, SAVE_EVERY, lock)) as engine:
+        run_all(folder, manifest.runs, display, None, engine, lock=lock)
 
 
 def score_weights(asked: Sequence[Fixed], weights: Path, folder: Path, display: Display) -> list[Fixed]:

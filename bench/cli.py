@@ -18,6 +18,7 @@ from bench.commands.baseline import baseline
 from bench.commands.check import check
 from bench.commands.compare import compare
 from bench.commands.evaluate import evaluate
+from bench.commands.where import Where, engine, engine_options
 from bench.engine import SAVE_EVERY
 from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
@@ -97,9 +98,10 @@ def gather(given: dict[str, Any]) -> "Options":
     show_default=True,
     help="training time between two checkpoints",
 )
+@engine_options
 @click.option("--track", help="tell trackers of each run: tensorboard, wandb, mlflow or a .py file; with commas")
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
-def run(out: Path | None, checkpoint_every: str, track: str | None, dry_run: bool, **given: Any) -> int:
+def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None, dry_run: bool, **given: Any) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
     from bench.options import parse_seconds, resolve
     from bench.progress import Display
@@ -110,7 +112,8 @@ def run(out: Path | None, checkpoint_every: str, track: str | None, dry_run: boo
 
     options = gather(given)
     trackers = parse_trackers(track) if track is not None else []
-    specs, budget, total, data = resolve(options)
+    specs, budget, total, data = resolve(options, where.here)
+    until = where.until()
     if dry_run:
         return show_plan(specs, total, data.label, as_json=False)
     every = parse_seconds(checkpoint_every, "--checkpoint-every")
@@ -119,15 +122,15 @@ def run(out: Path | None, checkpoint_every: str, track: str | None, dry_run: boo
     with opened(out, manifest) as lock, Display() as display:
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
-        estimates = measure_plan(todo, out / "plan-log.txt") if todo else []
+        estimates = measure_plan(todo, out / "plan-log.txt") if todo and where.here else []
         if estimates:
             display.line(summary(estimates))
             check_cap(total, estimates)
-        by_name = {f"{each.row}-s{each.seed}": each for each in estimates}
-        known = [by_name[spec.name] for spec in specs if spec.name in by_name]
-        expected = known if len(known) == len(specs) else None
-        with Tracking(trackers, out, display.line, load_manifest(out).model_dump_json()) as tracking:
-            unfinished = run_all(out, specs, display, expected, lock, every, tracking)
+        with (
+            engine(where, options, out, specs, every, lock) as made_by,
+            Tracking(trackers, out, display.line, load_manifest(out).model_dump_json()) as tracking,
+        ):
+            unfinished = run_all(out, specs, display, estimates, made_by, until, lock, tracking)
         display.line("building tables and figures")
         warnings = build(out)
         for warning in warnings:

@@ -5,6 +5,7 @@ Passes are counted, not estimated: a dispatch mode sees every convolution of one
 """
 
 import contextlib
+import os
 import resource
 import sys
 import time
@@ -47,6 +48,22 @@ def resolve(name: str) -> torch.device:
     if (device.index or 0) >= count:
         raise UsageError(f"the device {name} is not available: this machine has {count} CUDA devices; try --device cpu")
     return torch.device("cuda", device.index or 0)
+
+
+def elsewhere(name: str) -> torch.device:
+    """The device of that name on another machine: ``cuda`` or ``cpu``; ``auto`` is what this one has. UsageError."""
+    if name == "auto":
+        return resolve(name)
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"expected --device cpu or cuda for runs on other machines, got {name!r}")
+    return torch.device("cuda", 0) if name == "cuda" else torch.device("cpu")
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES is to be so that a process sees one GPU of those that this one sees; () without any."""
+    given = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return tuple(given[:count] if len(given) >= count else map(str, range(count)))
 
 
 def prepare(device: torch.device, threads: int | None) -> None:

@@ -34,55 +34,97 @@ PRELOAD = ["torch", "torchvision.models", "sklearn.datasets", "pydantic"]  # wha
 # ---------------------------------------------------------------- the parent's side
 
 
-def run_child(task: dict[str, Any], report: Report, log: Path, lock: int | None = None) -> int:
-    """Do one task in a fresh process: its exit code, 0 when it went well. Its complaints go to the file ``log``.
+class Child:
+    """One task in a fresh process. Its complaints go to the file ``log``.
 
-    A signal that reaches the parent is passed on, and the child is given time to save. ``lock`` is a handle that the
-    child holds too (bench.lock). Raises DiskError where the child could not write, and Interrupted.
+    ``lock`` is a handle that the child holds too (bench.lock). Raises DiskError where the log cannot be written.
     """
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.touch()
-    except OSError as error:
-        raise cannot("write", log, error) from error
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    events, sender = context.Pipe(duplex=False)
-    alive, our_life = context.Pipe(duplex=False)
-    held = None if lock is None else Connection(os.dup(lock))  # so that any handle travels
-    child = context.Process(target=forked, args=(json.dumps(task), sender, alive, held, str(log)))
-    # the server keeps them blocked, so that a signal to the group does not end it; a child takes them once it listens
-    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_INTERRUPTED)
-    try:
-        resource_tracker.ensure_running()  # its first start unblocks two of them
-        signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_INTERRUPTED)
-        child.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-        for ours in (sender, alive, held):
-            if ours is not None:
-                ours.close()
-    assert child.pid is not None
-    try:
-        with open(events.fileno(), encoding="utf-8", closefd=False) as lines:
-            for line in lines:
-                with contextlib.suppress(json.JSONDecodeError):
-                    event = json.loads(line)
-                    if event.get("event") == "disk":
-                        raise DiskError(event["message"])
-                    report(event)
-        child.join()
-        return child.exitcode if child.exitcode is not None else 1
-    except Interrupted as interrupted:
+
+    def __init__(self, task: dict[str, Any], log: Path, lock: int | None = None) -> None:
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
+        except OSError as error:
+            raise cannot("write", log, error) from error
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        self.events, sender = context.Pipe(duplex=False)
+        alive, self._our_life = context.Pipe(duplex=False)
+        held = None if lock is None else Connection(os.dup(lock))  # so that any handle travels
+        self._process = context.Process(target=forked, args=(json.dumps(task), sender, alive, held, str(log)))
+        self._rest = b""
+        # the server keeps them blocked, so that a signal to the group does not end it; a child takes them once it
+        # listens
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_INTERRUPTED)
+        try:
+            resource_tracker.ensure_running()  # its first start unblocks two of them
+            signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_INTERRUPTED)
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            for ours in (sender, alive, held):
+                if ours is not None:
+                    ours.close()
+
+    def heard(self) -> list[dict[str, Any]] | None:
+        """The events that have come; waits for some. None once there are no more: the process is ending.
+
+        Raises DiskError where the child could not write.
+        """
+        data = os.read(self.events.fileno(), 1 << 16)
+        if not data:
+            return None
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):  # cut off, or not text
+                found.append(json.loads(line))
+        for event in found:
+            if event.get("event") == "disk":
+                raise DiskError(event["message"])
+        return found
+
+    def ended(self) -> int:
+        """The exit code, 0 when it went well; waits for it."""
+        self._process.join()
+        return self._process.exitcode if self._process.exitcode is not None else 1
+
+    def pass_on(self, signum: int) -> None:
+        """Send it a signal."""
+        assert self._process.pid is not None
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, interrupted.signum)
-        child.join(timeout=PATIENCE)
+            os.kill(self._process.pid, signum)
+
+    def leave(self, seconds: float) -> None:
+        """Give it so long to end by itself."""
+        self._process.join(timeout=max(0.0, seconds))
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        self._process.kill()
+        self._process.join()
+        self.events.close()
+        self._our_life.close()
+
+
+def run_child(task: dict[str, Any], report: Report, log: Path, lock: int | None = None) -> int:
+    """Do one task in a fresh process, see Child: its exit code, 0 when it went well.
+
+    A signal that reaches the parent is passed on, and the child is given time to save. Raises DiskError and
+    Interrupted.
+    """
+    child = Child(task, log, lock)
+    try:
+        while (events := child.heard()) is not None:
+            for event in events:
+                report(event)
+        return child.ended()
+    except Interrupted as interrupted:
+        child.pass_on(interrupted.signum)
+        child.leave(PATIENCE)
         raise
     finally:
-        child.kill()
-        child.join()
-        events.close()
-        our_life.close()
+        child.close()
 
 
 # ---------------------------------------------------------------- the child's side
@@ -127,6 +169,8 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
 
     try:
         task = json.loads(stdin.read())
+        if "visible" in task:  # torch is loaded, and asks when it first needs a GPU
+            os.environ["CUDA_VISIBLE_DEVICES"] = task["visible"]
         if task["task"] == "measure":
             from bench.plan import measure
 

@@ -21,13 +21,14 @@ NETWORKS = ("nfs", "cifs", "smb", "9p", "fuse.sshfs")  # where a lock may not be
 
 
 @contextlib.contextmanager
-def owned(folder: Path, patience: float = PATIENCE) -> Iterator[int]:
+def owned(folder: Path, patience: float = PATIENCE, moves: bool = False) -> Iterator[int]:
     """Hold the folder, which is there: yields the handle of its lock, for the processes that are started.
 
+    ``moves``: it may go from machine to machine on a network, whoever sends it around knows that it has one owner.
     Raises UsageError where another process holds it for longer than the patience, or where there are no locks.
     """
     try:
-        handle = acquired(folder / LOCK, patience)
+        handle = acquired(folder / LOCK, patience, moves)
     except OSError as error:
         raise cannot("lock", folder, error) from error
     try:
@@ -36,14 +37,15 @@ def owned(folder: Path, patience: float = PATIENCE) -> Iterator[int]:
         os.close(handle)
 
 
-def acquired(path: Path, patience: float) -> int:
+def acquired(path: Path, patience: float, moves: bool = False) -> int:
     """The handle of the locked file. Raises UsageError as above, and OSError."""
     until = time.monotonic() + patience
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            check_network(path, handle)
+            if not moves:
+                check_network(path, handle)
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode(), 0)
             return handle

@@ -226,8 +226,11 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     )
 
 
-def resolve(options: Options) -> tuple[list[RunSpec], Budget | None, Budget | None, DataInfo]:
-    """(runs, the budget that they share, the total, the data), all checked at the door. Raises UsageError."""
+def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget | None, Budget | None, DataInfo]:
+    """(runs, the budget that they share, the total, the data), all checked at the door. Raises UsageError.
+
+    Where runs are not made ``here``, a device is taken to be there.
+    """
     from bench import device as devices
     from bench.course import Course
     from bench.data import data_info, load_data
@@ -237,7 +240,7 @@ def resolve(options: Options) -> tuple[list[RunSpec], Budget | None, Budget | No
     rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
     total = Budget.parse(options.total_budget) if options.total_budget else None
     cells = row_cells(options, rows, total, len(seeds))
-    device = devices.resolve(options.device)
+    device = devices.resolve(options.device) if here else devices.elsewhere(options.device)
     name, colon, path = options.data.partition(":")
     dataset = registry.load("dataset", name).Dataset()
     data = DataSpec(

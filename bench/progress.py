@@ -13,6 +13,8 @@ from bench.plan import Estimate, duration
 from bench.show import plain
 from bench.spec import RunSpec, format_eps
 
+MOST_BARS = 8  # of single runs; a cluster has more
+
 
 class Display:
     """Shows what happens to each run. ``estimates`` in ``begin`` feed the time that is left over all."""
@@ -29,10 +31,14 @@ class Display:
             disable=not self.console.is_terminal,
         )
         self._overall: TaskID | None = None
-        self._current: TaskID | None = None
-        self._estimates: list[Estimate] = []
+        self._bar: dict[str, TaskID] = {}  # of each run under way
+        self._cells: dict[str, int] = {}
+        self._quarter: dict[str, int] = {}
+        self._training_left: dict[str, float] = {}
+        self._estimates: dict[str, Estimate] = {}
         self._specs: list[RunSpec] = []
-        self._done = self._cells = self._quarter = 0
+        self._slots = 1
+        self._begun = self._ended = 0
 
     def __enter__(self) -> "Display":
         self._bars.start()
@@ -45,24 +51,30 @@ class Display:
         """One line that stays."""
         self._bars.console.print(Text(plain(text), style=style), soft_wrap=True)
 
-    def begin(self, specs: list[RunSpec], estimates: list[Estimate] | None) -> None:
-        """These runs are about to be made."""
-        self._specs, self._estimates = specs, estimates or []
+    def begin(self, specs: list[RunSpec], estimates: list[Estimate] | None, slots: int = 1) -> None:
+        """These runs are about to be made, so many at a time."""
+        self._specs, self._slots = specs, slots
+        self._estimates = {f"{each.row}-s{each.seed}": each for each in estimates or ()}
         self._overall = self._bars.add_task(f"all {len(specs)} runs", total=1.0, text="")
 
     def skipped(self, spec: RunSpec, status: str) -> None:
         """The store has this run already."""
-        self._done += 1
+        self._begun += 1
+        self._ended += 1
+        self._estimates.pop(spec.name, None)
         self.line(f"{spec.name}: {status} before, not repeated", "dim")
 
     def started(self, spec: RunSpec) -> None:
         """A run begins, or goes on."""
-        self._cells = self._quarter = 0
-        if self._current is not None:
-            self._bars.remove_task(self._current)
-        self._current = self._bars.add_task(spec.name, total=1.0, text="starting")
-        number = self._done + 1
-        self.line(f"{spec.name}: run {number} of {len(self._specs)}, training for {spec.budget}", "bold")
+        again = spec.name in self._cells
+        self._cells[spec.name] = self._quarter[spec.name] = 0
+        if again:
+            self.line(f"{spec.name}: goes on", "bold")
+            return
+        self._begun += 1
+        if len(self._bar) < MOST_BARS:
+            self._bar[spec.name] = self._bars.add_task(spec.name, total=1.0, text="starting")
+        self.line(f"{spec.name}: run {self._begun} of {len(self._specs)}, training for {spec.budget}", "bold")
 
     def event(self, spec: RunSpec, event: dict[str, Any]) -> None:
         """Something happened in a run: an event of the engine."""
@@ -72,25 +84,27 @@ class Display:
                 f"loss {event['loss']:.4g}, {event['images_per_second']:.4g} images/s, "
                 f"{duration(event['seconds_left'])} left"
             )
-            self._show(event["progress"], "train " + text, event["seconds_left"])
+            self._training_left[spec.name] = event["seconds_left"]
+            self._show(spec, event["progress"], "train " + text)
             quarter = int(event["progress"] * 4)
-            if quarter > self._quarter and not self.console.is_terminal:
-                self._quarter = quarter
+            if quarter > self._quarter.get(spec.name, 0) and not self.console.is_terminal:
+                self._quarter[spec.name] = quarter
                 self.line(f"{spec.name}: training {event['progress']:.0%}, {text}")
         elif kind == "trained":
+            self._training_left[spec.name] = 0.0
             self.line(f"{spec.name}: trained, {event['updates']} updates in {event['seconds']:.4g} s")
             if event.get("disturbed"):
                 self.line(f"{spec.name}: {event['disturbed']}", "yellow")
         elif kind == "damaged":
             self.line(f"{spec.name}: {event['message']}", "yellow")
         elif kind == "probe":
-            self._show(0.0, f"{event['protocol']}: fitting the probe")
+            self._show(spec, 0.0, f"{event['protocol']}: fitting the probe")
         elif kind == "attack":
             share = event["done"] / event["total"] if "done" in event else None
             text = event.get("message") or f"{event['done']} of {event['total']} images"
-            self._show(share, f"{event['protocol']} {event['attack']} {format_eps(event['eps'])}: {text}")
+            self._show(spec, share, f"{event['protocol']} {event['attack']} {format_eps(event['eps'])}: {text}")
         elif kind == "cell":
-            self._cells += 1
+            self._cells[spec.name] = self._cells.get(spec.name, 0) + 1
             accuracy = event["correct"] / event["total"]
             what = f"{event['protocol']:<14} {event['attack']:<10} eps {format_eps(event['eps']):<7}"
             note = f"  ({event['note']})" if event["note"] else ""
@@ -107,18 +121,24 @@ class Display:
 
     def ended(self, spec: RunSpec, status: str, message: str) -> None:
         """A run has ended, well or not."""
-        self._done += 1
+        self._ended += 1
+        self._estimates.pop(spec.name, None)
         if message:
             self.line(f"{spec.name}: {status}: {message}", "yellow" if status == "finished" else "red")
-        self._show(1.0, status)
+        self._show(spec, 1.0, status)
+        if spec.name in self._bar:
+            self._bars.remove_task(self._bar.pop(spec.name))
 
-    def _show(self, share: float | None, text: str, training_left: float = 0.0) -> None:
-        if self._current is not None:
-            self._bars.update(self._current, completed=share, text=plain(text))
-        if self._overall is not None and self._estimates:
-            now = self._estimates[min(self._done, len(self._estimates) - 1)]
-            total = sum(each.seconds for each in self._estimates)
-            left = sum(each.seconds for each in self._estimates[self._done + 1 :]) + training_left
-            left += now.evaluate_seconds * max(0.0, 1 - self._cells / max(now.cells, 1))
-            left = 0.0 if self._done >= len(self._specs) else left
-            self._bars.update(self._overall, completed=1 - min(left / total, 1), text=f"about {duration(left)} left")
+    def _show(self, spec: RunSpec, share: float | None, text: str) -> None:
+        if spec.name in self._bar:
+            self._bars.update(self._bar[spec.name], completed=share, text=plain(text))
+        if self._overall is not None:
+            left = sum(self._left(name, each) for name, each in self._estimates.items()) / self._slots
+            said = f", about {duration(left)} left" * bool(self._estimates)
+            done = self._ended / max(1, len(self._specs))
+            self._bars.update(self._overall, completed=done, text=f"{self._ended} ended{said}")
+
+    def _left(self, name: str, estimate: Estimate) -> float:
+        """Expected seconds of a run that has not ended."""
+        training = self._training_left.get(name, estimate.train_seconds)
+        return training + estimate.evaluate_seconds * max(0.0, 1 - self._cells.get(name, 0) / max(estimate.cells, 1))

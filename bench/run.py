@@ -5,19 +5,24 @@ It has no logic of its own: the options say what to run, the engine does it, the
 
 import contextlib
 import hashlib
+import math
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench import __version__, registry
 from bench.disk import DiskError, put_aside
-from bench.engine import SAVE_EVERY, run_child
+from bench.engine import run_child
+from bench.engines import EXIT, LOST, Engine, Event
 from bench.files import Damaged, save
 from bench.lock import LOCK, owned
 from bench.options import Options
 from bench.plan import Estimate, Measured, estimate
 from bench.progress import Display
 from bench.repair import settle
+from bench.schedule import Job, Schedule
 from bench.signals import EXIT_INTERRUPTED, Interrupted
 from bench.spec import Budget, DataInfo, Manifest, RunSpec, UsageError
 from bench.store import MANIFEST, RunFolder, load_manifest
@@ -36,6 +41,7 @@ def default_out(options: Options, specs: list[RunSpec]) -> Path:
 # ---------------------------------------------------------------- the run
 
 ENDED = ("finished", "diverged", "oom")  # whatever became of the process afterwards
+POLL = 1.0  # seconds between two looks at the deadline and at the size of the cluster
 
 
 @contextlib.contextmanager
@@ -134,57 +140,85 @@ def run_all(
     specs: list[RunSpec],
     display: Display,
     estimates: list[Estimate] | None,
+    engine: Engine,
+    deadline: float = math.inf,
     lock: int | None = None,
-    save_every: float = SAVE_EVERY,
     tracking: Tracking | None = None,
 ) -> list[str]:
-    """Every run that is not finished, one after the other; the names of those that did not finish.
+    """Every run that is not finished, as the engine has room; the names of those that did not finish.
 
     One whose evaluation ran out of time is finished and says what is missing: it goes on. ``diverged`` and ``oom`` are
-    results and stay; ``failed`` is tried again by the same command. The transfer stage follows, as ``transfer``.
-    Training is saved every so many seconds; hooks hear of what is done in this call. Raises DiskError at the first file
-    that cannot be written.
+    results and stay; ``failed`` is tried again by the same command. At ``deadline``, of time.monotonic, what runs
+    saves and stops. The transfer stage follows, as ``transfer``. Hooks hear of what is done in this call. Raises
+    DiskError at the first file that cannot be written, and Interrupted.
     """
     tracking = tracking or Tracking([], out, display.line)
-    display.begin(specs, estimates)
-    for folder in [RunFolder(out, spec) for spec in specs]:  # all of them while the folder is there
-        spec = folder.spec
-        damaged: list[Damaged] = []
-        record = folder.record(damaged)
-        folder.curve(damaged)
-        done = record.status in ("diverged", "oom") or (record.status == "finished" and not record.message)
-        if done and not damaged:
-            display.skipped(spec, record.status)
-            continue
-        display.started(spec)
-        tracking.started(spec)
-        messages: list[str] = []
-
-        def listen(event: dict[str, Any], spec: RunSpec = spec, messages: list[str] = messages) -> None:
-            if event.get("event") == "error":
-                messages.append(event["message"])
-            display.event(spec, event)
-            tracking.event(event)
-
-        log = folder.place("log.txt")
-        task = {"task": "run", "out": str(out), "spec": spec.model_dump(mode="json"), "save_every": save_every}
-        try:
-            code = run_child(task, listen, log, lock)
-        except Interrupted:
+    display.begin(specs, estimates, engine.slots)
+    folders = {spec.name: RunFolder(out, spec) for spec in specs}  # all of them while the folder is there
+    todo = [folder.spec for folder in folders.values() if not settled(folder, display)]
+    seconds = {f"{each.row}-s{each.seed}": each.seconds for each in estimates or () if engine.slots > 1}
+    schedule = Schedule([Job(spec.name, spec.seed, seconds.get(spec.name, 0.0)) for spec in todo], engine.slots)
+    messages: dict[str, list[str]] = {spec.name: [] for spec in todo}
+    try:
+        while not schedule.over and time.monotonic() < deadline:
+            schedule.in_flight = max(1, engine.slots)
+            while (name := schedule.next()) is not None:
+                display.started(folders[name].spec)
+                tracking.started(folders[name].spec)
+                engine.start(folders[name].spec)
+            for name, event in engine.poll(POLL):
+                folder = folders[name]
+                if event["event"] == LOST and schedule.lose(name):
+                    display.line(f"{name}: {event['message']}; it goes on elsewhere", "yellow")
+                elif event["event"] in (LOST, EXIT):
+                    conclude(folder, event, messages[name])
+                    if event["event"] == EXIT:
+                        schedule.end(name)
+                    record = folder.record()
+                    display.ended(folder.spec, record.status, record.message)
+                    tracking.ended(record)
+                else:
+                    if event["event"] == "error":
+                        messages[name].append(event["message"])
+                    display.event(folder.spec, event)
+                    tracking.event(name, event)
+        if schedule.running:
+            display.line("the deadline: what runs saves and stops", "yellow")
+            engine.stop(signal.SIGTERM)
+    except Interrupted as interrupted:
+        engine.stop(interrupted.signum)
+        raise
+    finally:
+        for name in schedule.running:
             with contextlib.suppress(DiskError):
-                mark_stopped(folder)
-                tracking.ended(folder.record([]))
-            raise
-        record = folder.record()
-        stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"  # a signal to the child alone
-        if record.status == "pending" or (code and not stopped and record.status not in ENDED):
-            message = messages[-1] if messages else f"the process ended with code {code}; see {log}"
-            folder.save_record(record.model_copy(update={"status": "failed", "message": message}))
-        record = folder.record()
-        display.ended(spec, record.status, record.message)
-        tracking.ended(record)
-    unfinished = [spec.name for spec in specs if RunFolder(out, spec).record().status != "finished"]
+                mark_stopped(folders[name])
+                tracking.ended(folders[name].record([]))
+    unfinished = [name for name, folder in folders.items() if folder.record().status != "finished"]
+    if time.monotonic() >= deadline:
+        return unfinished
     return unfinished + ["transfer"] * (not run_transfer(out, specs, display, lock))
+
+
+def settled(folder: RunFolder, display: Display) -> bool:
+    """Whether the store has all of this run, and nothing of it is damaged."""
+    damaged: list[Damaged] = []
+    record = folder.record(damaged)
+    folder.curve(damaged)
+    done = record.status in ("diverged", "oom") or (record.status == "finished" and not record.message)
+    if done and not damaged:
+        display.skipped(folder.spec, record.status)
+    return done and not damaged
+
+
+def conclude(folder: RunFolder, last: Event, messages: list[str]) -> None:
+    """Mark a run that has ended without saying how as failed. ``last``: the engine's EXIT or LOST. Raises DiskError."""
+    code, record = last.get("code", 1), folder.record()
+    stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"  # a signal to the child alone
+    if record.status == "pending" or (code and not stopped and record.status not in ENDED):
+        said = [*messages, *filter(None, [last.get("message")])]
+        where = f" on {last['node']}" if last.get("node") else ""
+        message = said[-1] if said else f"the process ended with code {code}{where}; see {folder.place('log.txt')}"
+        folder.save_record(record.model_copy(update={"status": "failed", "message": message}))
 
 
 def mark_stopped(folder: RunFolder) -> None:

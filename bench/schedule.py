@@ -20,7 +20,8 @@ class Job:
 
 
 class Schedule:
-    """Every job once, the first seeds of all methods first, the longest of a seed first, what was lost before all.
+    """Every job once, the first seeds of all methods first, the longest of a seed first, equal ones in their
+    order; what was lost goes before all.
 
     Methods are interleaved over seeds, so that whatever is finished at a deadline compares them all; the longest first
     keeps the end short. At most ``in_flight`` jobs are out at a time. Each operation takes O(log n).
@@ -30,6 +31,7 @@ class Schedule:
         if in_flight < 1 or tries < 1:
             raise ValueError(f"expected at least 1 job in flight and 1 try, got {in_flight} and {tries}")
         self.jobs = {job.name: job for job in jobs}
+        self._order = {name: place for place, name in enumerate(self.jobs)}
         if len(self.jobs) != len(jobs):
             raise ValueError("expected every job once")
         self.in_flight = in_flight
@@ -73,6 +75,6 @@ class Schedule:
         heapq.heappush(self._waiting, self._place(name, lost=True))
         return True
 
-    def _place(self, name: str, lost: bool) -> tuple[bool, int, float, str]:
+    def _place(self, name: str, lost: bool) -> tuple[bool, int, float, int, str]:
         job = self.jobs[name]
-        return not lost, job.seed, -job.seconds, name
+        return not lost, job.seed, -job.seconds, self._order[name], name

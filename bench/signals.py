@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 ask a run to stop; it keeps what it has and goes on later.
+"""SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 ask a run to stop; it keeps what it has and goes on later.
 
 In the parent they raise at once. In training they set a flag that is read after each update; an update that takes
 longer than a moment is dropped. Elsewhere in a child they raise, and the open cell is lost. A second one ends it all.
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-EXIT_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
+EXIT_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143, signal.SIGUSR2: 143}
 GRACE = 3.0  # seconds for the update under way: what is left of 10 is for a large state and the end of Python
 MOMENT = 0.01  # seconds: a finalizer has ended by then
 

@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -49,6 +50,15 @@ def parse_trackers(text: str) -> list[str]:
     return names
 
 
+@dataclass
+class Heard:
+    """What was heard of a run."""
+
+    run: Run
+    told: float = -EVERY  # seconds of training at the last call of ``progress``
+    updates: int = 0
+
+
 class Tracking:
     """The hooks of one command, to be entered. Every method returns at once."""
 
@@ -56,8 +66,7 @@ class Tracking:
         """``say`` shows a warning, from any thread. ``origin`` tells this folder from all others."""
         self._out, self._origin = out.resolve(), origin
         self._followers = [Follower(name, out / LOG, say) for name in names]
-        self._run: Run | None = None
-        self._told, self._updates = 0.0, 0
+        self._runs: dict[str, Heard] = {}
 
     def __enter__(self) -> "Tracking":
         try:
@@ -81,30 +90,29 @@ class Tracking:
     def started(self, spec: RunSpec) -> None:
         """A run begins, or goes on."""
         identity = hashlib.sha256(f"{spec.name} {self._origin}".encode()).hexdigest()[:16]
-        self._run = Run(id=identity, spec=spec, out=self._out)
-        self._told, self._updates = -EVERY, 0
-        self._tell("started")
+        self._runs[spec.name] = Heard(Run(id=identity, spec=spec, out=self._out))
+        self._tell("started", spec.name)
 
-    def event(self, event: dict[str, Any]) -> None:
-        """An event of the engine in the run that was started last."""
-        kind = event.get("event")
+    def event(self, name: str, event: dict[str, Any]) -> None:
+        """An event of the engine in a run that was started."""
+        kind, heard = event.get("event"), self._runs[name]
         if kind in ("train", "trained"):
-            self._updates = event["updates"]
-        if kind == "train" and (event["seconds"] >= self._told + EVERY or event["progress"] >= 1):
-            self._told = event["seconds"]
-            same = {name: event[name] for name in ("updates", "seconds", "loss", "images_per_second")}
-            self._tell("progress", Progress(share=event["progress"], **same))
+            heard.updates = event["updates"]
+        if kind == "train" and (event["seconds"] >= heard.told + EVERY or event["progress"] >= 1):
+            heard.told = event["seconds"]
+            same = {key: event[key] for key in ("updates", "seconds", "loss", "images_per_second")}
+            self._tell("progress", name, Progress(share=event["progress"], **same))
         elif kind == "cell":
-            same = {name: event[name] for name in ("protocol", "attack", "eps", "correct", "total")}
-            self._tell("evaluated", Accuracy(updates=self._updates, **same))
+            same = {key: event[key] for key in ("protocol", "attack", "eps", "correct", "total")}
+            self._tell("evaluated", name, Accuracy(updates=heard.updates, **same))
 
     def ended(self, record: Record) -> None:
-        """The run that was started last has ended, well or not."""
-        self._tell("ended", record)
+        """A run that was started has ended, well or not."""
+        self._tell("ended", record.spec.name, record)
 
-    def _tell(self, method: str, *what: Any) -> None:
+    def _tell(self, method: str, name: str, *what: Any) -> None:
         for follower in self._followers:
-            follower.tell(method, self._run, *what)
+            follower.tell(method, self._runs[name].run, *what)
 
 
 # ---------------------------------------------------------------- one hook, seen from the command

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, two small datasets, a small method, and the options --slow, --gpu and --chaos."""
+"""Shared by all tests: one thread, two small datasets, a small method, and the options for what takes long."""
 
 import dataclasses
 from pathlib import Path
@@ -15,11 +15,12 @@ SMALL = {"batch": 6, "feature_width": 16, "hidden_width": 16, "embedding_width":
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
     parser.addoption("--chaos", action="store_true", help="also run the tests of faults in full numbers")
+    parser.addoption("--cluster", action="store_true", help="also run the tests that start a Ray cluster or jobs")
     parser.addoption("--gpu", action="store_true", help="also run the tests that need a CUDA device")
 
 
 def pytest_collection_modifyitems(config, items):
-    for name in ("slow", "gpu", "chaos"):
+    for name in ("slow", "gpu", "chaos", "cluster"):
         if not config.getoption(f"--{name}"):
             for item in items:
                 if item.get_closest_marker(name):

@@ -120,7 +120,7 @@ def test_imports_run_one_way(source, allowed):
 
 def test_the_parts_of_the_store_are_reached_through_it():
     """Records and checkpoints by a RunFolder; of the disk others know its error and how a derived file is written."""
-    own = {f"bench.{name}" for name in ("checkpoint", "disk", "files", "lock", "repair", "store")}
+    own = {f"bench.{name}" for name in ("checkpoint", "disk", "files", "lock", "parcel", "repair", "store")}
     assert {i.source for i in loads("bench.checkpoint")} == {"bench.store"}
     for name, file in NAMES.items():
         tree = ast.parse(file.read_text(encoding="utf-8"))

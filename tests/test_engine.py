@@ -11,7 +11,8 @@ from engine_fixtures import CELLS, Shown, handlers_given_back, in_process, own_m
 
 from bench import calibration, disk
 from bench.disk import Disk, DiskError
-from bench.engine import run_child
+from bench.engine import SAVE_EVERY, run_child
+from bench.engines.local import LocalEngine
 from bench.run import run_all
 from bench.spec import DataSpec
 from bench.store import RunFolder
@@ -205,7 +206,7 @@ def test_a_folder_that_vanishes_in_training_is_a_disk_error_and_is_not_made_agai
             out.rename(tmp_path / "elsewhere")
 
     with pytest.raises(DiskError, match=f"the folder {out} has vanished; with it back, the same command goes on"):
-        run_all(out, [spec("2000up"), spec(seed=1)], Shown(once), None)
+        run_all(out, [spec("2000up"), spec(seed=1)], Shown(once), None, LocalEngine(out, SAVE_EVERY, None))
     assert not out.exists()
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from engine_fixtures import CELLS, Shown, handlers_given_back, in_process, spec, task, weights
 
-from bench.engine import run_child
+from bench.engine import SAVE_EVERY, run_child
+from bench.engines.local import LocalEngine
 from bench.lock import owned
 from bench.run import run_all
 from bench.signals import EXIT_INTERRUPTED, Interrupted
@@ -142,7 +143,7 @@ def test_a_signal_to_the_child_alone_leaves_it_preempted(tmp_path):
             said.append(event)
             os.kill(child_of_this_process(), signal.SIGTERM)
 
-    assert run_all(tmp_path, runs, Shown(once), None) == [runs[0].name]
+    assert run_all(tmp_path, runs, Shown(once), None, LocalEngine(tmp_path, SAVE_EVERY, None)) == [runs[0].name]
     assert [RunFolder(tmp_path, run).record().status for run in runs] == ["preempted", "finished"]
 
 
@@ -184,7 +185,7 @@ def test_a_killed_server_costs_nothing(tmp_path):
             killed.append(forkserver._forkserver._forkserver_pid)
             os.kill(killed[0], signal.SIGKILL)
 
-    assert run_all(tmp_path, runs, Shown(once), None) == []
+    assert run_all(tmp_path, runs, Shown(once), None, LocalEngine(tmp_path, SAVE_EVERY, None)) == []
     assert [RunFolder(tmp_path, run).record().status for run in runs] == ["finished", "finished"]
     assert len(killed) == 1
 

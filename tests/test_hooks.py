@@ -15,6 +15,8 @@ from test_engine import CELLS, spec
 
 from bench import tracking
 from bench.cli import cli
+from bench.engine import SAVE_EVERY
+from bench.engines.local import LocalEngine
 from bench.hooks import Accuracy, Hook, Progress, Run, costs
 from bench.progress import Display
 from bench.registry import load, names
@@ -104,7 +106,7 @@ def test_a_run_is_told_once_and_a_hook_that_hangs_costs_it_nothing(tmp_path, hoo
     def go():
         display = Display(Console(file=text, width=200))
         with Tracking([good, hangs], out, display.line, "here") as hooks:
-            return run_all(out, [run], display, None, tracking=hooks)
+            return run_all(out, [run], display, None, LocalEngine(out, SAVE_EVERY, None), tracking=hooks)
 
     began = time.monotonic()
     assert go() == []
@@ -134,8 +136,8 @@ def test_what_a_hook_does_costs_a_warning_and_itself(tmp_path, hook, monkeypatch
     with Tracking([*bad.values(), good], tmp_path, say) as hooks:
         for name in ("emp_ssl-s3", "emp_ssl-s4"):
             hooks.started(SPEC.model_copy(update={"seed": int(name[-1])}))
-            hooks.event(TRAIN)
-            hooks.event(CELL)
+            hooks.event(name, TRAIN)
+            hooks.event(name, CELL)
             hooks.ended(RECORD)
             time.sleep(0.3)
     assert sorted(said) == sorted(
@@ -160,8 +162,8 @@ def test_telling_never_waits_and_the_end_waits_so_long_and_no_longer(tmp_path, h
         began = time.monotonic()
         hooks.started(SPEC)
         for n in range(5000):
-            hooks.event(TRAIN | {"seconds": 3.0 * n})
-        hooks.event(CELL)
+            hooks.event(SPEC.name, TRAIN | {"seconds": 3.0 * n})
+        hooks.event(SPEC.name, CELL)
         hooks.ended(RECORD)
         assert time.monotonic() - began < 2
     kinds = [call[0] for call in heard(slow)]
@@ -173,6 +175,7 @@ def test_telling_never_waits_and_the_end_waits_so_long_and_no_longer(tmp_path, h
     monkeypatch.setattr(tracking, "CLOSE", 0.5)
     hangs, began = hook("hangs", BAD.format(method="ended", act="time.sleep(600)")), time.monotonic()
     with Tracking([hangs], tmp_path, say) as hooks:
+        hooks.started(SPEC)
         hooks.ended(RECORD)
     assert time.monotonic() - began < 10
     assert len(said) == 1
@@ -208,13 +211,13 @@ def test_a_signal_while_they_start_leaves_no_process(tmp_path, hook, monkeypatch
 def test_progress_is_told_every_two_seconds_of_training_and_at_its_end(tmp_path):
     told = []
     hooks = Tracking([], tmp_path, print, "a")
-    hooks._tell = lambda method, *what: told.append((method, *what))
+    hooks._tell = lambda method, name, *what: told.append((method, *what))
     hooks.started(SPEC)
     for seconds in (0.0, 1.9, 2.0, 2.5, 3.9, 4.1, 4.2):
-        hooks.event(TRAIN | {"seconds": seconds, "updates": int(10 * seconds), "progress": seconds / 4.2})
+        hooks.event(SPEC.name, TRAIN | {"seconds": seconds, "updates": int(10 * seconds), "progress": seconds / 4.2})
     assert [what[0].updates for method, *what in told if method == "progress"] == [0, 20, 41, 42]
-    hooks.event({"event": "trained", "updates": 50})
-    hooks.event(CELL)
+    hooks.event(SPEC.name, {"event": "trained", "updates": 50})
+    hooks.event(SPEC.name, CELL)
     assert told[-1] == ("evaluated", ACCURACY.model_copy(update={"updates": 50}))
 
 
@@ -222,7 +225,7 @@ def test_the_id_is_the_same_when_a_run_goes_on_and_of_no_other(tmp_path):
     def identity(origin, run):
         hooks = Tracking([], tmp_path, print, origin)
         hooks.started(run)
-        return hooks._run.id
+        return hooks._runs[run.name].run.id
 
     other = SPEC.model_copy(update={"seed": 9})
     assert identity("a", SPEC) == identity("a", SPEC)

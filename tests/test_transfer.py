@@ -17,7 +17,8 @@ from bench.audit import run_check
 from bench.checks import transfer as check
 from bench.checks.transfer import adversarial_images, sources_of
 from bench.data import data_info, load_data
-from bench.engine import main
+from bench.engine import SAVE_EVERY, main
+from bench.engines.local import LocalEngine
 from bench.execute import execute
 from bench.files import load_tensors
 from bench.progress import Display
@@ -298,7 +299,7 @@ def test_a_source_that_has_changed_is_tried_again_and_one_that_failed_is_none(do
 
 
 def test_run_all_finds_every_run_finished_and_does_the_stage_all_the_same(out, capsys):
-    assert run_all(out, SPECS, Display(), None) == []
+    assert run_all(out, SPECS, Display(), None, LocalEngine(out, SAVE_EVERY, None)) == []
     assert "NOT_RUN" not in {each.verdict for each in found(out).values()}
     printed = capsys.readouterr().err
     assert "emp_ssl-s0: finished before, not repeated" in printed

@@ -1,0 +1,44 @@
+"""Where runs are made: in processes of this machine (local), on a Ray cluster (ray), as jobs of Slurm (slurm).
+
+One interface. The conductor (bench.run) says which run is next, by bench.schedule; an engine starts it somewhere and
+tells what happens to it. Results are in the store when an engine says that a run has ended.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+from bench.spec import RunSpec
+
+Name = Literal["local", "ray", "slurm"]
+NAMES: tuple[Name, ...] = ("local", "ray", "slurm")
+Event = dict[str, Any]
+EXIT = "exit"  # the last event of a run: it has ended by itself, with ``code``
+LOST = "lost"  # or: its worker or node is gone, as ``message`` says; it can be started again
+
+
+class Engine(Protocol):
+    """Makes runs. Closed by ``with contextlib.closing(engine)``, whatever has happened."""
+
+    @property
+    def slots(self) -> int:
+        """How many runs it is given at a time; may change when a cluster grows."""
+        ...
+
+    def start(self, spec: RunSpec) -> None:
+        """Make this run, or go on with it. Raises DiskError and UsageError."""
+        ...
+
+    def poll(self, seconds: float) -> Iterable[tuple[str, Event]]:
+        """What has happened since the last call: (name of the run, event); waits at most so long for something.
+
+        Each run ends with one EXIT or LOST. Raises DiskError.
+        """
+        ...
+
+    def stop(self, signum: int) -> None:
+        """Pass a signal on to all that run, and give them time to save."""
+        ...
+
+    def close(self) -> None:
+        """End everything that still runs."""
+        ...

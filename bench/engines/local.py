@@ -1,0 +1,100 @@
+"""Runs in fresh processes of this machine: one at a time, or one on each GPU."""
+
+import os
+import time
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from bench.engine import PATIENCE, Child
+from bench.engines import EXIT, Event
+from bench.spec import RunSpec, UsageError
+from bench.store import RunFolder
+
+
+class LocalEngine:
+    """``jobs`` runs at a time into the folder ``out``, which is owned through ``lock``.
+
+    ``gpus`` are the names by which CUDA is told what a process may see, one for each job; none on a CPU.
+    """
+
+    def __init__(self, out: Path, save_every: float, lock: int | None, jobs: int = 1, gpus: tuple[str, ...] = ()):
+        if gpus and len(gpus) != jobs:
+            raise ValueError(f"expected a GPU for each of {jobs} jobs, got {len(gpus)}")
+        self.slots = jobs
+        self._out, self._save_every, self._lock = out, save_every, lock
+        self._free = list(gpus)
+        self._children: dict[str, Child] = {}
+        self._gpu: dict[str, str] = {}
+
+    def start(self, spec: RunSpec) -> None:
+        """See Engine."""
+        task = {
+            "task": "run",
+            "out": str(self._out),
+            "spec": spec.model_dump(mode="json"),
+            "save_every": self._save_every,
+        }
+        if self._free:
+            task["visible"] = self._gpu[spec.name] = self._free.pop(0)
+        self._children[spec.name] = Child(task, RunFolder(self._out, spec).place("log.txt"), self._lock)
+
+    def poll(self, seconds: float) -> list[tuple[str, Event]]:
+        """See Engine."""
+        names: dict[object, str] = {child.events: name for name, child in self._children.items()}
+        pipes: list[Connection] = [child.events for child in self._children.values()]
+        found: list[tuple[str, Event]] = []
+        for pipe in wait(pipes, seconds):
+            name = names[pipe]
+            child = self._children[name]
+            events = child.heard()
+            if events is None:
+                events = [{"event": EXIT, "code": child.ended()}]
+                self._children.pop(name).close()
+                self._free += [self._gpu.pop(name)] if name in self._gpu else []
+            found += [(name, event) for event in events]
+        return found
+
+    def stop(self, signum: int) -> None:
+        """See Engine: all of them end within the patience together."""
+        until = time.monotonic() + PATIENCE
+        for child in self._children.values():
+            child.pass_on(signum)
+        for child in self._children.values():
+            child.leave(until - time.monotonic())
+
+    def close(self) -> None:
+        """See Engine."""
+        for child in self._children.values():
+            child.close()
+        self._children.clear()
+
+
+def local_jobs(specs: list[RunSpec], device: str, jobs: int | None) -> tuple[int, tuple[str, ...]]:
+    """(jobs, the GPU of each): one for each GPU of this machine unless ``device`` names one, else 1 unless asked for.
+
+    Raises UsageError where two timed runs would share a GPU or the cores.
+    """
+    from bench import device as devices
+
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"expected --jobs of at least 1, got {jobs}")
+    gpus = devices.visible_gpus() if device in ("auto", "cuda") else ()
+    if gpus:
+        if (jobs or 0) > len(gpus):
+            raise UsageError(f"expected --jobs of at most {len(gpus)}, one for each GPU, got {jobs}")
+        most = gpus[: jobs or len(gpus)]
+        return len(most), most if len(gpus) > 1 else ()
+    return check_cores(specs, jobs or 1), ()
+
+
+def check_cores(specs: list[RunSpec], jobs: int) -> int:
+    """``jobs``, where runs in time do not share a core. Raises UsageError."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    timed = any(spec.budget.unit == "seconds" for spec in specs)
+    threads = max(spec.threads or cores for spec in specs)
+    if jobs > 1 and timed and jobs * threads > cores:
+        raise UsageError(
+            f"expected runs in time to have their cores alone, got --jobs {jobs} of {threads} threads on {cores} "
+            f"cores; use --threads {max(1, cores // jobs)}, or a budget in updates"
+        )
+    return jobs

@@ -1,0 +1,153 @@
+"""Runs on a Ray cluster, one task each (Ray Core, the extra ``[ray]``); without an address one is started here.
+
+A task is tried once by Ray: what was lost is started again by the conductor, as with every engine.
+"""
+
+import contextlib
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.engine import PATIENCE
+from bench.engines import EXIT, LOST, Event
+from bench.engines.worker import Order, Outcome, manifest_hash, work
+from bench.parcel import Parcel, names, pack, unpack
+from bench.spec import RunSpec, UsageError
+from bench.store import RunFolder
+
+AHEAD = 2  # tasks in flight for each that can run: the next is there when one ends
+
+
+class Mailbox:
+    """An actor beside the conductor: workers leave events, and learn whether to stop."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Event]] = []
+        self.stopping = False
+
+    def put(self, name: str, events: list[Event]) -> bool:
+        self.events += [(name, event) for event in events]
+        return self.stopping
+
+    def take(self) -> list[tuple[str, Event]]:
+        taken, self.events = self.events, []
+        return taken
+
+    def stop(self) -> None:
+        self.stopping = True
+
+
+def task(order: dict[str, Any], mailbox: Any, parcel: list[Any]) -> tuple[dict[str, Any], Parcel]:
+    """What runs on a worker. ``parcel`` holds a reference, so that its content travels only where it is asked for."""
+    import ray
+
+    asked = Order.model_validate(order)
+    name = asked.spec.name
+
+    def tell(events: list[Event]) -> bool:
+        return bool(ray.get(mailbox.put.remote(name, events)))
+
+    def fetch() -> Parcel:
+        found: Parcel = ray.get(parcel[0]) if parcel else {}
+        return found
+
+    outcome, files = work(asked, fetch, tell)
+    return outcome.model_dump(), files
+
+
+class RayEngine:
+    """Runs of the folder ``out`` on the cluster at ``address``: ``auto``, host:port, or None for one on this machine.
+
+    Raises UsageError where Ray is not installed, no cluster is there, or it has not what one run needs.
+    """
+
+    def __init__(self, out: Path, save_every: float, specs: list[RunSpec], address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UsageError("--engine ray needs Ray; pip install 'robust-ssl-bench[ray]'") from None
+        gpus = 1 if specs[0].device.startswith("cuda") else 0
+        threads = max(spec.threads or 0 for spec in specs)
+        if not gpus and not threads:
+            raise UsageError("expected --threads with --engine ray on CPUs: so many cores are kept for each run")
+        self._ray, self._out, self._save_every = ray, out, save_every
+        self._needs = {"num_gpus": gpus, "num_cpus": max(1, threads)}
+        self._manifest = manifest_hash(out)
+        self._refs: dict[Any, RunSpec] = {}
+        try:
+            ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False,
+                     logging_level="ERROR", namespace=None)  # fmt: skip
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
+        if not self._capacity():
+            there = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
+            ray.shutdown()
+            raise UsageError(f"expected a cluster with {self._needs} for one run, got {there}")
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._task = ray.remote(max_retries=0)(task)  # a run has a process of its own under Ray's (bench.engine)
+
+    def _capacity(self) -> int:
+        """How many runs the cluster can make at a time."""
+        there = self._ray.cluster_resources()
+        gpus = there.get("GPU", 0) / self._needs["num_gpus"] if self._needs["num_gpus"] else math.inf
+        return int(min(gpus, there.get("CPU", 0) / self._needs["num_cpus"]))
+
+    @property
+    def slots(self) -> int:
+        """See Engine; at least one, so that a cluster that has lost its nodes is waited for."""
+        return AHEAD * max(1, self._capacity())
+
+    def start(self, spec: RunSpec) -> None:
+        """See Engine."""
+        visible = None if self._needs["num_gpus"] else ""  # Ray says which GPU; with none it leaves all to be seen
+        order = Order(
+            spec=spec,
+            out=str(self._out.resolve()),
+            manifest=self._manifest,
+            save_every=self._save_every,
+            visible=visible,
+        )
+        begun = RunFolder(self._out, spec).path
+        parcel = [self._ray.put(pack(begun))] if names(begun) else []
+        made = self._task.options(**self._needs)
+        self._refs[made.remote(order.model_dump(mode="json"), self._mailbox, parcel)] = spec
+
+    def poll(self, seconds: float) -> list[tuple[str, Event]]:
+        """See Engine."""
+        ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=seconds)
+        if ready:  # and all others that are ready too
+            ready, _ = self._ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
+        found: list[tuple[str, Event]] = self._ray.get(self._mailbox.take.remote())
+        for ref in ready:
+            spec = self._refs.pop(ref)
+            found.append((spec.name, self._ended(ref, spec)))
+        return found
+
+    def _ended(self, ref: Any, spec: RunSpec) -> Event:
+        failures = self._ray.exceptions
+        try:
+            told, files = self._ray.get(ref)
+        except failures.RayTaskError as error:
+            return {"event": EXIT, "code": 1, "message": str(error.cause or error).splitlines()[-1]}
+        except failures.RayError as error:
+            return {"event": LOST, "message": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        outcome = Outcome.model_validate(told)
+        if files:
+            unpack(RunFolder(self._out, spec).path, files)
+        return {"event": EXIT, "code": outcome.code, "message": outcome.message, "node": outcome.node}
+
+    def stop(self, signum: int) -> None:
+        """See Engine: workers learn of it within seconds."""
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.get(self._mailbox.stop.remote(), timeout=PATIENCE)
+        until = time.monotonic() + PATIENCE
+        while self._refs and time.monotonic() < until:
+            self.poll(0.5)
+
+    def close(self) -> None:
+        """See Engine: what still runs is killed with the connection."""
+        self._ray.shutdown()

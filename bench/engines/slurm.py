@@ -1,0 +1,172 @@
+"""Runs as jobs of Slurm, one array of them, through submitit (the extra ``[slurm]``).
+
+A job that Slurm preempts saves, is queued again, and goes on. Jobs outlive the conductor: one that is started again
+finds those that still run.
+"""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.disk import is_there, write_bytes
+from bench.engine import PATIENCE
+from bench.engines import EXIT, LOST, Event
+from bench.engines.worker import Order, Outcome, manifest_hash, work
+from bench.parcel import Parcel, pack, unpack
+from bench.signals import EXIT_INTERRUPTED
+from bench.spec import RunSpec, UsageError
+from bench.store import RunFolder
+
+MOST = 1000  # jobs in one array: what Slurm allows where nobody has changed it (MaxArraySize)
+FOREVER = 4320  # minutes: three days, where --slurm has no time
+JOBS = "slurm/jobs.json"  # name of a run -> its last job
+LOOK_EVERY = 5.0  # seconds
+
+
+class Job:
+    """What a job does. Called again from the start when Slurm has queued it again, it goes on from what was saved."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.order = order
+
+    def __call__(self) -> tuple[dict[str, Any], Parcel]:
+        order = Order.model_validate(self.order)
+        outcome, files = work(order, lambda: pack(RunFolder(Path(order.out), order.spec).path), lambda events: False)
+        return outcome.model_dump(), files
+
+    def checkpoint(self) -> Any:
+        """What submitit queues when the job is preempted or out of time: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class SlurmEngine:
+    """Runs of the folder ``out``, which every node sees, as jobs with ``parameters`` of submitit's (partition, ...).
+
+    ``cluster``: ``slurm``, or ``local`` for processes of this machine that behave as jobs. Raises UsageError.
+    """
+
+    slots = MOST
+
+    def __init__(
+        self, out: Path, save_every: float, specs: list[RunSpec], parameters: dict[str, Any], cluster: str = "slurm"
+    ) -> None:
+        try:
+            import submitit
+        except ImportError:
+            raise UsageError("--engine slurm needs submitit; pip install 'robust-ssl-bench[slurm]'") from None
+        self._out, self._save_every, self._manifest = out, save_every, manifest_hash(out)
+        gpus = 1 if specs[0].device.startswith("cuda") else 0
+        asked = {
+            "name": "bench",
+            "timeout_min": FOREVER,
+            "gpus_per_node": gpus,
+            "cpus_per_task": max([1, *(spec.threads or 0 for spec in specs)]),
+            "tasks_per_node": 1,
+        }
+        try:
+            self._executor = submitit.AutoExecutor(folder=out / "slurm", cluster=cluster)
+            self._executor.update_parameters(**asked | parameters)
+        except (RuntimeError, TypeError, NameError, ValueError) as error:
+            raise UsageError(f"--engine slurm: {str(error).splitlines()[0]}") from None
+        self._job = submitit.SlurmJob if cluster == "slurm" else submitit.LocalJob
+        self._waiting: list[RunSpec] = []
+        self._jobs: dict[str, Any] = {}
+        self._specs: dict[str, RunSpec] = {}
+        self._known = self._read_known()
+        self._stopping = False
+
+    def _read_known(self) -> dict[str, str]:
+        path = self._out / JOBS
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(path.read_bytes()) if is_there(path) else {}
+            return {str(name): str(job) for name, job in found.items()}
+        return {}
+
+    def start(self, spec: RunSpec) -> None:
+        """See Engine: submitted with all others at the next look."""
+        self._specs[spec.name] = spec
+        before = self._known.get(spec.name)
+        if before is not None:
+            job = self._job(self._executor.folder, before)
+            if not job.done(force_check=True):
+                self._jobs[spec.name] = job
+                return
+            del self._known[spec.name]
+        self._waiting.append(spec)
+
+    def _submit(self) -> None:
+        orders = [
+            Order(spec=spec, out=str(self._out.resolve()), manifest=self._manifest, save_every=self._save_every)
+            for spec in self._waiting
+        ]
+        with self._executor.batch():
+            jobs = [self._executor.submit(Job(order.model_dump(mode="json"))) for order in orders]
+        for spec, job in zip(self._waiting, jobs, strict=True):
+            self._jobs[spec.name] = job
+            self._known[spec.name] = job.job_id
+        self._waiting.clear()
+        write_bytes(self._out / JOBS, json.dumps(self._known, indent=1).encode())
+
+    def poll(self, seconds: float) -> list[tuple[str, Event]]:
+        """See Engine. Of a job that runs there is nothing to hear but that it has ended."""
+        if self._waiting:
+            self._submit()
+        until = time.monotonic() + seconds
+        while True:
+            ended = [name for name, job in self._jobs.items() if job.done()]
+            left = until - time.monotonic()
+            if ended or left <= 0:
+                return [(name, self._ended(name)) for name in ended]
+            time.sleep(min(left, LOOK_EVERY))
+
+    def _ended(self, name: str) -> Event:
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        job = self._jobs.pop(name)
+        self._known.pop(name)
+        try:
+            told, files = job.result()
+        except FailedJobError as error:
+            return {"event": EXIT, "code": 1, "message": str(error).strip().splitlines()[-1]}
+        except (UncompletedJobError, OSError, EOFError) as error:
+            return {"event": LOST, "message": f"job {job.job_id}: {str(error).strip().splitlines()[0]}"}
+        outcome = Outcome.model_validate(told)
+        if files:
+            unpack(RunFolder(self._out, self._specs[name]).path, files)
+        if outcome.code in EXIT_INTERRUPTED.values() and not self._stopping:
+            return {"event": LOST, "message": f"job {job.job_id} was stopped on {outcome.node}"}
+        return {"event": EXIT, "code": outcome.code, "message": outcome.message, "node": outcome.node}
+
+    def stop(self, signum: int) -> None:
+        """See Engine: the jobs are cancelled, which lets them save."""
+        self._stopping = True
+        self._waiting.clear()
+        for job in self._jobs.values():
+            job.cancel(check=False)
+        until = time.monotonic() + PATIENCE
+        while self._jobs and time.monotonic() < until:
+            self.poll(0.5)
+
+    def close(self) -> None:
+        """See Engine. Jobs that run are left to Slurm: the same command finds them again."""
+
+
+def parse_parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """``--slurm partition=gpu`` -> {"slurm_partition": "gpu"}; numbers are numbers. Raises UsageError."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"expected --slurm name=value, as partition=gpu, got {pair!r}")
+        number = int(value) if value.isdigit() else value
+        if name == "time":
+            if not isinstance(number, int):
+                raise UsageError(f"expected --slurm time=MINUTES, got {pair!r}")
+            found["timeout_min"] = number
+        else:
+            found[f"slurm_{name}"] = number
+    return found

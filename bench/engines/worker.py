@@ -1,0 +1,124 @@
+"""What a machine of a cluster does for one run: in the shared folder if it sees it, else in a folder of its own.
+
+A run has one owner wherever it is made (bench.lock), so the worker that takes the place of a lost one waits for what
+is left of it, and goes on from what that one has saved.
+"""
+
+import hashlib
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from platformdirs import user_cache_path
+from pydantic import JsonValue
+
+from bench.disk import DiskError, cannot
+from bench.engine import PATIENCE, Child
+from bench.engines import Event
+from bench.files import Damaged
+from bench.lock import owned
+from bench.parcel import Parcel, pack, unpack
+from bench.spec import Data, RunSpec
+from bench.store import MANIFEST, RunFolder
+
+TELL_EVERY = 2.0  # seconds between two calls home: thousands of workers have one home
+LOUD = ("train", "attack", "probe")  # events of progress: of several in a row only the last is told
+
+
+class Order(Data):
+    """One run as it is sent to a worker."""
+
+    spec: RunSpec
+    out: str  # the folder of all runs, where the worker may or may not see it
+    manifest: str  # SHA-256 of the manifest that is there
+    save_every: float
+    visible: str | None = None  # what CUDA_VISIBLE_DEVICES is to be; None: as it is
+
+
+class Outcome(Data):
+    """How a run has ended on a worker."""
+
+    code: int
+    message: str = ""
+    node: str = ""
+
+
+def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]], bool]) -> tuple[Outcome, Parcel]:
+    """Make one run: how it ended, and its files where the folder is not shared.
+
+    ``parcel`` gives what the asking side has of it; ``tell`` takes events and says whether to stop.
+    """
+    import platform
+
+    out = Path(order.out)
+    shared = manifest_hash(out) == order.manifest
+    if not shared:
+        out = user_cache_path("robust-ssl-bench") / "cells" / order.manifest[:16]
+    folder = RunFolder(out, order.spec)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot("write", folder.path, error) from error
+    with owned(folder.path, moves=True) as lock:
+        if not shared and not furthest(folder):
+            unpack(folder.path, parcel())
+        try:
+            code = attend(order, out, folder.path / "log.txt", lock, tell)
+        except DiskError as error:
+            return Outcome(code=1, message=str(error), node=platform.node()), {}
+        return Outcome(code=code, node=platform.node()), {} if shared else pack(folder.path)
+
+
+def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[Event]], bool]) -> int:
+    """Run the child and tell what it says: its exit code."""
+    task: dict[str, JsonValue] = {
+        "task": "run",
+        "out": str(out),
+        "spec": order.spec.model_dump(mode="json"),
+        "save_every": order.save_every,
+    }
+    if order.visible is not None:
+        task["visible"] = order.visible
+    child = Child(task, log, lock)
+    try:
+        untold: list[Event] = []
+        told = 0.0
+        stopping = False
+        while True:
+            ready = wait([child.events], TELL_EVERY)
+            events = child.heard() if ready else []
+            for event in events or ():
+                if untold and untold[-1].get("event") == event.get("event") in LOUD:
+                    untold.pop()
+                untold.append(event)
+            if events is None or time.monotonic() - told >= TELL_EVERY:
+                stop, untold, told = tell(untold), [], time.monotonic()
+                if stop and not stopping:
+                    stopping = True
+                    child.pass_on(signal.SIGTERM)
+            if events is None:
+                return child.ended()
+    except BaseException:
+        child.pass_on(signal.SIGTERM)
+        child.leave(PATIENCE)
+        raise
+    finally:
+        child.close()
+
+
+def furthest(folder: RunFolder) -> bool:
+    """Whether a worker was here before: then its own files are further than those at home."""
+    try:
+        return folder.record([]).status != "pending"
+    except Damaged:
+        return False
+
+
+def manifest_hash(out: Path) -> str:
+    """SHA-256 of the manifest in a folder of runs; "" where there is none."""
+    try:
+        return hashlib.sha256((out / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return ""

@@ -1,0 +1,141 @@
+"""Runs on a Ray cluster of two nodes, both on this machine: workers are killed, nodes lost, and the results are those
+of a serial run.
+
+``--cluster`` runs these; with ``--chaos`` too, in full numbers.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from cluster_fixtures import Heard, cells, measured, opened
+
+from bench.engine import SAVE_EVERY
+from bench.engines.local import LocalEngine
+from bench.engines.ray import RayEngine
+from bench.run import run_all
+from bench.spec import UsageError
+from bench.store import RunFolder
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory):
+    """``serial(specs)``: measured one after the other in processes of this machine."""
+    out = tmp_path_factory.mktemp("serial")
+
+    def made(specs):
+        assert run_all(out, specs, Heard(), None, LocalEngine(out, SAVE_EVERY, None)) == []
+        return measured(out, specs)
+
+    return made
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path):
+    """A head without CPUs, where the conductor is, and two nodes of two each."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made.add_node(num_cpus=2)
+    made.add_node(num_cpus=2)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+def workers() -> list[int]:
+    """Processes of Ray that make a run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (entry / "cmdline").read_bytes().startswith(b"ray::task"):
+                    found.append(int(entry.name))
+    return found
+
+
+class Harassed(RayEngine):
+    """Workers are killed at random, and now and then a node is lost, and another one comes."""
+
+    def fight(self, cluster, kills: int, losses: int) -> None:
+        self.cluster, self.kills, self.losses = cluster, kills, losses
+        self.killed = self.lost = 0
+        self.chance, self.next = random.Random(0), 0.0
+
+    def poll(self, seconds):
+        if time.monotonic() >= self.next:
+            self.strike()
+            self.next = time.monotonic() + self.chance.uniform(0.2, 1.2)
+        return super().poll(0.2)
+
+    def strike(self) -> None:
+        if self.lost < self.losses and self.killed >= (self.lost + 1) * self.kills // (self.losses + 1):
+            node = sorted(self.cluster.worker_nodes, key=str)[self.chance.randrange(2)]
+            self.cluster.remove_node(node, allow_graceful=False)
+            self.cluster.add_node(num_cpus=2)
+            self.lost += 1
+        elif self.killed < self.kills and (there := workers()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.chance.choice(there), signal.SIGKILL)
+                self.killed += 1
+
+
+@pytest.mark.parametrize(
+    ("count", "kills", "losses"),
+    [(6, 4, 1), pytest.param(24, 50, 5, marks=pytest.mark.chaos)],
+)
+def test_kills_and_lost_nodes_cost_no_result(cluster, serial, tmp_path, count, kills, losses):
+    specs = cells(count)
+    expected = serial(specs)
+    out = opened(tmp_path / "out", specs)
+    display, engine = Heard(), Harassed(out, 1.0, specs, cluster.address)
+    engine.fight(cluster, kills, losses)
+    with contextlib.closing(engine):
+        assert run_all(out, specs, display, None, engine) == []
+    assert (engine.killed, engine.lost) == (kills, losses)
+    assert display.finished == {f"{spec.name} finished": 1 for spec in specs}
+    assert measured(out, specs) == expected
+
+
+def test_without_a_shared_folder_results_come_home(cluster, serial, tmp_path):
+    specs = cells(3)
+    expected = serial(specs)
+    out = opened(tmp_path / "out", specs)
+    engine = Harassed(out, 1.0, specs, cluster.address)
+    engine.fight(cluster, 2, 0)
+    engine._manifest = "0" * 64  # no worker finds the folder
+    with contextlib.closing(engine):
+        assert run_all(out, specs, Heard(), None, engine) == []
+    assert measured(out, specs) == expected
+    made = tmp_path / "cache" / "robust-ssl-bench" / "cells" / ("0" * 16)
+    assert sorted(path.name for path in (made / "runs").iterdir()) == sorted(spec.name for spec in specs)
+
+
+def test_at_the_deadline_runs_save_and_stop(cluster, serial, tmp_path):
+    specs = cells(2, updates=100_000)
+    out = opened(tmp_path / "out", specs)
+    engine = RayEngine(out, 1.0, specs, cluster.address)
+    with contextlib.closing(engine):
+        assert run_all(out, specs, Heard(), None, engine, time.monotonic() + 30) == [spec.name for spec in specs]
+    for spec in specs:
+        folder = RunFolder(out, spec)
+        assert folder.record().status == "preempted"
+        assert folder.checkpoint()[0] is not None
+
+
+def test_what_a_cluster_does_not_have_is_said(cluster, tmp_path):
+    specs = [spec.model_copy(update={"device": "cuda:0"}) for spec in cells(1)]
+    with pytest.raises(UsageError, match=r"expected a cluster with \{'num_gpus': 1"):
+        RayEngine(opened(tmp_path / "out", specs), 1.0, specs, cluster.address)
+    specs = [spec.model_copy(update={"threads": None}) for spec in cells(1)]
+    with pytest.raises(UsageError, match="expected --threads with --engine ray on CPUs"):
+        RayEngine(tmp_path / "out", 1.0, specs, cluster.address)

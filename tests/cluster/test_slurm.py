@@ -1,0 +1,82 @@
+"""Runs as jobs: submitit's local executor, whose jobs are preempted, queued again and lost as those of Slurm."""
+
+import contextlib
+import os
+import signal
+import time
+
+import pytest
+from cluster_fixtures import Heard, cells, measured, opened
+
+from bench.engine import SAVE_EVERY
+from bench.engines.local import LocalEngine
+from bench.engines.slurm import SlurmEngine, parse_parameters
+from bench.run import run_all
+from bench.spec import UsageError
+from bench.store import RunFolder
+
+pytest.importorskip("submitit")
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+
+
+class Preempting(SlurmEngine):
+    """The first job is preempted once it trains, the last one is lost."""
+
+    preempted = killed = False
+
+    def poll(self, seconds):
+        first, *_, last = sorted(self._specs)
+        if not self.preempted and first in self._jobs and begun(self, first):
+            self._jobs[first]._interrupt()
+            self.preempted = True
+        if not self.killed and last in self._jobs and begun(self, last):
+            os.kill(self._jobs[last]._process.pid, signal.SIGKILL)
+            self.killed = True
+        return super().poll(0.5)
+
+
+def begun(engine: SlurmEngine, name: str) -> bool:
+    """Whether there is a state to go on from."""
+    return RunFolder(engine._out, engine._specs[name]).checkpoint()[0] is not None
+
+
+def test_preempted_and_lost_jobs_go_on(tmp_path):
+    specs = cells(3)
+    serial = tmp_path / "serial"
+    assert run_all(serial, specs, Heard(), None, LocalEngine(serial, SAVE_EVERY, None)) == []
+    out, display = opened(tmp_path / "out", specs), Heard()
+    engine = Preempting(out, 0.2, specs, {}, cluster="local")
+    with contextlib.closing(engine):
+        assert run_all(out, specs, display, None, engine) == []
+    assert (engine.preempted, engine.killed) == (True, True)
+    assert display.finished == {f"{spec.name} finished": 1 for spec in specs}
+    assert measured(out, specs) == measured(serial, specs)
+    assert RunFolder(out, specs[0]).record().train.preemptions >= 1
+
+
+def test_at_the_deadline_jobs_are_cancelled_and_have_saved(tmp_path):
+    specs = cells(2, updates=100_000)
+    out = opened(tmp_path / "out", specs)
+    engine = SlurmEngine(out, 0.2, specs, {}, cluster="local")
+    with contextlib.closing(engine):
+        assert run_all(out, specs, Heard(), None, engine, time.monotonic() + 40) == [spec.name for spec in specs]
+    for spec in specs:
+        assert RunFolder(out, spec).record().status == "preempted"
+        assert RunFolder(out, spec).checkpoint()[0] is not None
+
+
+def test_parameters():
+    assert parse_parameters(("partition=gpu", "time=90", "mem=64")) == {
+        "slurm_partition": "gpu",
+        "timeout_min": 90,
+        "slurm_mem": 64,
+    }
+    for wrong in ("partition", "=gpu", "time=2h"):
+        with pytest.raises(UsageError, match="expected --slurm"):
+            parse_parameters((wrong,))
+
+
+def test_without_slurm_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match="--engine slurm: "):
+        SlurmEngine(tmp_path, 1.0, cells(1), {})
