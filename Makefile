@@ -5,7 +5,7 @@ OUT ?= runs/digits
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test chaos mutants gpu lint lock clean
+.PHONY: run test chaos cluster mutants gpu lint lock clean
 
 run: $(VENV)/.installed  ## every method on the embedded digits, 10 s of training each, then the report
 	$(BIN)/bench run --methods all --budget 10s --data digits --out $(OUT)
@@ -16,6 +16,9 @@ test: $(VENV)/.installed-test  ## the test suite
 
 chaos: $(VENV)/.installed-test  ## faults of disk, power and processes in full numbers (docs/measurements.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --chaos -m chaos tests/chaos -n auto
+
+cluster: $(VENV)/.installed-test  ## runs on a Ray cluster and as jobs, both on this machine: workers killed, nodes lost
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cluster -m cluster tests/cluster
 
 mutants: $(VENV)/.installed-test  ## the mutation score, about 30 minutes on one core: make mutants SEED=0
 	$(PIP) mutmut==3.8.1
