@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -42,6 +43,19 @@ class Disk:
     def write(self, handle: int, data: memoryview) -> int:
         """How many bytes of the data were written, at least one."""
         return os.write(handle, data)
+
+    def open_to_change(self, path: Path) -> int:
+        """A handle to change parts of a file, which is made where it is missing."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+
+    def write_at(self, handle: int, data: memoryview, offset: int) -> int:
+        """How many bytes of the data were written from the offset on, at least one."""
+        return os.pwrite(handle, data, offset)
+
+    def forget(self, handle: int, offset: int, length: int) -> None:
+        """The machine need not keep this part of the file in its memory; a hint, where the system takes it."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
 
     def sync(self, handle: int) -> None:
         """What was written outlasts a power cut."""
@@ -100,6 +114,29 @@ def write_bytes(path: Path, data: bytes, synced: bool = True) -> None:
             raise
         if synced:
             disk.sync_folder(path.parent)
+    except OSError as error:
+        raise cannot("write", path, error) from error
+
+
+def write_part(path: Path, offset: int, pieces: Iterable[bytes]) -> None:
+    """Put the pieces one after the other into a file, from the offset on: on disk to stay, and out of the memory.
+
+    For files that are larger than the memory: what is written is not whole until all parts are, so whoever writes keeps
+    a record of them. Makes the file where it is missing. Raises DiskError.
+    """
+    disk, place = DISK, offset
+    try:
+        handle = disk.open_to_change(path)
+        try:
+            for piece in pieces:
+                rest = memoryview(piece)
+                while rest:
+                    written = disk.write_at(handle, rest, place)
+                    rest, place = rest[written:], place + written
+            disk.sync(handle)
+            disk.forget(handle, offset, place - offset)
+        finally:
+            disk.close(handle)
     except OSError as error:
         raise cannot("write", path, error) from error
 
