@@ -26,7 +26,7 @@ from bench.pictures import decode, jpeg_ending
 from bench.pixels import OFFSET, Pixels, header, open_pixels
 from bench.spec import Data, Sha256, UsageError
 
-FEW = 2 * BLOCK  # images that are decoded sooner than processes are started
+FEW = 4 * BLOCK  # images that are decoded sooner than processes are started
 MANIFEST, ARRAY, CHECKSUMS, BLOCKS = "manifest.json", "pixels.npy", "checksums", "blocks"
 
 

@@ -43,7 +43,7 @@ def square(image: "Image.Image", size: int) -> "Image.Image":
     """The picture upright, in RGB, resized and cut to size x size."""
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # without a copy
     if image.mode == "P":
         image = image.convert("RGBA")  # Pillow's own advice for palettes that may be transparent
     if image.mode != "RGB":
