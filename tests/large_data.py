@@ -1,0 +1,141 @@
+"""Measures data larger than memory allows for: decoding beside Pillow alone, then memory and waiting of a training.
+
+    python tests/large_data.py FOLDER make 60000      # JPEGs of 256x256, drawn, each of them under ten names
+    python tests/large_data.py FOLDER decode 20000    # Pillow alone before and after, the cache between
+    python tests/large_data.py FOLDER train 20000     # a few updates of SimCLR, streamed
+
+Remove the folder afterwards: 60,000 images take 12 GB decoded.
+"""
+
+import multiprocessing
+import os
+import resource
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+NAMES, CLASSES, SIDE = 10, 10, 256
+
+
+def draw(folder, start, stop):
+    """Smooth patterns under noise, which compress as photos do: 29 kB each at quality 90."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(start)
+    for number in range(start, stop):
+        coarse = Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).resize((SIDE, SIDE))
+        noise = rng.integers(-16, 17, (SIDE, SIDE, 3), dtype=np.int16)
+        pixels = np.clip(np.asarray(coarse).astype(np.int16) + noise, 0, 255).astype(np.uint8)
+        file = folder / f"n{number % CLASSES:08}" / f"{number * NAMES:07}.JPEG"
+        Image.fromarray(pixels).save(file, quality=90)
+        for more in range(1, NAMES):
+            os.link(file, file.with_name(f"{number * NAMES + more:07}.JPEG"))
+
+
+def make(root, count):
+    for split in ("train", "val"):
+        for label in range(CLASSES):
+            (root / split / f"n{label:08}").mkdir(parents=True)
+    draw(root / "val", 0, 20)
+    parts = [(start, min(start + 100, count // NAMES)) for start in range(0, count // NAMES, 100)]
+    with processes(2) as pool:
+        for done in [pool.submit(draw, root / "train", *part) for part in parts]:
+            done.result()
+
+
+def processes(count):
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+
+
+def alone(files):
+    """What Pillow takes to make pixels of files."""
+    import numpy as np
+    from PIL import Image
+
+    for file in files:
+        with Image.open(file) as image:
+            np.asarray(image.convert("RGB"))
+
+
+def pillow(files, workers):
+    """Images a second."""
+    began = time.perf_counter()
+    with processes(workers) as pool:
+        list(pool.map(alone, [files[start : start + 128] for start in range(0, len(files), 128)]))
+    return len(files) / (time.perf_counter() - began)
+
+
+def load(root, count):
+    from bench.data import load_data
+    from bench.datasets import imagenet
+    from bench.spec import DataSpec
+
+    spec = DataSpec(name="imagenet", path=str(part_of(root, count)), root=str(root / "cache"))
+    return load_data(imagenet.Dataset(), spec)
+
+
+def part_of(root, count):
+    """A folder of the first so many images, as links."""
+    part = root / f"first-{count}"
+    if not part.exists():
+        for file in sorted(root.glob("train/*/*"), key=lambda file: file.name)[:count]:
+            into = part / file.relative_to(root)
+            into.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, into)
+        (part / "val").symlink_to(root / "val")
+    return part
+
+
+def decode(root, count):
+    files = [str(file) for file in sorted(part_of(root, count).glob("train/*/*"))]
+    few = files[: min(len(files), 20_000) // 2]
+    before = {workers: pillow(few, workers) for workers in (2, 3)}
+    began = time.perf_counter()
+    load(root, count)
+    rate = count / (time.perf_counter() - began)
+    after = {workers: pillow(few, workers) for workers in (2, 3)}
+    print(f"{count} images, images a second: Pillow alone {before} before and {after} after, the cache {rate:.0f}")
+
+
+def train(root, count):
+    import torch
+
+    from bench.encoder import build_encoder
+    from bench.spec import Budget
+    from bench.train import train
+    from methods import simclr
+
+    torch.set_num_threads(1)
+    images, _ = load(root, count)
+    config = simclr.Config(batch=8, view_share=224 / 256, feature_width=512, hidden_width=512)
+    method = simclr.Method(config).attach(build_encoder("torchvision:resnet18", 3, 512))
+    anonymous, over = [0], threading.Event()
+
+    def watch():
+        while not over.wait(0.02):
+            anonymous[0] = max(anonymous[0], status("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = train(method, images, Budget.parse("8up"), 0, torch.device("cpu"))
+    over.set()
+    watcher.join()
+    share = result.data_wait_seconds / result.train_seconds
+    print(
+        f"{count} images: {result.updates} updates in {result.train_seconds:.1f} s, waited {result.data_wait_seconds:.4f} s "
+        f"({share:.3%}); peak VmHWM {status('VmHWM') / 1e9:.3f} GB, RssAnon {anonymous[0] / 1e9:.3f} GB, "
+        f"of children {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6:.3f} GB"
+    )
+
+
+def status(name):
+    """Bytes, from the kernel's account of this process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    {"make": make, "decode": decode, "train": train}[sys.argv[2]](Path(sys.argv[1]).resolve(), int(sys.argv[3]))
