@@ -3,6 +3,7 @@
 Loads no torch, so that a process is at work at once.
 """
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -69,18 +70,18 @@ def decode_block(task: Task, block: Block) -> tuple[int, bytes]:
     Raises UsageError for an image that cannot be read, or is not of the kind of the first.
     """
     start, memory, images = block
-    sums = []
+    sums: list[bytes] = []
 
-    def pixels() -> Iterator[bytes]:
+    def pixels() -> Iterator[list[bytes]]:
         for image, file in images:
-            found, kind = decode(image, file, task.size)
+            planes, kind = decode(image, file, task.size)
             if kind != task.kind:
                 expected = f"expected images of one size and mode, got {task.first} ({task.kind})"
                 raise UsageError(f"{expected} and {image} ({kind}); resize or convert them, or let --image-size do it")
-            sums.append(checksum(found))
-            yield found
+            sums.append(checksum(*planes))
+            yield planes
 
-    write_part(task.array, task.place(start), pixels())
+    write_part(task.array, task.place(start), len(images) * task.row, pixels())
     write_bytes(memory, b"".join(sums), synced=False)
     return start, b"".join(sums)
 
@@ -98,6 +99,6 @@ def end_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def checksum(pixels: bytes) -> bytes:
-    """CRC-32, four bytes."""
-    return zlib.crc32(pixels).to_bytes(4, "little")
+def checksum(*planes: bytes) -> bytes:
+    """CRC-32 of one after the other, four bytes."""
+    return functools.reduce(lambda sum, plane: zlib.crc32(plane, sum), planes, 0).to_bytes(4, "little")

@@ -111,18 +111,18 @@ def make(
 ) -> None:
     """Every block that is not there as it should, then the manifest. Whoever calls owns the folder."""
     count, first = len(listing.labels), next(listing.images())
-    pixels, kind = decode(*first, size)
+    planes, kind = decode(*first, size)
     width, height = map(int, kind.split()[1].split("x"))
-    shape = (count, len(pixels) // (height * width), height, width)
-    task = Task(folder / ARRAY, OFFSET, size, len(pixels), kind, first[0])
+    shape = (count, len(planes), height, width)
+    task = Task(folder / ARRAY, OFFSET, size, math.prod(shape[1:]), kind, first[0])
     earlier = manifest_in(folder)
     if earlier is not None and earlier.state != state:
         for name in (MANIFEST, ARRAY):  # a process that has mapped the old one keeps it until it ends
             remove_file(folder / name)
-    check_room(task.array, OFFSET + count * len(pixels))
+    check_room(task.array, task.place(count))
     known = intact(task, listing)
     tell(sum(map(len, known.values())) // 4)
-    write_part(task.array, 0, [header(shape)])
+    write_part(task.array, 0, OFFSET, [[header(shape)]])
     todo = (block for block in encoded(listing, folder / BLOCKS) if block[0] not in known)
     for start, sums in decode_blocks(task, todo, workers if count > FEW else 0):
         known[start] = sums

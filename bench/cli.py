@@ -42,9 +42,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--data", help="digits, cifar10, cifar100, parquet:DIR, folder:DIR, imagenet:DIR, synthetic  [cifar10]"
         ),
-        click.option(
-            "--image-size", type=int, help="of parquet:, folder:, imagenet:: resize, cut square  [256 of imagenet]"
-        ),
+        click.option("--image-size", type=int, help="resize images of parquet:, folder:, imagenet: [256 of imagenet]"),
         click.option("--classes", help="of imagenet: a file with a wnid on each line  [all]"),
         click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)"),
         click.option("--train-images", type=int, help="the first N of a fixed balanced shuffle"),

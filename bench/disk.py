@@ -48,9 +48,14 @@ class Disk:
         """A handle to change parts of a file, which is made where it is missing."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
-    def write_at(self, handle: int, data: memoryview, offset: int) -> int:
-        """How many bytes of the data were written from the offset on, at least one."""
-        return os.pwrite(handle, data, offset)
+    def reserve(self, handle: int, offset: int, length: int) -> None:
+        """Room on the disk for this part of the file, where the system can say so: writing it is quicker then."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, offset, length)
+
+    def write_at(self, handle: int, pieces: list[memoryview], offset: int) -> int:
+        """How many bytes of these few pieces, one after the other, were written from the offset on: at least one."""
+        return os.pwritev(handle, pieces, offset)
 
     def forget(self, handle: int, offset: int, length: int) -> None:
         """The machine need not keep this part of the file in its memory; a hint, where the system takes it."""
@@ -118,8 +123,8 @@ def write_bytes(path: Path, data: bytes, synced: bool = True) -> None:
         raise cannot("write", path, error) from error
 
 
-def write_part(path: Path, offset: int, pieces: Iterable[bytes]) -> None:
-    """Put the pieces one after the other into a file, from the offset on: on disk to stay, and out of the memory.
+def write_part(path: Path, offset: int, length: int, pieces: Iterable[list[bytes]]) -> None:
+    """Put pieces of that length in all into a file, from the offset on: on disk to stay, and out of the memory.
 
     For files that are larger than the memory: what is written is not whole until all parts are, so whoever writes keeps
     a record of them. Makes the file where it is missing. Raises DiskError.
@@ -128,13 +133,18 @@ def write_part(path: Path, offset: int, pieces: Iterable[bytes]) -> None:
     try:
         handle = disk.open_to_change(path)
         try:
+            disk.reserve(handle, offset, length)
             for piece in pieces:
-                rest = memoryview(piece)
+                rest = [memoryview(part) for part in piece]
                 while rest:
                     written = disk.write_at(handle, rest, place)
-                    rest, place = rest[written:], place + written
+                    place += written
+                    while rest and written >= len(rest[0]):
+                        written -= len(rest.pop(0))
+                    if written:
+                        rest[0] = rest[0][written:]
             disk.sync(handle)
-            disk.forget(handle, offset, place - offset)
+            disk.forget(handle, offset, length)
         finally:
             disk.close(handle)
     except OSError as error:

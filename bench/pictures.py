@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits
 
 
-def decode(name: str, file: Path | bytes, size: int | None) -> tuple[bytes, str]:
-    """(C * H * W bytes, kind of the picture such as "RGB 256x256"). Raises UsageError that names the image."""
+def decode(name: str, file: Path | bytes, size: int | None) -> tuple[list[bytes], str]:
+    """(H * W bytes of each channel, kind of the picture such as "RGB 256x256"). UsageError that names the image."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
             image = opened if size is None or opened.mode in DEEP else square(opened, size)
             kind = f"{image.mode} {image.width}x{image.height}"
-            # plane by plane: faster than numpy's transposed copy
+            # faster than numpy's transposed copy
             planes = [image.tobytes("raw", band) for band in image.mode] if image.mode in ("RGB", "L") else []
     except Exception as error:  # Pillow raises another type for every kind of damage
         reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
@@ -36,7 +36,7 @@ def decode(name: str, file: Path | bytes, size: int | None) -> tuple[bytes, str]
     if not planes:
         advice = "convert it" if size or image.mode in DEEP else "convert it, or let --image-size do it"
         raise UsageError(f"expected 8-bit RGB or grey images, got {name} ({kind}); {advice}")
-    return b"".join(planes), kind
+    return planes, kind
 
 
 def square(image: "Image.Image", size: int) -> "Image.Image":

@@ -30,7 +30,9 @@ def write_images(root, train=12, test=4, classes=("a", "b"), splits=("train", "t
 
 def load(root, **options):
     """(train, test) of a folder; decoded beside it."""
-    return load_data(folder.Dataset(), DataSpec(name="folder", path=str(root), root=str(root.parent / "kept"), **options))
+    return load_data(
+        folder.Dataset(), DataSpec(name="folder", path=str(root), root=str(root.parent / "kept"), **options)
+    )
 
 
 def array_of(root, split="train"):

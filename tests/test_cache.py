@@ -103,7 +103,9 @@ def test_killed_in_the_middle_it_goes_on_from_the_blocks_that_are_done(tmp_path,
 def test_workers_end_with_a_killed_parent(tmp_path):
     root = write_images(tmp_path / "set", 300)
     with open(root / "train" / "a" / "00000.png", "ab"):
-        process = started(root, "import bench.cache as c; c.FEW = 1; c.BLOCK = 1; import bench.blocks as b; b.BLOCK = 1")
+        process = started(
+            root, "import bench.cache as c; c.FEW = 1; c.BLOCK = 1; import bench.blocks as b; b.BLOCK = 1"
+        )
     listing = f"/proc/{process.pid}/task/{process.pid}/children"
     until, children = time.monotonic() + 60, []
     while len(children) < 2 and time.monotonic() < until and process.poll() is None:

@@ -27,7 +27,7 @@ def drawn(mode, size, seed=0):
 
 
 def planes(data, size):
-    return np.frombuffer(data, np.uint8).reshape(-1, size, size)
+    return np.frombuffer(b"".join(data), np.uint8).reshape(-1, size, size)
 
 
 class TestAsItIs:
@@ -37,14 +37,14 @@ class TestAsItIs:
         file = io.BytesIO()
         image.save(file, "PNG")
         data, kind = decode("a", file.getvalue(), None)
-        pixels = np.frombuffer(data, np.uint8).reshape(3, 3, 4)
+        pixels = np.frombuffer(b"".join(data), np.uint8).reshape(3, 3, 4)
         assert kind == "RGB 4x3"
         assert pixels[:, 1, 3].tolist() == [10, 20, 30]
         assert pixels.sum() == 60
 
     def test_a_file_and_its_bytes(self, tmp_path):
         (tmp_path / "a.png").write_bytes(encoded("L"))
-        assert decode("a", tmp_path / "a.png", None) == decode("a", encoded("L"), None) == (bytes(12), "L 4x3")
+        assert decode("a", tmp_path / "a.png", None) == decode("a", encoded("L"), None) == ([bytes(12)], "L 4x3")
 
     @pytest.mark.parametrize("mode", ["P", "RGBA", "I;16", "1"])
     def test_modes_that_are_not_pixels(self, mode):

@@ -31,6 +31,10 @@ class Dataset(EncodedDataset):
         folder = root / {"train": "train", "test": "val"}[split]
         known = class_names(folder)
         if classes is None:
+            alone = sorted({*known} ^ {*class_names(root / "train")})
+            if alone:
+                listed = ", ".join(alone[:LISTED])
+                raise UsageError(f"expected the same classes in train and val of {root}, found in one only: {listed}")
             return listing_of("imagenet", folder, known)
         chosen = sorted(class_list(classes))
         missing = [wnid for wnid in chosen if wnid not in set(known)]
