@@ -72,14 +72,14 @@ def decode_block(task: Task, block: Block) -> tuple[int, bytes]:
     start, memory, images = block
     sums: list[bytes] = []
 
-    def pixels() -> Iterator[list[bytes]]:
+    def pixels() -> Iterator[bytes]:
         for image, file in images:
             planes, kind = decode(image, file, task.size)
             if kind != task.kind:
                 expected = f"expected images of one size and mode, got {task.first} ({task.kind})"
                 raise UsageError(f"{expected} and {image} ({kind}); resize or convert them, or let --image-size do it")
             sums.append(checksum(*planes))
-            yield planes
+            yield from planes
 
     write_part(task.array, task.place(start), len(images) * task.row, pixels())
     write_bytes(memory, b"".join(sums), synced=False)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.blocks import BLOCK, Block, Image, Task, checksum, decode_blocks
-from bench.disk import cannot, listed, make_folders, remove_file, write_bytes, write_part
+from bench.disk import cannot, listed, make_folders, remove_file, sync_file, write_bytes, write_part
 from bench.files import read, read_bytes, save
 from bench.lock import owned
 from bench.pictures import decode, jpeg_ending
@@ -122,11 +122,12 @@ def make(
     check_room(task.array, task.place(count))
     known = intact(task, listing)
     tell(sum(map(len, known.values())) // 4)
-    write_part(task.array, 0, OFFSET, [[header(shape)]])
+    write_part(task.array, 0, OFFSET, [header(shape)])
     todo = (block for block in encoded(listing, folder / BLOCKS) if block[0] not in known)
     for start, sums in decode_blocks(task, todo, workers if count > FEW else 0):
         known[start] = sums
         tell(len(sums) // 4)
+    sync_file(task.array)
     checksums = b"".join(known[start] for start in sorted(known))
     write_bytes(folder / CHECKSUMS, checksums)
     array = task.array.stat()

@@ -1,4 +1,4 @@
-"""Images in a file and in memory: the same batches, trainings and evaluations to the last bit, and who waits for whom."""
+"""Images in a file and in memory: the same batches, trainings and evaluations to the last bit, and the waiting."""
 
 import threading
 import time
@@ -162,7 +162,7 @@ class TestEqualToMemory:
         assert torch.equal(*features)
 
     def test_the_count_of_duplicates(self, images):
-        train, test = images
+        train = images[0]
         whole = train.take(torch.arange(30))
         assert duplicates(whole, train.take(torch.arange(25, 40))) == 5
         assert duplicates(in_memory(whole), in_memory(train.take(torch.arange(25, 40)))) == 5

@@ -10,7 +10,8 @@ from data_fixtures import numbers, write_images
 from bench.cli import cli
 from bench.data import load_data
 from bench.datasets import imagenet
-from bench.options import passes_at_once
+from bench.options import load_suite, options_of, passes_at_once
+from bench.options import resolve as resolve_options
 from bench.spec import DataSpec, UsageError
 from methods import simclr
 from methods.common.base import resolve
@@ -113,4 +114,10 @@ def test_it_is_listed_and_planned(root, monkeypatch):
         cli, [*command.split(), *settings.split(), "--protocols", "linear"], standalone_mode=False
     )
     assert found.exception is None, found.output
-    assert "simclr" in found.output
+
+
+def test_the_suite_asks_for_the_folder():
+    suite = load_suite("imagenet100")
+    assert options_of(suite).encoder == "torchvision:resnet18"
+    with pytest.raises(UsageError, match="expected a folder after the name, got 'imagenet'; write imagenet:DIR"):
+        resolve_options(options_of(suite | {"device": "cpu"}))

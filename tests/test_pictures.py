@@ -48,7 +48,7 @@ class TestAsItIs:
 
     @pytest.mark.parametrize("mode", ["P", "RGBA", "I;16", "1"])
     def test_modes_that_are_not_pixels(self, mode):
-        with pytest.raises(UsageError, match="expected 8-bit RGB or grey images, got a .*; convert it"):
+        with pytest.raises(UsageError, match=r"expected 8-bit RGB or grey images, got a .*; convert it"):
             decode("a", encoded(mode), None)
 
     @pytest.mark.parametrize("size", [None, 8])
