@@ -1,7 +1,7 @@
 """Measures data larger than memory allows for: decoding beside Pillow alone, then memory and waiting of a training.
 
     python tests/large_data.py FOLDER make 60000      # JPEGs of 256x256, drawn, each of them under ten names
-    python tests/large_data.py FOLDER decode 20000    # Pillow alone before and after, the cache between
+    python tests/large_data.py FOLDER decode 20000    # the cache, and Pillow alone beside it
     python tests/large_data.py FOLDER train 20000     # a few updates of SimCLR, streamed
 
 Remove the folder afterwards: 60,000 images take 12 GB decoded.
@@ -50,22 +50,18 @@ def processes(count):
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
 
 
-def alone(files):
-    """What Pillow takes to make pixels of files."""
+def alone(files, over, counts, place):
+    """Pixels of files by Pillow and nothing else, again and again: how many, until it is over."""
     import numpy as np
     from PIL import Image
 
-    for file in files:
-        with Image.open(file) as image:
-            np.asarray(image.convert("RGB"))
-
-
-def pillow(files, workers):
-    """Images a second."""
-    began = time.perf_counter()
-    with processes(workers) as pool:
-        list(pool.map(alone, [files[start : start + 128] for start in range(0, len(files), 128)]))
-    return len(files) / (time.perf_counter() - began)
+    while True:
+        for file in files:
+            with Image.open(file) as image:
+                np.asarray(image.convert("RGB"))
+            counts[place] += 1
+            if over.is_set():
+                return
 
 
 def load(root, count):
@@ -90,14 +86,28 @@ def part_of(root, count):
 
 
 def decode(root, count):
+    """Both at the same time, by two processes each, so that whatever else runs takes as much from one as the other."""
+    from bench.cache import decoded
+    from bench.datasets.folder import class_names, listing_of
+
     files = [str(file) for file in sorted(part_of(root, count).glob("train/*/*"))]
-    few = files[: min(len(files), 20_000) // 2]
-    before = {workers: pillow(few, workers) for workers in (2, 3)}
-    began = time.perf_counter()
-    load(root, count)
-    rate = count / (time.perf_counter() - began)
-    after = {workers: pillow(few, workers) for workers in (2, 3)}
-    print(f"{count} images, images a second: Pillow alone {before} before and {after} after, the cache {rate:.0f}")
+    context = multiprocessing.get_context("spawn")
+    counts, over = context.Array("q", 2, lock=False), context.Event()
+    pillow = [context.Process(target=alone, args=(files[place::2], over, counts, place)) for place in range(2)]
+    for process in pillow:
+        process.start()
+    while not all(counts):
+        time.sleep(0.01)
+    before, began = sum(counts), time.perf_counter()
+    folder = root / f"first-{count}" / "train"
+    decoded(listing_of("imagenet", folder, class_names(folder)), 256, root / "cache" / "decoded", workers=2)
+    took = time.perf_counter() - began
+    done = sum(counts) - before
+    over.set()
+    for process in pillow:
+        process.join()
+    rates = f"the cache {count / took:.0f} a second, Pillow alone beside it {done / took:.0f}, {count / done:.1%}"
+    print(f"{count} images in {took:.1f} s: {rates}", flush=True)
 
 
 def train(root, count):
@@ -124,10 +134,11 @@ def train(root, count):
     over.set()
     watcher.join()
     share = result.data_wait_seconds / result.train_seconds
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(
         f"{count} images: {result.updates} updates in {result.train_seconds:.1f} s, "
-        f"waited {result.data_wait_seconds:.4f} s ({share:.3%}); peak VmHWM {status('VmHWM') / 1e9:.3f} GB, RssAnon {anonymous[0] / 1e9:.3f} GB, "
-        f"of children {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6:.3f} GB"
+        f"waited {result.data_wait_seconds:.4f} s ({share:.3%}); peak VmHWM {status('VmHWM') / 1e9:.3f} GB, "
+        f"RssAnon {anonymous[0] / 1e9:.3f} GB, of children {children / 1e9:.3f} GB"
     )
 
 

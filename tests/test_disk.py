@@ -151,7 +151,7 @@ def test_a_part_that_cannot_be_written(tmp_path, monkeypatch, method):
 
     monkeypatch.setattr(disk, "DISK", Refusing())
     with pytest.raises(
-        DiskError, match="cannot write .*file: No space left on device; mend that, and the same command"
+        DiskError, match=r"cannot write .*file: No space left on device; mend that, and the same command"
     ):
         write_part(tmp_path / "file", 0, 5, [b"12345"])
 
