@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-EXTRAS = {"parquet": "pyarrow", "test": "pytest"}
+EXTRAS = {"parquet": "pyarrow", "timm": "timm", "test": "pytest"}
 PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "typst")
 
 
