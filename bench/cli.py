@@ -43,7 +43,11 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--budget", multiple=True, help="training of each run: 90s, 30m, 2h, 20ep (epochs), 5000up; or 5m,2h"
         ),
         click.option("--total-budget", multiple=True, help="training of all runs together, split evenly"),
-        click.option("--data", help="digits, cifar10, cifar100, parquet:DIR, folder:DIR, synthetic  [cifar10]"),
+        click.option(
+            "--data", help="digits, cifar10, cifar100, parquet:DIR, folder:DIR, imagenet:DIR, synthetic  [cifar10]"
+        ),
+        click.option("--image-size", type=int, help="resize images of parquet:, folder:, imagenet: [256 of imagenet]"),
+        click.option("--classes", help="of imagenet: a file with a wnid on each line  [all]"),
         click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)"),
         click.option("--train-images", type=int, help="the first N of a fixed balanced shuffle"),
         click.option("--test-images", type=int, help="the first N of a fixed balanced shuffle"),
@@ -54,7 +58,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),
         click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]"),
         click.option("--curve", help="accuracy over the training: off, clean or robust  [off at quick, else robust]"),
-        click.option("--encoder", help="resnet18 or resnet8  [the dataset's]"),
+        click.option("--encoder", help="resnet18, resnet8, torchvision:NAME or timm:NAME  [the dataset's]"),
         click.option("--suite", help="options from a file: a name of `bench list suites` or a .toml"),
         click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),
         click.option("--threads", type=int, help="CPU threads of torch  [all cores]"),

@@ -22,9 +22,14 @@ class Course:
             )
 
     @property
+    def batches_per_epoch(self) -> int:
+        """One pass over the images, the last incomplete batch dropped."""
+        return self.images // self.batch
+
+    @property
     def updates_per_epoch(self) -> int:
-        """One pass over the images, the last incomplete batch dropped, each replay an update."""
-        return self.images // self.batch * self.updates_per_batch
+        """Each replay of a batch is one."""
+        return self.batches_per_epoch * self.updates_per_batch
 
     def total_updates(self, budget: Budget) -> int | None:
         """Updates of a budget in updates or epochs; None for a budget in time."""

@@ -1,28 +1,35 @@
-"""Images as two tensors: loading both splits, their one fixed order, and the base class of every dataset."""
+"""Labelled images, in memory or in a file: loading both splits, their one fixed order, the base of every dataset."""
 
 import hashlib
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
 from platformdirs import user_cache_path
 from torch import Tensor
 
+from bench.cache import Listing, decoded
+from bench.pixels import Index, Pixels, central
 from bench.spec import DataInfo, DataSpec, Level, UsageError
 
 Split = Literal["train", "test"]
+ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """Labelled images: `images` uint8 (N, C, H, W), `labels` int64 (N,) in 0..classes-1. Raises UsageError if not."""
+    """Labelled images: `images` uint8 (N, C, H, W), `labels` int64 (N,) in 0..classes-1. Raises UsageError if not.
 
-    images: Tensor
+    Where `images` are Pixels they stay in their file, and only those that are asked for are read.
+    """
+
+    images: Tensor | Pixels
     labels: Tensor
     classes: int
     label: str  # as shown in every table
@@ -52,23 +59,75 @@ class ImageSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of shape, pixels and labels, in their order; the same on every device."""
+        """Hash of shape, pixels and labels, in their order; the same on every device.
+
+        Of images in a file: of the checksums of their pixels, as they were decoded.
+        """
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.cpu().contiguous().numpy().data)
+        if isinstance(self.images, Pixels):
+            digest.update(self.images.marks.astype("<u4").data)
+        else:
+            digest.update(self.images.cpu().contiguous().numpy().data)
         digest.update(self.labels.cpu().numpy().astype("<i8").data)
         return digest.hexdigest()
 
-    def to(self, device: torch.device | str) -> "ImageSet":
-        """The same images on `device`."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+    def batch(self, ids: Index, device: torch.device | str) -> Tensor:
+        """The pixels of some images, uint8 (B, C, H, W), on `device`."""
+        return self.images[ids].to(device)
 
-    def take(self, index: Tensor | slice) -> "ImageSet":
+    def pictures(self, ids: Index, device: torch.device | str) -> Tensor:
+        """The same as floats in [0, 1]."""
+        return self.batch(ids, device).float() / 255
+
+    def to(self, device: torch.device | str, room: float = math.inf) -> "ImageSet":
+        """The same images on `device`; where they take more than `room` bytes only the labels, and they are streamed.
+
+        On a CPU images in a file stay there.
+        """
+        images = self.images
+        if images.numel() <= room and not (isinstance(images, Pixels) and torch.device(device).type == "cpu"):
+            images = images.to(device)
+        return replace(self, images=images, labels=self.labels.to(device))
+
+    def take(self, index: Index) -> "ImageSet":
         """The images at `index`, in its order."""
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        images = self.images.take(index) if isinstance(self.images, Pixels) else self.images[index]
+        return replace(self, images=images, labels=self.labels[index])
+
+    def central(self, side: int) -> "ImageSet":
+        """The central square of every image."""
+        images = self.images
+        return replace(self, images=images.central(side) if isinstance(images, Pixels) else central(images, side))
+
+    def seen_as(self, other: "ImageSet") -> "ImageSet":
+        """The same images, cut to their centre where those of `other` are."""
+        return self if self.image_shape == other.image_shape else self.central(other.image_shape[1])
+
+    def all_pictures(self, device: torch.device | str) -> "Tensor | Pictures":
+        """All images as floats in [0, 1] on `device`; those in a file are read when they are asked for."""
+        return Pictures(self, torch.device(device)) if isinstance(self.images, Pixels) else self.pictures(ALL, device)
 
     def first(self, n: int | None) -> "ImageSet":
         """The first n images; all of them where there are fewer, or for None."""
         return self.take(slice(n))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images as floats in [0, 1] on a device, (N, C, H, W), made when they are indexed."""
+
+    images: ImageSet
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, ids: Index) -> Tensor:
+        return self.images.pictures(ids, self.device)
+
+    def split(self, count: int) -> Iterator[Tensor]:
+        """All of them, so many at a time."""
+        return (self[slice(start, start + count)] for start in range(0, len(self), count))
 
 
 class BaseDataset:
@@ -92,10 +151,36 @@ class BaseDataset:
         raise NotImplementedError
 
 
+class EncodedDataset(BaseDataset):
+    """A folder of encoded images of any number: they are decoded once (bench.cache), then read as they are needed."""
+
+    needs_path = True
+    image_size: ClassVar[int | None] = None  # that they are resized to; None: they have one size
+    centre: ClassVar[float] = 1.0  # side of the central square that is evaluated, as a share of the image's
+    takes_classes: ClassVar[bool] = False  # a file that says which of them
+
+    def listing(self, root: Path, split: Split, classes: Path | None) -> Listing:
+        """The images of one split. Raises UsageError."""
+        raise NotImplementedError
+
+    def decoded(self, root: Path, split: Split, spec: DataSpec) -> ImageSet:
+        """All images of one split, from the cache. Raises UsageError and DiskError."""
+        listing = self.listing(root, split, Path(spec.classes) if spec.classes else None)
+        pixels, ending = decoded(listing, spec.image_size or self.image_size, storage(spec) / "decoded")
+        return ImageSet(pixels, torch.from_numpy(listing.labels), listing.classes, listing.name + ending)
+
+
 def load_data(dataset: BaseDataset, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
-    """The training and the test images, each in balanced order and cut to the number asked for. Raises UsageError."""
+    """The training and the test images, each in balanced order and cut to the number asked for. Raises UsageError.
+
+    Where a dataset is evaluated on the centre of its images, the test images are that.
+    """
     root = data_root(dataset, spec)
-    train, test = dataset.load(root, "train"), dataset.load(root, "test")
+    check_options(dataset, spec)
+    if isinstance(dataset, EncodedDataset):
+        train, test = dataset.decoded(root, "train", spec), dataset.decoded(root, "test", spec)
+    else:
+        train, test = dataset.load(root, "train"), dataset.load(root, "test")
     if (train.label, train.image_shape, train.classes) != (test.label, test.image_shape, test.classes):
         raise UsageError(f"expected train and test images of one kind, got ({train}) and ({test})")
     parts = []
@@ -106,7 +191,17 @@ def load_data(dataset: BaseDataset, spec: DataSpec) -> tuple[ImageSet, ImageSet]
     subset = len(parts[0]) < len(train) or len(parts[1]) < len(test)
     label = f"{train.label} (subset {len(parts[0])}/{len(parts[1])})" if subset else train.label
     train, test = (replace(part, label=label, subset=subset) for part in parts)
+    if isinstance(dataset, EncodedDataset) and dataset.centre < 1:
+        test = test.central(round(dataset.centre * test.image_shape[1]))
     return train, test
+
+
+def check_options(dataset: BaseDataset, spec: DataSpec) -> None:
+    """Raises UsageError for options that the dataset does not take."""
+    if spec.image_size is not None and not isinstance(dataset, EncodedDataset):
+        raise UsageError(f"expected {spec.name!r} without --image-size, got {spec.image_size}; its images have a size")
+    if spec.classes is not None and not (isinstance(dataset, EncodedDataset) and dataset.takes_classes):
+        raise UsageError(f"expected {spec.name!r} without --classes, got {spec.classes}; it has all its classes")
 
 
 def data_root(dataset: BaseDataset, spec: DataSpec) -> Path:
@@ -115,7 +210,12 @@ def data_root(dataset: BaseDataset, spec: DataSpec) -> Path:
         raise UsageError(f"expected a folder after the name, got {spec.name!r}; write {spec.name}:DIR")
     if not dataset.needs_path and spec.path is not None:
         raise UsageError(f"expected {spec.name!r} alone, got {spec.name}:{spec.path}; this dataset takes no folder")
-    given = spec.path or spec.root or os.environ.get("BENCH_DATA_ROOT")
+    return Path(spec.path).expanduser() if spec.path else storage(spec)
+
+
+def storage(spec: DataSpec) -> Path:
+    """Where downloads and decoded images are kept: given, BENCH_DATA_ROOT or the user's cache."""
+    given = spec.root or os.environ.get("BENCH_DATA_ROOT")
     return Path(given).expanduser() if given else user_cache_path("robust-ssl-bench") / "data"
 
 
@@ -155,60 +255,3 @@ def balanced_order(labels: Tensor) -> Tensor:
 def permutation(n: int, seed: int, epoch: int) -> Tensor:
     """The order of n training images in one epoch, int64 (n,): a function of (seed, epoch) alone."""
     return torch.from_numpy(np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n))
-
-
-# ---------------------------------------------------------------- image files
-
-
-def read_images(files: Iterable[tuple[str, Path | IO[bytes]]]) -> tuple[Tensor, str]:
-    """Images uint8 (N, C, H, W) of the (name, file) pairs, and the ending of their label: "-jpeg75" for JPEGs, else "".
-
-    Raises UsageError where one cannot be read, is neither RGB nor grey, or differs in size or mode from the first.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    pixels: list[np.ndarray] = []
-    first = first_kind = ending = ""
-    for name, file in files:
-        try:
-            with Image.open(file) as image:
-                pixels.append(np.asarray(image))
-                kind = f"{image.mode} {image.width}x{image.height}"
-                tables = getattr(image, "quantization", None)  # of JPEGs only
-        except Exception as error:  # Pillow raises another type for every kind of damage
-            reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-            raise UsageError(f"cannot read the image {name}: {reason}; replace or remove it") from error
-        if not first:
-            first, first_kind, ending = name, kind, f"-jpeg{jpeg_quality(tables[min(tables)])}" if tables else ""
-        if image.mode not in ("RGB", "L"):
-            raise UsageError(f"expected 8-bit RGB or grey images, got {name} ({kind}); convert it")
-        if kind != first_kind:
-            expected = f"expected images of one size and mode, got {first} ({first_kind})"
-            raise UsageError(f"{expected} and {name} ({kind}); resize or convert them")
-    images = torch.from_numpy(np.stack(pixels))
-    return images.reshape(*images.shape[:3], -1).permute(0, 3, 1, 2).contiguous(), ending
-
-
-def jpeg_quality(table: list[int]) -> int:
-    """The quality, 1..100, whose luminance table is nearest to this one, row by row; exact for the IJG's encoders."""
-
-    def distance(quality: int) -> int:
-        scale = 5000 // quality if quality < 50 else 200 - 2 * quality
-        return int(np.abs(np.clip((LUMINANCE * scale + 50) // 100, 1, 255).ravel() - np.array(table)).sum())
-
-    return min(range(1, 101), key=distance)
-
-
-# ITU T.81, table K.1
-# fmt: off
-LUMINANCE = np.array([
-    [16, 11, 10, 16, 24, 40, 51, 61],
-    [12, 12, 14, 19, 26, 58, 60, 55],
-    [14, 13, 16, 24, 40, 57, 69, 56],
-    [14, 17, 22, 29, 51, 87, 80, 62],
-    [18, 22, 37, 56, 68, 109, 103, 77],
-    [24, 35, 55, 64, 81, 104, 113, 92],
-    [49, 64, 78, 87, 103, 121, 120, 101],
-    [72, 92, 95, 98, 112, 100, 103, 99],
-])
-# fmt: on

@@ -5,6 +5,7 @@ Passes are counted, not estimated: a dispatch mode sees every convolution of one
 """
 
 import contextlib
+import math
 import os
 import resource
 import sys
@@ -23,6 +24,7 @@ from bench.spec import Precision, UsageError
 
 aten = torch.ops.aten
 M = TypeVar("M", bound=nn.Module)
+IMAGES_SHARE = 0.25  # of a GPU's memory; larger sets are streamed to it
 THROTTLE = {  # bits of nvmlClocksThrottleReasons
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -174,6 +176,10 @@ class Phases:
             self._marks.append((phase, time.perf_counter()))
         self._settle(waiting=False)
 
+    def add(self, phase: str, seconds: float) -> None:
+        """Seconds that something else has measured."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+
     def seconds(self) -> dict[str, float]:
         """What has been spent in each phase so far; waits for the device."""
         self._settle(waiting=True)
@@ -189,7 +195,7 @@ class Phases:
                     return
             took = began.elapsed_time(ended) / 1e3 if self._cuda else ended - began
             if phase is not None:
-                self._seconds[phase] = self._seconds.get(phase, 0.0) + took
+                self.add(phase, took)
             self._marks.popleft()
 
 
@@ -223,6 +229,11 @@ def peak_memory_bytes(device: torch.device) -> int:
         return int(marks[0].split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def room_for_images(device: torch.device) -> float:
+    """Bytes of images that may lie on the device beside a training: a share of a GPU's memory, no limit on a CPU."""
+    return IMAGES_SHARE * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else math.inf
 
 
 def release_memory(device: torch.device) -> None:

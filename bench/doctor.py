@@ -9,6 +9,9 @@ from typing import Any
 
 EXTRAS = {
     "parquet": "pyarrow",
+    "timm": "timm",
+    "ray": "ray",
+    "slurm": "submitit",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow-skinny",

@@ -2,10 +2,15 @@
 
 ResNet-18 is torchvision's with a 3x3 stem and without the first pooling, as in the paper's code (arXiv:2501.03507;
 its stem keeps PyTorch's default initialization). Pixels come in [0, 1] and are not normalized further, as published.
+
+``torchvision:NAME`` and ``timm:NAME`` are those libraries' encoders for ImageNet, untrained, with their own stem and
+initialization (``torchvision:resnet18`` is ResNet-18 with the ImageNet stem); their first layer normalizes the pixels.
 """
 
 import copy
+import difflib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +84,105 @@ def resnet8(channels: int) -> tuple[nn.Module, int]:
 BACKBONES: dict[str, Callable[[int], tuple[nn.Module, int]]] = {"resnet18": resnet18, "resnet8": resnet8}
 
 
+class Normalize(nn.Module):
+    """Pixels in [0, 1] minus the mean of the channels, over their standard deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def library_encoder(name: str, channels: int) -> tuple[nn.Module, int]:
+    """An encoder of torchvision or timm behind its normalization, and how wide it is. Raises UsageError."""
+    if channels != 3:
+        raise UsageError(f"expected RGB images for {name}, got {channels} channel; choose resnet18 or resnet8")
+    library, _, model = name.partition(":")
+    network, mean, std = torchvision_network(model) if library == "torchvision" else timm_network(model)
+    stem = next((m for m in network.modules() if type(m) is nn.Conv2d), None)
+    if stem is not None:
+        stem.__class__ = Stem
+    backbone = nn.Sequential(Normalize(mean, std), network)
+    try:
+        with torch.no_grad():
+            like = next(network.parameters())
+            shape = tuple(backbone.eval()(torch.zeros(2, channels, PROBED, PROBED, device=like.device)).shape)
+    except Exception as error:  # of networks for other sizes, of several outputs
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UsageError(f"{name} is no encoder of images of {PROBED} pixels: {reason}; choose another") from error
+    if len(shape) != 2:
+        raise UsageError(f"expected features (2, width) of {name} for 2 images, got {shape}; choose another")
+    return backbone.train(), shape[1]
+
+
+def torchvision_network(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """A classifier of torchvision without its last layer; the mean and standard deviation that its weights expect."""
+    from torchvision.models import get_model  # type: ignore[attr-defined]
+
+    network: nn.Module = get_model(name, weights=None)
+    last = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)][-1:]
+    if not last:
+        raise UsageError(f"torchvision:{name} has no linear layer at its end; choose another")
+    network.set_submodule(last[0], nn.Identity())
+    return network, IMAGENET_MEAN, IMAGENET_STD
+
+
+def timm_network(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """A network of timm without its classifier; the mean and standard deviation that its weights expect."""
+    import timm
+
+    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    given: Any = network.pretrained_cfg
+    return network, tuple(given.get("mean", IMAGENET_MEAN)), tuple(given.get("std", IMAGENET_STD))
+
+
+def check_encoder(name: str) -> None:
+    """Raises UsageError for an encoder that does not exist, or whose library is missing."""
+    library, colon, model = name.partition(":")
+    if not colon:
+        if name not in BACKBONES:
+            raise UsageError(unknown("encoder", name, [*BACKBONES, "torchvision:NAME", "timm:NAME"]))
+        return
+    if library not in LIBRARIES:
+        raise UsageError(unknown("library of encoders", library, LIBRARIES))
+    try:
+        known = LIBRARIES[library]()
+    except ImportError:
+        raise UsageError(f"the encoder {name} needs timm: pip install 'robust-ssl-bench[timm]'") from None
+    if model not in known:
+        close = difflib.get_close_matches(model, known, n=3)
+        hint = f"did you mean {', '.join(close)}? " if close else ""
+        raise UsageError(f"unknown encoder {name!r}; {hint}{library} has {len(known)}")
+
+
+def torchvision_names() -> list[str]:
+    """Its classifiers, but for those with several outputs in training."""
+    import torchvision.models
+
+    return sorted({*torchvision.models.list_models(torchvision.models)} - {"googlenet", "inception_v3"})  # type: ignore[attr-defined]
+
+
+def timm_names() -> list[str]:
+    from timm import list_models
+
+    return list(list_models())
+
+
+LIBRARIES: dict[str, Callable[[], list[str]]] = {"torchvision": torchvision_names, "timm": timm_names}
+PROBED = 224  # pixels of a side: what these networks are made for
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
 def build_encoder(name: str, channels: int, feature_width: int) -> Encoder:
     """A new encoder, drawn from torch's global generator. Raises UsageError for an unknown name."""
-    if name not in BACKBONES:
-        raise UsageError(unknown("encoder", name, BACKBONES))
-    backbone, width = BACKBONES[name](channels)
+    check_encoder(name)
+    backbone, width = library_encoder(name, channels) if ":" in name else BACKBONES[name](channels)
     return Encoder(backbone, width, feature_width)
 
 

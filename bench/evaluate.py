@@ -158,7 +158,7 @@ def kept_images(cells: Cells, cell: Cell, spec: EvalSpec, test: ImageSet) -> Ten
         return None
     stored = cells.adversarial(cell.protocol, cell.attack)
     count = cell.images if cell.attack == "autoattack" else spec.pgd_images or len(test)
-    return test.images[: min(KEPT, count)].float().cpu() / 255 if stored is None else stored
+    return test.pictures(slice(min(KEPT, count)), "cpu") if stored is None else stored
 
 
 def stored_classifier(

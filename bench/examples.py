@@ -36,7 +36,7 @@ def examples(encoder: nn.Module, test: ImageSet, spec: EvalSpec, device: torch.d
             if kept is None or result is None:
                 continue
             moved = kept[:COUNT]
-            images = test.images[: len(moved)].float().cpu() / 255
+            images = test.pictures(slice(len(moved)), "cpu")
             before = predict(classifier, images.to(device), COUNT).tolist()
             after = predict(classifier, moved.to(device), COUNT).tolist()
             for place, label in enumerate(test.labels[: len(moved)].tolist()):

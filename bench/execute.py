@@ -70,6 +70,7 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag, save_every
     if result.status != "finished":
         ended(result.status, result.note or f"after {result.updates} updates")
         return
+    train_set = train_set.seen_as(test_set)
     ran = {"updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss}
     report({"event": "trained", "disturbed": calibration.complaint(result)} | ran)
     try:

@@ -40,8 +40,10 @@ CPU = torch.device("cpu")
 
 def fixed_images(train: ImageSet, test: ImageSet) -> ImageSet:
     """The first IMAGES of test and then training images, in their fixed orders."""
-    images, labels = torch.cat([test.images, train.images]), torch.cat([test.labels, train.labels])
-    return dataclasses.replace(test, images=images[:IMAGES], labels=labels[:IMAGES], label=f"{test.label} (fixed)")
+    more = train.first(max(0, IMAGES - len(test)))
+    images = torch.cat([test.first(IMAGES).images[:], more.images[:]])
+    labels = torch.cat([test.labels[:IMAGES], more.labels])
+    return dataclasses.replace(test, images=images, labels=labels, label=f"{test.label} (fixed)")
 
 
 def score_all(asked: list[dict[str, Any]], folder: Path, out: Path, report: Report) -> None:
@@ -113,12 +115,12 @@ def loops_an_update(method: BaseMethod, images: ImageSet) -> float:
         CPU,
     )
     ids = torch.arange(config.batch)
-    batch = images.take(ids)
+    batch = images.images[ids]
 
     def replays() -> None:
         draws = Draws(0, 0, ids, config.views)
         show_labels(method, images, ids)
-        for loss in training.adversary.losses(method, method.augment(batch.images, draws), draws=draws):
+        for loss in training.adversary.losses(method, method.augment(batch, draws), draws=draws):
             update(training, loss)
 
     def seconds(work: Callable[[], None]) -> float:

@@ -218,7 +218,7 @@ def check_module(module: nn.Module, kind: Kind, test: ImageSet, device: torch.de
 
     Usable: float32 (B, width), finite, a gradient reaches the images, and a classifier has a logit for each class.
     """
-    few = test.images[:4].to(device).float() / 255
+    few = test.pictures(slice(4), device)
     images = torch.cat([few, torch.zeros_like(few[:1]), torch.ones_like(few[:1])]).requires_grad_()
     try:
         output = module(images)

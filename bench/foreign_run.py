@@ -43,7 +43,7 @@ def evaluate_foreign(request: Request, report: Report) -> None:
     out = Path(request.out) if request.out else default_folder(spec)
     manifest = make_manifest([spec], None, None, data_info(train, test), list(request.command))
     with opened(out, manifest):
-        score(request, module, width, train, test, spec, device, RunFolder(out, spec), report)
+        score(request, module, width, train.seen_as(test), test, spec, device, RunFolder(out, spec), report)
 
 
 def score(

@@ -55,6 +55,8 @@ class Options(Data):
     data_root: str | None = None
     train_images: int | None = Field(default=None, gt=0)
     test_images: int | None = Field(default=None, gt=0)
+    image_size: int | None = None
+    classes: str | None = None
     seeds: str = "1"
     attacks: str = "pgd,autoattack"
     eps: str | None = None
@@ -215,7 +217,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         level=level,
         audit=options.audit or ("core" if level == "quick" else "full"),
         over_time=options.curve or ("off" if level == "quick" else "robust"),
-        chunk=2048 if device.type == "cuda" else 512,
+        chunk=passes_at_once(device, options.image_size or getattr(dataset, "image_size", None)),
         budget_seconds=parse_seconds(options.eval_budget, "--eval-budget") if options.eval_budget else None,
         attacks=tuple(parse_names("attack", options.attacks)),
         eps=tuple(sorted(set(eps))),
@@ -226,6 +228,12 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     )
 
 
+def passes_at_once(device: Any, side: int | None) -> int:
+    """Encoder passes of one chunk: 2048 on a GPU, 512 on a CPU; fewer of images that are made larger than 32 pixels."""
+    most, least = (2048, 32) if device.type == "cuda" else (512, 16)
+    return most if side is None else min(most, max(least, most * 32**2 // side**2))
+
+
 def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget | None, Budget | None, DataInfo]:
     """(runs, the budget that they share, the total, the data), all checked at the door. Raises UsageError.
 
@@ -234,7 +242,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     from bench import device as devices
     from bench.course import Course
     from bench.data import data_info, load_data
-    from bench.encoder import BACKBONES
+    from bench.encoder import check_encoder
     from methods.common.base import resolve as resolve_settings
 
     rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
@@ -249,9 +257,10 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
         root=options.data_root,
         train_images=options.train_images,
         test_images=options.test_images,
+        image_size=options.image_size,
+        classes=options.classes,
     )
-    if options.encoder is not None and options.encoder not in BACKBONES:
-        raise UsageError(unknown("encoder", options.encoder, BACKBONES))
+    check_encoder(options.encoder or dataset.encoder)
     scoring = evaluation(options, dataset, device)
     targets = {Path(row.method).stem for row in rows} | {row.label for row in rows}
     for target in options.settings:

@@ -157,7 +157,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         for protocol in protocols:
             key = (protocol, method.config.feature_width)
             if key not in passes:
-                passes[key] = pass_seconds(method.encoder, test_set.images, spec.eval, protocol, device)
+                passes[key] = pass_seconds(method.encoder, test_set, spec.eval, protocol, device)
         report(
             {
                 "event": "measured",
@@ -185,11 +185,11 @@ def pass_seconds(encoder: Any, images: Any, spec: EvalSpec, protocol: str, devic
     from bench.protocols import build_classifier
 
     base = encoder.backbone if protocol == "linear_backbone" else encoder
-    classifier = build_classifier(protocol, base, images.shape[2:], spec.crops, spec.crop_seed).to(device)
+    classifier = build_classifier(protocol, base, images.image_shape[1:], spec.crops, spec.crop_seed).to(device)
     sizes = (4, min(len(images), max(8, chunk_images(spec, protocol) // 4)))
     times = []
     for size in sizes:
-        batch = images[:size].to(device).float() / 255
+        batch = images.pictures(slice(size), device)
         best = float("inf")
         for _ in range(4):  # the first one warms up
             devices.synchronize(device)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.pixels import Pixels
 from bench.repro import stream
 from methods.common.augment import crop_boxes, interpolation
 
@@ -105,7 +106,7 @@ def build_classifier(
 
 
 @torch.no_grad()
-def extract(classifier: Classifier, images: Tensor, device: torch.device, chunk: int) -> Tensor:
+def extract(classifier: Classifier, images: Tensor | Pixels, device: torch.device, chunk: int) -> Tensor:
     """Features (N, F) of uint8 images (N, C, H, W), in chunks, in float32."""
     parts = [classifier.features(part.to(device).float() / 255) for part in images.split(chunk)]
     return torch.cat(parts)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from attacks.common.base import BaseAttack
 from bench import device as devices
-from bench.data import ImageSet
+from bench.data import ImageSet, Pictures
 from bench.files import sha256
 from bench.protocols import Classifier, OfCrops
 from bench.repro import stream
@@ -67,12 +67,12 @@ class Search:
         come. Raises RuntimeError if the attack leaves its threat model: that is a fault of the attack, never a result.
         """
         if not standing.any():
-            return standing, 0, test.images[:0].float()
+            return standing, 0, test.pictures(slice(0), "cpu")
         # PGD's draws are those of its whole chunk, whoever is left to attack; a stage's are those of what it gets
         whole = self.name == "pgd"
         given = ids if whole else ids[standing]
         wanted = standing.to(self.device)
-        images = test.images[given].to(self.device).float() / 255
+        images = test.pictures(given, self.device)
         labels = test.labels[given].to(self.device)
         if self.attack.space == "crop":
             images = self.classifier.crops(images)
@@ -109,10 +109,10 @@ class Search:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, images: Tensor, chunk: int) -> Tensor:
+def predict(model: nn.Module, images: Tensor | Pictures, chunk: int) -> Tensor:
     """Predicted classes (N,) in float32."""
     assert not any(module.training for module in model.modules()), "a module is in train mode"
-    return torch.cat([model(part).argmax(dim=1) for part in images.float().split(chunk)])
+    return torch.cat([model(part.float()).argmax(dim=1) for part in images.split(chunk)])
 
 
 def verify(adversarial: Tensor, images: Tensor, threat: ThreatModel, name: str) -> None:

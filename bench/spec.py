@@ -73,13 +73,9 @@ class Budget(Data):
         return cls(amount=number, unit="epochs" if match[2] == "ep" else "updates")
 
     def __str__(self) -> str:
-        if self.unit == "epochs":
-            return f"{self.amount:.12g}ep"
-        if self.unit == "updates":
-            return f"{int(self.amount)}up"
-        size, letter = next(
-            (size, u) for size, u in ((3600, "h"), (60, "m"), (1, "s")) if self.amount % size == 0 or u == "s"
-        )
+        if self.unit != "seconds":
+            return f"{self.amount:.12g}{'ep' if self.unit == 'epochs' else 'up'}"
+        size, letter = next((s, u) for s, u in ((3600, "h"), (60, "m"), (1, "s")) if self.amount % s == 0 or s == 1)
         return f"{self.amount / size:.12g}{letter}"
 
 
@@ -127,6 +123,8 @@ class DataSpec(Data):
     root: str | None = None
     train_images: int | None = Field(default=None, gt=0)
     test_images: int | None = Field(default=None, gt=0)
+    image_size: int | None = Field(default=None, ge=8, le=4096)  # that encoded images are resized to; None: theirs
+    classes: str | None = None  # a file that lists them
 
 
 class EvalSpec(Data):
@@ -244,7 +242,8 @@ class TrainResult(Data):
     peak_memory_bytes: int
     matrix_share: float | None = None  # of the matrix products' peak on this device, measured in the same process
     schedule_active: float | None = None  # share of (update, weight) in which the schedule's lr decided
-    data_seconds: float = 0.0
+    data_seconds: float = 0.0  # loading and augmentation
+    data_wait_seconds: float = 0.0  # of these, how long the step stood still until its images were there
     attack_seconds: float = 0.0
     update_seconds: float = 0.0
     energy_joules: float | None = None  # of the GPU; None where nothing measures it

@@ -18,7 +18,8 @@ from torch import Tensor
 from bench import device as devices
 from bench.clock import Clock
 from bench.course import Course
-from bench.data import ImageSet, permutation
+from bench.data import ImageSet
+from bench.feed import Feed
 from bench.optim import LARS, cosine
 from bench.repro import Draws, stream
 from bench.signals import Interrupted
@@ -75,7 +76,7 @@ def train(
         Clock(budget, course.total_updates(budget), now=now, synchronize=lambda: devices.synchronize(device)),
         device,
     )
-    images = images.to(device)
+    images = images.to(device, devices.room_for_images(device))
     note = ""
     with kept_generators(device), devices.mixed(method, precision):
         seed_generators(seed)
@@ -107,7 +108,7 @@ def attempt(
     try:
         began = now()
         training.meter = warm_up(training, images, course, seed)
-        training.passes = training.meter.passes(method.encoder, images.images[0].float() / 255)
+        training.passes = training.meter.passes(method.encoder, blank_view(method, images, device))
         if compiled:  # the meter sees single operations, so it counts before they are fused
             devices.compile_modules(*method.children())
             warm_up(training, images, course, seed, metered=False)
@@ -152,6 +153,7 @@ def summary(training: Training, course: Course, status: Status, note: str, preci
         matrix_share=flops * clock.updates / clock.train_seconds / peak if trained else None,
         schedule_active=training.optimizer.schedule_active if status != "diverged" else None,
         data_seconds=spent.get("data", 0.0),
+        data_wait_seconds=spent.get("wait", 0.0),
         attack_seconds=spent.get("attack", 0.0),
         update_seconds=spent.get("update", 0.0),
         energy_joules=spent.get("joules"),
@@ -170,10 +172,10 @@ def warm_up(training: Training, images: ImageSet, course: Course, seed: int, met
     Off the clock (house rule 3). The noise has its own stream, and no other generator is touched.
     """
     undo, method = Undo(training), training.method
-    shape = (course.batch, *images.images.shape[1:])
+    shape = (course.batch, *images.image_shape)
     noise = torch.randint(0, 256, shape, generator=stream(seed, "warm-up"), dtype=torch.uint8).to(training.device)
     ids = torch.arange(course.batch)
-    meter = devices.Meter(images.images.shape[1])
+    meter = devices.Meter(images.image_shape[0])
     with kept_generators(training.device), meter if metered else contextlib.nullcontext():
         draws = Draws(seed, -1, ids, method.config.views, training.device)
         views = method.augment(noise, draws)
@@ -183,6 +185,13 @@ def warm_up(training: Training, images: ImageSet, course: Course, seed: int, met
     losses.close()
     undo.restore()
     return meter
+
+
+def blank_view(method: BaseMethod, images: ImageSet, device: torch.device) -> Tensor:
+    """(C, H, W), of the size of a view."""
+    channels, height, width = images.image_shape
+    share = method.config.view_share
+    return torch.zeros(channels, round(share * height), round(share * width), device=device)
 
 
 def advice(training: Training, images: ImageSet, course: Course) -> str:
@@ -222,8 +231,9 @@ def run_updates(training: Training, images: ImageSet, course: Course, seed: int,
     keeper.save(training.state())
     clock.start()
     try:
-        status = loop(training, undo, images, course, seed, keeper)
-        clock.stop()
+        with Feed(images, course, seed, training.device) as feed:
+            status = loop(training, undo, images, course, seed, keeper, feed)
+            clock.stop()
     except Interrupted:
         clock.stop()
         if not undo.current:
@@ -237,7 +247,9 @@ def run_updates(training: Training, images: ImageSet, course: Course, seed: int,
     return status
 
 
-def loop(training: Training, undo: Undo, images: ImageSet, course: Course, seed: int, keeper: Keeper) -> Status:
+def loop(
+    training: Training, undo: Undo, images: ImageSet, course: Course, seed: int, keeper: Keeper, feed: Feed
+) -> Status:
     """The loop over batches and their replays. Raises Interrupted in the middle of an update."""
     clock, method, config, device = training.clock, training.method, training.method.config, training.device
     phases = training.phases
@@ -247,16 +259,16 @@ def loop(training: Training, undo: Undo, images: ImageSet, course: Course, seed:
     pacer = devices.Pacer(device)
     read_every = 1 if device.type == "cpu" else 25  # reading a loss waits for the device
     marks = list(keeper.marks)
-    order, order_epoch, reported, saved = torch.empty(0), -1, -math.inf, clock.seconds
+    reported, saved = -math.inf, clock.seconds
     sound = torch.ones((), dtype=torch.bool, device=device)  # whether every loss was finite
     while not clock.exhausted:
         epoch, batch, replay = course.locate(clock.updates)
-        if epoch != order_epoch:
-            order, order_epoch = permutation(len(images), seed, epoch).to(device), epoch  # waits, once per epoch
         phases.mark(None)
-        ids = order[batch * course.batch : (batch + 1) * course.batch]
+        waited = feed.waited
+        ids, pixels = feed(epoch, batch)
+        phases.add("wait", feed.waited - waited)
         draws = Draws(seed, epoch, ids, config.views, device)
-        views = method.augment(images.images[ids], draws)
+        views = method.augment(pixels, draws)
         show_labels(method, images, ids)
         phases.mark("data")
         losses = training.adversary.losses(method, views, replay, draws)

@@ -172,7 +172,7 @@ def make(sources: list[Source], report: Report) -> None:
         model, first = Counted(classifier).eval(), test.first(image_count(each.protocol)).to(device)
         images = adversarial_images(
             model,
-            first.images.float() / 255,
+            first.pictures(slice(None), device),
             first.labels,
             spec.main_eps,
             chunk_images(spec, each.protocol),

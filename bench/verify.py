@@ -14,7 +14,7 @@ from bench import device as devices
 from bench import registry
 from bench.audit import evidence, probe_hash, ranked_pair
 from bench.build import build_method
-from bench.data import ImageSet, load_data
+from bench.data import ImageSet, Pictures, load_data
 from bench.evaluate import chunk_images, stored_classifier
 from bench.files import Damaged, sha256
 from bench.foreign import reload_module
@@ -78,7 +78,7 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
         chunk = chunk_images(spec.eval, protocol)
         for result in (r for r in record.results if (r.protocol, r.attack) == (protocol, "none")):
             checked += 1
-            found += flips(classifier, test.images[: result.total].float() / 255, test, result, device, chunk)
+            found += flips(classifier, test.first(result.total).all_pictures("cpu"), test, result, device, chunk)
         pair = ranked_pair(record.results, protocol, spec.eval.main_eps) if protocol in RANKED else None
         for result in pair or ():
             checked += 1
@@ -129,7 +129,7 @@ def verify_attack(
         found.append(f"{name}: the images are others than those that the attack returned")
     if images.shape[1:] != test.image_shape or len(images) > result.total:
         return [*found, f"{name}: expected images of shape {test.image_shape}, got {tuple(images.shape)}"]
-    clean = test.images[: len(images)].float() / 255
+    clean = test.pictures(slice(len(images)), "cpu")
     threat = ThreatModel(eps=result.eps)
     for place, (moved, image) in enumerate(zip(images, clean, strict=True)):
         try:
@@ -141,7 +141,7 @@ def verify_attack(
 
 @torch.no_grad()
 def flips(
-    model: nn.Module, images: Tensor, test: ImageSet, result: EvalResult, device: torch.device, chunk: int
+    model: nn.Module, images: Tensor | Pictures, test: ImageSet, result: EvalResult, device: torch.device, chunk: int
 ) -> list[str]:
     """A sentence for each image whose outcome is not the published one, by more than rounding or the tolerance."""
     found = []

@@ -49,6 +49,7 @@ COLUMNS = {
     "matrix_share": "float64",
     "schedule_active": "float64",
     "data_seconds": "float64",
+    "data_wait_seconds": "float64",
     "attack_seconds": "float64",
     "update_seconds": "float64",
     "energy_joules": "float64",

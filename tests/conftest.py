@@ -1,6 +1,7 @@
 """Shared by all tests: one thread, two small datasets, a small method, and the options for what takes long."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def pytest_collection_modifyitems(config, items):
 def one_thread():
     """Sums are bitwise equal only for the same number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_storage(tmp_path_factory, monkeypatch):
+    """What a test decodes stays out of the user's cache."""
+    if "BENCH_DATA_ROOT" not in os.environ:
+        monkeypatch.setenv("BENCH_DATA_ROOT", str(tmp_path_factory.getbasetemp() / "data"))
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,12 @@ def loads(target):
         (r"bench\.(spec|disk|signals)", r"(?!)"),  # the floor
         (r"bench\.unpack", r"bench\.spec"),
         (r"bench\.(files|lock)", r"bench\.(disk|spec)"),
+        (r"bench\.pixels", r"(?!)"),
+        (r"bench\.pictures", r"bench\.spec"),
+        (r"bench\.blocks", r"bench\.(disk|pictures|spec)"),
+        (r"bench\.cache", r"bench\.(blocks|disk|files|lock|pictures|pixels|spec)"),
+        (r"bench\.data", r"bench\.(cache|pixels|spec)"),
+        (r"bench\.feed", r"bench\.(course|data)"),
         (r"bench\.checkpoint", r"bench\.(disk|files|spec)"),
         (r"bench\.store", r"bench\.(checkpoint|disk|files|spec)"),
         (r"bench\.repair", r"bench\.(disk|files|spec|store)"),
@@ -97,18 +103,18 @@ def loads(target):
         (r"attacks\.common(\..*)?", r"attacks\.common\.\w+|bench\.spec"),
         (r"methods\.(?!common)\w+", r"methods|methods\.common\.\w+|methods\.\w+"),
         (r"methods\.common(\..*)?", r"attacks\.common\.\w+|methods\.common\.\w+|bench\.spec"),
-        (r"bench\.datasets(\..*)?", r"bench\.datasets(\.\w+)?|bench\.(data|spec|unpack)"),
-        (r"bench\.(clock|device|encoder|optim|registry|repro|data)", r"bench\.spec"),
+        (r"bench\.datasets(\..*)?", r"bench\.datasets(\.\w+)?|bench\.(blocks|cache|data|spec|unpack)"),
+        (r"bench\.(clock|device|encoder|optim|registry|repro)", r"bench\.spec"),
         (r"bench\.hooks", r"bench\.spec"),
         (r"bench\.trackers(\..*)?", r"bench\.(hooks|spec)"),
         (r"bench\.tracking", r"bench|bench\.(hooks|registry|signals|spec)"),
-        (r"bench\.protocols", r"bench\.(repro|spec)|methods\.common\.\w+"),
+        (r"bench\.protocols", r"bench\.(pixels|repro|spec)|methods\.common\.\w+"),
         (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
         (r"bench\.train", r"bench\.(?!evaluate|protocols|engine|run|cli|store)\w+|methods\.common\.\w+|bench"),
         (r"bench\.evaluate", r"bench\.(data|encoder|protocols|registry|search|spec)|attacks\.common\.\w+|bench"),
         (
             r"bench\.checks\.\w+",
-            r"bench\.(checks|checks\.\w+|protocols|repro|search|spec)|(attacks|methods)\.common\.\w+",
+            r"bench\.(checks|checks\.\w+|data|protocols|repro|search|spec)|(attacks|methods)\.common\.\w+",
         ),
         (r"bench\.(?!cli|check|baseline|fixed|__main__)\w+", r"(?!reports|bench\.cli)[\w.]+"),
     ],
@@ -121,6 +127,7 @@ def test_imports_run_one_way(source, allowed):
 def test_the_parts_of_the_store_are_reached_through_it():
     """Records and checkpoints by a RunFolder; of the disk others know its error and how a derived file is written."""
     own = {f"bench.{name}" for name in ("checkpoint", "disk", "files", "lock", "parcel", "repair", "store")}
+    own |= {"bench.blocks", "bench.cache"}  # the store of decoded images
     assert {i.source for i in loads("bench.checkpoint")} == {"bench.store"}
     for name, file in NAMES.items():
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -151,7 +158,7 @@ def test_reports_have_no_tensor():
 
 
 def test_the_store_loads_torch_only_inside_the_functions_that_need_it():
-    light = {f"bench.{name}" for name in ("disk", "files", "lock", "repair", "signals", "store")}
+    light = {f"bench.{name}" for name in ("blocks", "disk", "files", "lock", "pictures", "repair", "signals", "store")}
     heavy = [i for i in loads("torch") | loads("safetensors") | loads("bench.checkpoint") if i.source in light]
     assert {i.source for i in heavy} == {"bench.files", "bench.store"}
     assert all(i.inside_function or i.typing_only for i in heavy)
@@ -215,7 +222,8 @@ MODULE_WRITERS = {
     "np.savez",
     "json.dump",
     "pickle.dump",
-    *(f"os.{name}" for name in ("open", "write", "pwrite", "ftruncate", "truncate", "fdopen", "replace", "rename")),
+    *(f"os.{name}" for name in ("open", "write", "pwrite", "pwritev", "ftruncate", "truncate", "fdopen", "replace")),
+    "os.rename",
     "os.link",
     "os.symlink",
 }
@@ -257,7 +265,7 @@ def test_only_the_disk_writes_files(name):
 
 def test_the_exceptions_of_writing_are_still_needed():
     assert {name: {call for call, _ in writing_calls(NAMES[name])} for name in WRITES} == WRITES
-    assert {call for call, _ in writing_calls(NAMES["bench/disk.py"])} == {"open", "write", "replace"}
+    assert {call for call, _ in writing_calls(NAMES["bench/disk.py"])} == {"open", "write", "pwrite", "replace"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/device.py"])

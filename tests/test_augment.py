@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ImageFilter, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from scipy import stats
 from torchvision import transforms
 from torchvision.transforms import functional as TF
@@ -280,6 +280,18 @@ def test_the_whole_box_changes_nothing_and_flip_mirrors():
     out = resized_crop(images, whole, 32, flip)
     expected = torch.where(flip[:, None, None, None], images.flip(3), images)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+
+
+def test_crops_of_imagenets_size_are_antialiased_as_pils():
+    """256 pixels to 224: large boxes are made smaller, small ones larger; to 1 level (0.5 of PIL's rounding, twice)."""
+    images = torch.rand(6, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    boxes = torch.cat([boxes_of(5, 256, 256), torch.tensor([[0, 0, 256, 256]])])
+    out = resized_crop(images, boxes, 224)
+    for picture, image, (top, left, h, w) in zip(out, images, boxes.tolist(), strict=True):
+        wanted = to_pil(image).crop((left, top, left + w, top + h)).resize((224, 224), Image.Resampling.BILINEAR)
+        assert levels(picture, wanted).max() < 1.51
+    smooth = torch.nn.functional.interpolate(images[5:], 224, mode="bilinear", antialias=False)[0]
+    assert (smooth - out[5]).abs().max() > 0.05  # not what a grid of samples would give
 
 
 def test_rows_of_the_interpolation_are_averages_inside_the_box():

@@ -1,6 +1,5 @@
-"""ImageSet, the balanced order, subsets, the batch order, the reading of image files."""
+"""ImageSet, the balanced order, subsets, the batch order, options that a dataset does not take."""
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from bench.data import (
     BaseDataset,
@@ -18,10 +16,8 @@ from bench.data import (
     balanced_order,
     data_info,
     data_root,
-    jpeg_quality,
     load_data,
     permutation,
-    read_images,
 )
 from bench.spec import DataSpec, UsageError
 
@@ -182,6 +178,19 @@ class TestDataRoot:
             data_root(Toy(), DataSpec(name="toy", path="here"))
 
 
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"image_size": 64}, "expected 'toy' without --image-size, got 64; its images have a size"),
+            ({"classes": "list.txt"}, "expected 'toy' without --classes, got list.txt; it has all its classes"),
+        ],
+    )
+    def test_that_a_dataset_does_not_take(self, given, message):
+        with pytest.raises(UsageError, match=message):
+            load_data(Toy(), DataSpec(name="toy", **given))
+
+
 class TestPermutation:
     def test_is_a_function_of_seed_and_epoch(self):
         orders = {(s, e): tuple(permutation(50, s, e).tolist()) for s in range(3) for e in range(3)}
@@ -189,54 +198,6 @@ class TestPermutation:
         assert all(sorted(order) == list(range(50)) for order in orders.values())
         assert permutation(50, 1, 2).tolist() == list(orders[1, 2])
         assert permutation(50, 1, 2).dtype == torch.int64
-
-
-def encoded(mode: str = "RGB", size: tuple[int, int] = (4, 3), format: str = "PNG", **options: int) -> io.BytesIO:
-    file = io.BytesIO()
-    Image.new(mode, size).save(file, format, **options)
-    return file
-
-
-class TestReadImages:
-    def test_pixels_land_where_they_belong(self):
-        image = Image.new("RGB", (4, 3))
-        image.putpixel((3, 1), (10, 20, 30))  # x = 3, y = 1
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        images, ending = read_images([("a", file)])
-        assert (images.shape, ending) == ((1, 3, 3, 4), "")
-        assert images[0, :, 1, 3].tolist() == [10, 20, 30]
-        assert int(images.sum()) == 60
-
-    def test_grey_images_have_one_channel(self):
-        assert read_images([("a", encoded("L")), ("b", encoded("L"))])[0].shape == (2, 1, 3, 4)
-
-    @pytest.mark.parametrize("quality", [1, 30, 49, 50, 75, 90, 95, 100])
-    def test_jpeg_quality(self, quality):
-        assert read_images([("a", encoded(format="JPEG", quality=quality))])[1] == f"-jpeg{quality}"
-
-    def test_the_nearest_quality_of_a_foreign_table(self):
-        table = Image.open(encoded(format="JPEG", quality=60)).quantization[0]
-        assert jpeg_quality([table[0] + 1, *table[1:]]) == 60
-
-    def test_sizes_and_modes_that_differ(self):
-        with pytest.raises(UsageError, match=r"one size and mode, got a \(RGB 4x3\) and b \(RGB 3x4\)"):
-            read_images([("a", encoded()), ("b", encoded(size=(3, 4)))])
-        with pytest.raises(UsageError, match=r"got a \(RGB 4x3\) and b \(L 4x3\)"):
-            read_images([("a", encoded()), ("b", encoded("L"))])
-
-    @pytest.mark.parametrize("mode", ["P", "RGBA", "I;16", "1"])
-    def test_modes_that_are_not_pixels(self, mode):
-        with pytest.raises(UsageError, match="expected 8-bit RGB or grey images, got a"):
-            read_images([("a", encoded(mode))])
-
-    @pytest.mark.parametrize(
-        ("damaged", "reason"),
-        [(b"", "no format"), (b"no image", "no format"), (encoded(size=(64, 64)).getvalue()[:-40], "truncated")],
-    )
-    def test_damage(self, damaged, reason):
-        with pytest.raises(UsageError, match=f"cannot read the image row 5: .*{reason}.*; replace or remove it"):
-            read_images([("row 5", io.BytesIO(damaged))])
 
 
 def test_heavy_libraries_are_loaded_when_needed():

@@ -271,6 +271,11 @@ def encode(value: int, size: tuple[int, int] = (6, 5), format: str = "PNG", **op
     return file.getvalue()
 
 
+def loaded(dataset, root, split):
+    """One split of a folder of encoded images; decoded beside it."""
+    return dataset.decoded(root, split, DataSpec(name="any", root=str(root.parent / "cache")))
+
+
 def write_parquet(path, images, labels, columns=("img", "label")):
     rows = [data and {"bytes": data, "path": None} for data in images]
     pq.write_table(pa.table({columns[0]: rows, columns[1]: labels}), path)
@@ -283,20 +288,20 @@ class TestParquet:
         root.mkdir()
         for split in ("train", "test"):
             write_parquet(root / f"{split}.parquet", [encode(v) for v in (10, 20, 30)], [0, 2, 1], columns)
-        train = parquet.Dataset().load(root, "train")
+        train = loaded(parquet.Dataset(), root, "train")
         assert (train.label, train.classes, train.image_shape) == ("photos", 3, (3, 5, 6))
-        assert train.images[:, 0, 0, 0].tolist() == [10, 20, 30]
+        assert train.images[:][:, 0, 0, 0].tolist() == [10, 20, 30]
         assert train.labels.tolist() == [0, 2, 1]
-        spec = DataSpec(name="parquet", path=str(root), train_images=2)
+        spec = DataSpec(name="parquet", path=str(root), root=str(tmp_path), train_images=2)
         assert load_data(parquet.Dataset(), spec)[0].label == "photos (subset 2/3)"
 
     def test_label_of_jpegs_has_their_quality(self, tmp_path):
         write_parquet(tmp_path / "test.parquet", [encode(9, format="JPEG", quality=75)], [0])
-        assert parquet.Dataset().load(tmp_path, "test").label == f"{tmp_path.name}-jpeg75"
+        assert loaded(parquet.Dataset(), tmp_path, "test").label == f"{tmp_path.name}-jpeg75"
 
     def test_missing(self, tmp_path):
         with pytest.raises(UsageError, match=r"expected \S+/train.parquet, found no such file; the folder must hold"):
-            parquet.Dataset().load(tmp_path, "train")
+            loaded(parquet.Dataset(), tmp_path, "train")
 
     @pytest.mark.parametrize("keep", [0, 3, 50, -1, -200])
     def test_truncated(self, tmp_path, keep):
@@ -306,7 +311,7 @@ class TestParquet:
         with pytest.raises(
             UsageError, match=r"\S+train.parquet is damaged: expected a whole parquet file, got"
         ) as info:
-            parquet.Dataset().load(tmp_path, "train")
+            loaded(parquet.Dataset(), tmp_path, "train")
         assert "\n" not in str(info.value)
 
     def test_other_columns(self, tmp_path):
@@ -314,12 +319,12 @@ class TestParquet:
         with pytest.raises(
             UsageError, match=r"expected images in img or image .*, got 1 rows of picture, label in \S+"
         ):
-            parquet.Dataset().load(tmp_path, "train")
+            loaded(parquet.Dataset(), tmp_path, "train")
 
     def test_no_rows(self, tmp_path):
         pq.write_table(pa.table({"img": [], "label": []}), tmp_path / "train.parquet")
         with pytest.raises(UsageError, match=r"got 0 rows of img, label in \S+train.parquet"):
-            parquet.Dataset().load(tmp_path, "train")
+            loaded(parquet.Dataset(), tmp_path, "train")
 
     @pytest.mark.parametrize(("image", "label"), [(None, 1), (encode(1), None)])
     def test_empty_cells(self, tmp_path, image, label):
@@ -327,23 +332,23 @@ class TestParquet:
         with pytest.raises(
             UsageError, match=r"expected an image as \{bytes, path\} .* in \S+train.parquet row 1; correct"
         ):
-            parquet.Dataset().load(tmp_path, "train")
+            loaded(parquet.Dataset(), tmp_path, "train")
 
     @pytest.mark.parametrize("label", ["cat", -1, 0.5])
     def test_labels_that_are_no_class(self, tmp_path, label):
         write_parquet(tmp_path / "train.parquet", [encode(1)], [label])
-        with pytest.raises(UsageError, match=f"its label as 0, 1, 2, ..., got dict and {label!r} in"):
-            parquet.Dataset().load(tmp_path, "train")
+        with pytest.raises(UsageError, match=f"its label as 0, 1, 2, ..., got the label {label!r} in"):
+            loaded(parquet.Dataset(), tmp_path, "train")
 
     def test_a_damaged_image(self, tmp_path):
         write_parquet(tmp_path / "train.parquet", [encode(1), b"nothing"], [0, 1])
         with pytest.raises(UsageError, match=r"cannot read the image \S+train.parquet row 1"):
-            parquet.Dataset().load(tmp_path, "train")
+            loaded(parquet.Dataset(), tmp_path, "train")
 
     def test_without_pyarrow(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
         with pytest.raises(UsageError, match=r"needs pyarrow: pip install 'robust-ssl-bench\[parquet\]'"):
-            parquet.Dataset().load(tmp_path, "train")
+            loaded(parquet.Dataset(), tmp_path, "train")
 
 
 @pytest.fixture
@@ -366,42 +371,42 @@ class TestFolder:
     def test_reads_what_is_there(self, pets):
         (pets / "train" / "cat" / "notes.txt").touch()
         (pets / "train" / ".hidden").mkdir()
-        train, test = (folder.Dataset().load(pets, split) for split in ("train", "test"))
+        train, test = (loaded(folder.Dataset(), pets, split) for split in ("train", "test"))
         assert (train.label, train.classes, train.image_shape, len(test)) == ("pets", 2, (3, 5, 6), 2)
-        assert train.images[:, 0, 0, 0].tolist() == [1, 2, 3]
+        assert train.images[:][:, 0, 0, 0].tolist() == [1, 2, 3]
         assert train.labels.tolist() == [0, 0, 1]
 
     def test_label_of_jpegs_has_their_quality(self, pets):
         for file in [*pets.glob("*/*/*")]:
             file.unlink()
             file.with_suffix(".jpeg").write_bytes(encode(9, format="JPEG", quality=90))
-        train, _ = load_data(folder.Dataset(), DataSpec(name="folder", path=str(pets)))
+        train, _ = load_data(folder.Dataset(), DataSpec(name="folder", path=str(pets), root=str(pets.parent)))
         assert train.label == "pets-jpeg90"
 
     def test_sizes_that_differ(self, pets):
         (pets / "train" / "dog" / "a.png").write_bytes(encode(1, size=(7, 5)))
         with pytest.raises(UsageError, match=r"got \S+cat/a.png \(RGB 6x5\) and \S+dog/a.png \(RGB 7x5\)"):
-            folder.Dataset().load(pets, "train")
+            loaded(folder.Dataset(), pets, "train")
 
     def test_an_unreadable_image(self, pets):
         (pets / "test" / "dog" / "a.png").write_bytes(encode(1)[:40])
         with pytest.raises(UsageError, match=r"cannot read the image \S+test/dog/a.png"):
-            folder.Dataset().load(pets, "test")
+            loaded(folder.Dataset(), pets, "test")
 
     def test_classes_that_differ(self, pets):
         (pets / "test" / "dog").rename(pets / "test" / "hound")
         with pytest.raises(
             UsageError, match=r"the same classes in train and test of \S+, found in one only: dog, hound"
         ):
-            folder.Dataset().load(pets, "train")
+            loaded(folder.Dataset(), pets, "train")
 
     def test_nothing_there(self, tmp_path):
         with pytest.raises(
             UsageError, match=r"expected a folder for each class in \S+train, found none; make \S+/<class>"
         ):
-            folder.Dataset().load(tmp_path, "train")
+            loaded(folder.Dataset(), tmp_path, "train")
 
     def test_an_empty_class(self, pets):
         (pets / "train" / "dog" / "a.png").unlink()
         with pytest.raises(UsageError, match=r"expected images \(.png, .jpg, .jpeg\) in \S+dog, found none"):
-            folder.Dataset().load(pets, "train")
+            loaded(folder.Dataset(), pets, "train")

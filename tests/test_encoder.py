@@ -1,7 +1,10 @@
 """Encoders: shapes, sizes as published, and weights that are a function of the seed."""
 
+import sys
+
 import pytest
 import torch
+import torchvision
 
 from bench import registry
 from bench.build import build_method
@@ -52,6 +55,88 @@ class TestShapes:
     def test_an_unknown_name(self):
         with pytest.raises(UsageError, match=r"unknown encoder 'resnet9'; did you mean 'resnet8'\? known: resnet18"):
             build_encoder("resnet9", 3, 8)
+
+
+class TestLibraries:
+    @pytest.mark.parametrize(
+        ("name", "width", "parameters"),
+        [
+            ("torchvision:resnet18", 512, 11_176_512),  # as published, without the 513,000 of the classifier
+            ("torchvision:resnet34", 512, 21_284_672),
+            ("torchvision:resnet50", 2048, 23_508_032),
+            ("torchvision:mobilenet_v3_small", 1024, None),
+            ("timm:resnet18", 512, 11_176_512),
+            ("timm:vit_tiny_patch16_224", 192, None),
+        ],
+    )
+    def test_width_and_size(self, name, width, parameters):
+        encoder = build_encoder(name, 3, 16)
+        assert (encoder.backbone_width, encoder.feature_layer[0].in_features) == (width, width)
+        assert parameters in (None, parameter_count(encoder.backbone))
+
+    def test_the_stem_is_that_of_imagenet_and_in_float32(self):
+        backbone = build_encoder("torchvision:resnet18", 3, 8).backbone[1]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            images = torch.rand(1, 3, 64, 64)
+            stem = backbone.conv1(images)
+            assert backbone.maxpool(stem).shape == (1, 64, 16, 16)
+        exact = torch.nn.functional.conv2d(images, backbone.conv1.weight, stride=2, padding=3)
+        assert torch.equal(stem, exact.bfloat16())
+
+    def test_pixels_are_normalized_first(self):
+        encoder = build_encoder("torchvision:resnet18", 3, 8).eval()
+        images = torch.rand(2, 3, 64, 64)
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        normalized = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        with torch.no_grad():
+            torch.testing.assert_close(encoder.backbone(images), encoder.backbone[1](normalized))
+
+    def test_the_networks_are_the_libraries_own(self):
+        torch.manual_seed(0)
+        ours = build_encoder("torchvision:resnet18", 3, 8).backbone[1].state_dict()
+        torch.manual_seed(0)
+        theirs = torchvision.models.resnet18().state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert theirs.keys() - ours.keys() == {"fc.weight", "fc.bias"}
+
+    def test_timms_own_mean(self):
+        mean = build_encoder("timm:vit_tiny_patch16_224", 3, 8).backbone[0].mean
+        assert mean.flatten().tolist() == [0.5, 0.5, 0.5]
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            (
+                "torchvision:resnet81",
+                r"unknown encoder 'torchvision:resnet81'; did you mean resnet\d+.* torchvision has",
+            ),
+            ("timm:resnet18x", r"unknown encoder 'timm:resnet18x'; did you mean resnet18"),
+            ("tim:resnet18", "unknown library of encoders 'tim'; did you mean 'timm'"),
+            ("torchvision:googlenet", "unknown encoder 'torchvision:googlenet'"),
+            ("torchvision:squeezenet1_0", "torchvision:squeezenet1_0 has no linear layer at its end; choose another"),
+        ],
+    )
+    def test_refused(self, name, message):
+        with pytest.raises(UsageError, match=message):
+            build_encoder(name, 3, 8)
+
+    def test_grey_images(self):
+        with pytest.raises(UsageError, match=r"expected RGB images for torchvision:resnet18, got 1 channel; choose"):
+            build_encoder("torchvision:resnet18", 1, 8)
+
+    def test_without_timm(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(UsageError, match=r"needs timm: pip install 'robust-ssl-bench\[timm\]'"):
+            build_encoder("timm:resnet18", 3, 8)
+
+    @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18", "timm:vit_tiny_patch16_224"])
+    def test_folding_changes_nothing(self, name):
+        torch.manual_seed(0)
+        encoder = build_encoder(name, 3, 16).eval()
+        images = torch.rand(2, 3, 224, 224)
+        with torch.no_grad():
+            expected, found = encoder(images), fold_batch_norm(encoder)(images)
+        assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()
 
 
 class TestSize:

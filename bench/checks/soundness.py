@@ -326,7 +326,7 @@ def eight_bits(subject: Subject, n: int) -> Check:
         return Check(id="A22", verdict="N/A", note="no adversarial images are at hand")
     exact = rounded = subject.correct[:n].cpu()
     for moved in subject.adversarial.values():
-        moved = moved[:n].to(subject.images)
+        moved = moved[:n].to(subject.images.device)
         exact = exact & attacks.right(subject, moved)
         rounded = rounded & attacks.right(subject, (moved * 255).round() / 255)
     value = (int(rounded.sum()) - int(exact.sum())) / n

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from bench.data import Pictures
 from bench.spec import Check, EvalResult, EvalSpec, ProbeResult, Verdict
 
 AuditCheck = Callable[["Subject"], Check]
@@ -35,7 +36,7 @@ class Subject:
     """
 
     model: Counted  # frozen, eval mode: images -> logits (B, K); crops and probe are inside
-    images: Tensor
+    images: Tensor | Pictures
     labels: Tensor
     eps: float
     protocol: str

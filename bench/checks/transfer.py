@@ -57,7 +57,7 @@ def transfer_not_better(subject: Subject, n: int) -> Check:
     left, found = places_of(subject.standing[:n].cpu()), {}
     broken = torch.zeros(len(left), dtype=torch.bool)
     for name, load in subject.sources.items():
-        moved = load()[:n].to(subject.images)
+        moved = load()[:n].to(subject.images.device)
         verify(moved, subject.images[:n], ThreatModel(eps=subject.eps), f"A14 from {name}")
         fooled = left.bool()
         if len(left):

@@ -24,7 +24,10 @@ FAILED_CELLS = 3
 @click.option("--input-range", default="0,1", show_default=True, help="pixels that the model takes: only 0,1")
 @click.option("--normalize", help="a first layer: mean,std, or all means and then all stds of the channels")
 @click.option("--name", help="in every table  [that of the file or the factory]")
-@click.option("--data", default="cifar10", show_default=True, help="digits, cifar10, cifar100, parquet:DIR, folder:DIR")
+@click.option("--data", default="cifar10", show_default=True,
+              help="digits, cifar10, cifar100, parquet:DIR, folder:DIR, imagenet:DIR")  # fmt: skip
+@click.option("--image-size", type=int, help="of folder:, parquet: and imagenet:, resized and cut square")
+@click.option("--classes", help="of imagenet: a file with a wnid on each line")
 @click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)")
 @click.option("--train-images", type=int, help="for the probe: the first N of a fixed balanced shuffle")
 @click.option("--test-images", type=int, help="the first N of a fixed balanced shuffle")
@@ -75,6 +78,8 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
             root=options.data_root,
             train_images=options.train_images,
             test_images=options.test_images,
+            image_size=options.image_size,
+            classes=options.classes,
         ),
         eval=scoring.model_copy(update={"protocols": protocols}),
         device=str(device),

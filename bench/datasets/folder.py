@@ -1,29 +1,28 @@
-"""Folder: {train,test}/<class>/*.png, .jpg or .jpeg, all of one size; classes in the order of their names."""
+"""Folder: {train,test}/<class>/*.png, .jpg or .jpeg of one size, or --image-size; classes in order of their names."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
+import numpy as np
 
-from bench.data import BaseDataset, ImageSet, Split, read_images
+from bench.blocks import Image
+from bench.cache import Listing
+from bench.data import EncodedDataset, Split
 from bench.spec import UsageError
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 
 
-class Dataset(BaseDataset):
+class Dataset(EncodedDataset):
     """Named after its folder, with the JPEG quality where the images are JPEGs."""
 
-    needs_path = True
-
-    def load(self, root: Path, split: Split) -> ImageSet:
-        classes, others = class_names(root / "train"), class_names(root / "test")
-        if classes != others:
-            alone = ", ".join(sorted({*classes} ^ {*others}))
+    def listing(self, root: Path, split: Split, classes: Path | None) -> Listing:
+        names, others = class_names(root / "train"), class_names(root / "test")
+        if names != others:
+            alone = ", ".join(sorted({*names} ^ {*others}))
             raise UsageError(f"expected the same classes in train and test of {root}, found in one only: {alone}")
-        files = [(file, label) for label, name in enumerate(classes) for file in image_files(root / split / name)]
-        images, ending = read_images((str(file), file) for file, _ in files)
-        labels = torch.tensor([label for _, label in files])
-        return ImageSet(images, labels, classes=len(classes), label=root.resolve().name + ending)
+        return listing_of(root.resolve().name, root / split, names)
 
 
 def class_names(folder: Path) -> list[str]:
@@ -34,9 +33,38 @@ def class_names(folder: Path) -> list[str]:
     return names
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images inside, sorted by name. Raises UsageError where there are none."""
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in ENDINGS and not f.name.startswith("."))
-    if not files:
+def listing_of(name: str, folder: Path, classes: list[str]) -> Listing:
+    """The images in the folders of these classes, class by class, each sorted by name. Raises UsageError."""
+    names: list[str] = []
+    stamps: list[tuple[int, int]] = []  # size and time of change
+    labels: list[int] = []
+    for label, each in enumerate(classes):
+        for file, size, changed in image_files(folder / each):
+            names.append(f"{each}/{file}")
+            stamps.append((size, changed))
+            labels.append(label)
+    packed = np.array(stamps, dtype=np.int64)
+
+    def images() -> Iterator[Image]:
+        return ((str(folder / file), folder / file) for file in names)
+
+    def state(start: int, stop: int) -> str:
+        return "\n".join(names[start:stop]) + packed[start:stop].tobytes().hex()
+
+    return Listing(
+        name=name,
+        source="\n".join([str(folder.resolve()), *classes]),
+        labels=np.array(labels, dtype=np.int64),
+        classes=len(classes),
+        images=images,
+        state=state,
+    )
+
+
+def image_files(folder: Path) -> list[tuple[str, int, int]]:
+    """(name, size, time of change) of the images inside, sorted. Raises UsageError where there are none."""
+    with os.scandir(folder) as entries:
+        found = [each for each in entries if each.name.lower().endswith(ENDINGS) and not each.name.startswith(".")]
+    if not found:
         raise UsageError(f"expected images ({', '.join(ENDINGS)}) in {folder}, found none; remove the empty class")
-    return files
+    return sorted((each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in found)

@@ -45,6 +45,7 @@ class BaseConfig:
     batch: int = setting(512, "code")  # b
     crop_scale: tuple[float, float] = setting((0.08, 1.0), "text")  # share of the image's area
     crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "code")
+    view_share: float = setting(1.0, "code")  # side of a view, to which crops are resized, over that of the image
     flip: float = setting(0.5, "code")
     jitter: tuple[float, float, float, float] = setting((0.4, 0.4, 0.4, 0.1), "code")  # brightness ... hue
     jitter_probability: float = setting(0.8, "code")
@@ -79,6 +80,7 @@ class BaseConfig:
             self.check(name, getattr(self, name) >= 1, "of at least 1")
         for name in ("flip", "jitter_probability", "gray", "blur", "solarize", "eps", "step"):
             self.check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        self.check("view_share", 0 < self.view_share <= 1, "in (0, 1]")
         self.check("crop_scale", 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1, "in (0, 1], smaller value first")
         self.check("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "above 0, smaller value first")
         self.check("lr", self.lr > 0, "above 0")
@@ -159,7 +161,7 @@ class BaseMethod(nn.Module):
             images,
             draws,
             views=c.views,
-            size=images.shape[-1],
+            size=round(c.view_share * images.shape[-1]),
             scale=c.crop_scale,
             ratio=c.crop_ratio,
             flip=c.flip,
