@@ -55,6 +55,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),
         click.option("--threads", type=int, help="CPU threads of torch  [all cores]"),
         click.option("--device", help="auto, cpu or cuda:0  [auto]"),
+        click.option("--gpus-per-run", type=int, help="GPUs that share each batch of a run (on a CPU: processes)  [1]"),
         click.option("--precision", help="of training: fp32 or bf16  [bf16 on CUDA, else fp32]"),
         click.option("--compile/--no-compile", default=None, help="compile encoder and projector  [no]"),
         click.option("--eval-budget", help="time for each evaluation, as 20m; then AutoAttack is an upper bound"),
