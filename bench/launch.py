@@ -64,7 +64,8 @@ def run_ranks(task: dict[str, Any], folder: RunFolder, events: int, lock: Connec
             for rank in range(size):
                 mine = task | {"task": "rank", "rank": rank, "meeting": meeting}
                 sender = Connection(os.dup(events), readable=False)
-                ranks.append(context.Process(target=forked, args=(json.dumps(mine), sender, alive, lock, log)))
+                name, arguments = f"rank {rank}", (json.dumps(mine), sender, alive, lock, log)
+                ranks.append(context.Process(target=forked, name=name, args=arguments))
                 ranks[-1].start()
                 sender.close()
             return ended(ranks)
