@@ -93,6 +93,7 @@ def gather(given: dict[str, Any]) -> "Options":
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
 def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
+    from bench import torchrun
     from bench.options import parse_seconds, resolve
     from bench.progress import Display
     from bench.run import default_out, make_manifest, measure_plan, opened, run_all
@@ -100,10 +101,16 @@ def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) ->
     from reports.build import build
 
     options = gather(given)
+    every = parse_seconds(checkpoint_every, "--checkpoint-every")
+    if (here := torchrun.place()) is not None:
+        taken = torchrun.run(options, here, out, every, ["bench", *sys.argv[1:]])
+        if taken is None:
+            return 0
+        build(taken[0])
+        return show_run(*taken)
     specs, budget, total, data = resolve(options)
     if dry_run:
         return show_plan(specs, total, data.label, as_json=False)
-    every = parse_seconds(checkpoint_every, "--checkpoint-every")
     out = out or default_out(options, specs)
     manifest = make_manifest(specs, budget, total, data, ["bench", *sys.argv[1:]])
     with opened(out, manifest) as lock, Display() as display:
@@ -120,6 +127,11 @@ def run(out: Path | None, checkpoint_every: str, dry_run: bool, **given: Any) ->
         warnings = build(out)
         for warning in warnings:
             display.line(f"warning: {warning}", "yellow")
+    return show_run(out, unfinished)
+
+
+def show_run(out: Path, unfinished: list[str]) -> int:
+    """Print the tables of a run folder and where everything is: the exit code."""
     print_leaderboard(out)
     say(f"tables: {out / 'leaderboard.csv'}, {out / 'results.csv'}")
     for name in ("report.pdf", "report.html"):

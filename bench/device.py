@@ -5,6 +5,7 @@ Passes are counted, not estimated: a dispatch mode sees every convolution of one
 """
 
 import contextlib
+import os
 import resource
 import sys
 import time
@@ -59,8 +60,12 @@ def check_ranks(first: torch.device, ranks: int, compiled: bool) -> None:
     if ranks > 1 and compiled:
         raise UsageError("expected one GPU per run with --compile: batch norm over several is not compiled")
     here = torch.cuda.device_count() - (first.index or 0) if first.type == "cuda" else ranks
-    if ranks > here:
-        raise UsageError(f"expected at most {here} GPUs per run, those from {first} on, got {ranks}")
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))  # torchrun's, where several machines make the run
+    if wanted > here:
+        raise UsageError(
+            f"expected at most {here} GPUs per run, those from {first} on, got {wanted}; "
+            "with more machines, start the command on each with torchrun"
+        )
 
 
 def prepare(device: torch.device, threads: int | None) -> None:

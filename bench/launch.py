@@ -64,14 +64,16 @@ def run_ranks(task: dict[str, Any], folder: RunFolder, events: int, lock: Connec
             for rank in range(size):
                 mine = task | {"task": "rank", "rank": rank, "meeting": meeting}
                 sender = Connection(os.dup(events), readable=False)
-                name, arguments = f"rank {rank}", (json.dumps(mine), sender, alive, lock, log)
-                ranks.append(context.Process(target=forked, name=name, args=arguments))
-                ranks[-1].start()
+                arguments = (json.dumps(mine), sender, alive, lock, log)
+                process = context.Process(target=forked, name=f"rank {rank}", args=arguments)
+                process.start()
+                ranks.append(process)
                 sender.close()
             return ended(ranks)
         except Interrupted as interrupted:
             for each in ranks:
-                if each.pid is not None and each.is_alive():
+                if each.is_alive():
+                    assert each.pid is not None
                     os.kill(each.pid, interrupted.signum)
             ended(ranks)
             raise

@@ -249,7 +249,7 @@ def show_labels(method: BaseMethod, images: ImageSet, ids: Tensor) -> None:
 def update(training: Training, loss: Tensor) -> None:
     """One optimizer step on this loss, and on what an adversary of the released kind has left on the weights."""
     loss.backward()
-    training.ranks.average(gradients_of(list(training.method.parameters())))
+    training.ranks.average(gradients_of(training.optimizer.param_groups[0]["params"]))
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.method.after_update()
