@@ -99,6 +99,8 @@ def loads(target):
         (r"methods\.common(\..*)?", r"attacks\.common\.\w+|methods\.common\.\w+|bench\.spec"),
         (r"bench\.datasets(\..*)?", r"bench\.datasets(\.\w+)?|bench\.(data|spec|unpack)"),
         (r"bench\.(clock|device|encoder|optim|registry|repro|data)", r"bench\.spec"),
+        (r"bench\.ranks", r"bench|bench\.device"),
+        (r"bench\.batch_norm", r"bench\.(ranks|spec)|methods\.common\.losses"),
         (r"bench\.protocols", r"bench\.(repro|spec)|methods\.common\.\w+"),
         (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
         (r"bench\.train", r"bench\.(?!evaluate|protocols|engine|run|cli|store)\w+|methods\.common\.\w+|bench"),

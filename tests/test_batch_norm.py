@@ -6,6 +6,8 @@ from ranks_fixtures import on_ranks
 from torch import nn
 
 from bench.batch_norm import synchronized
+from bench.ranks import Ranks
+from bench.spec import UsageError
 
 SHAPES = {"images": (12, 5, 4, 4), "features": (12, 5), "sequences": (12, 5, 3)}
 SPLITS = ([7, 5], [1, 11], [6, 6])
@@ -71,3 +73,20 @@ def test_is_that_of_one_device(both, name, split):
         for key, expected in state.items():
             for rank in (first, second):
                 torch.testing.assert_close(rank[2][key], expected, rtol=1e-6, atol=0)
+
+
+class Own(nn.BatchNorm2d):
+    """Some library's kind, which does more than its base."""
+
+
+def test_an_unknown_kind_is_refused_by_name_and_nothing_is_changed():
+    module = nn.Sequential(nn.BatchNorm2d(3), Own(3))
+    with pytest.raises(UsageError, match=r"\(BatchNorm1d, BatchNorm2d\), got Own"), synchronized(module, Ranks(0, 2)):
+        pass
+    assert [type(each) for each in module] == [nn.BatchNorm2d, Own]
+
+
+def test_alone_nothing_is_changed():
+    module = nn.Sequential(nn.BatchNorm2d(3), Own(3))
+    with synchronized(module, Ranks()):
+        assert [type(each) for each in module] == [nn.BatchNorm2d, Own]

@@ -7,13 +7,15 @@ import signal
 import threading
 
 import pytest
-from test_engine import spec
+from test_engine import EVAL, spec
 
 from bench.engine import SAVE_EVERY
 from bench.launch import OUT_OF_MEMORY, RESTARTS, launch
 from bench.signals import Interrupted, signals_raise
 from bench.store import RunFolder
 
+SMALL = {"batch": 16, "views": 2, "feature_width": 16, "hidden_width": 16, "embedding_width": 8}
+CLEAN = EVAL.model_copy(update={"protocols": ("linear",), "curve": ()})
 OWN_LOSS = """
 import torch
 from methods.simclr import Config, Method as SimCLR
@@ -28,7 +30,7 @@ class Cell:
     """A run of two ranks in a folder; ``on`` is called with each of its events, in another thread."""
 
     def __init__(self, out, on=lambda event: None, save_every=SAVE_EVERY, **changes):
-        self.folder = RunFolder(out, spec(**{"gpus_per_run": 2} | changes))
+        self.folder = RunFolder(out, spec(**{"gpus_per_run": 2, "settings": SMALL, "eval": CLEAN} | changes))
         self.on, self.save_every = on, save_every
         self.events, self.said = [], []
 
@@ -73,11 +75,11 @@ def test_a_run_is_finished_and_says_on_how_many_devices(undisturbed):
     assert (record.status, record.train.updates, record.train.preemptions) == ("finished", 20, 0)
     assert record.environment.device_name.startswith("2 x ")
     assert [event["event"] for event in undisturbed.events][-1] == "ended"
-    assert len(record.results) == 6
+    assert len(record.results) == 2
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(rank, undisturbed, tmp_path):
     killed = []
 
@@ -97,6 +99,7 @@ def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(ran
     assert [each.outcomes for each in record.results] == [each.outcomes for each in expected.results]
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_each_time_ends_the_run(tmp_path):
     cell = Cell(tmp_path, lambda event: kill(1) if event["event"] == "train" else None, budget="500up")
     assert cell.run() == signal.SIGKILL
@@ -105,7 +108,7 @@ def test_a_rank_that_dies_each_time_ends_the_run(tmp_path):
     assert cell.folder.record().status == "pending"
 
 
-@pytest.mark.parametrize("to", ["all", "one"])
+@pytest.mark.parametrize("to", ["all", pytest.param("one", marks=pytest.mark.slow)])
 def test_a_stop_is_saved_and_gone_on_from(to, undisturbed, tmp_path):
     sent = []
 

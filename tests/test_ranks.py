@@ -29,8 +29,10 @@ DIGITS = registry.load("dataset", "digits").Dataset().load(None, "train").first(
 UPDATES = {"none": 2, "pgd": 2, "free": 4}  # three replays of one batch, and one of the next
 SETTINGS = {name: (name, {}) for name in registry.names("method")} | {
     "leaked gradients": ("emp_ssl_adv", {"leak_attack_gradients": True}),
-    "random start": ("simclr_adv", {"random_start": True}),
-    "released batch norm": ("simclr_adv", {"attack_batch_norm": "released", "attack_pair": "x2"}),
+    "released batch norm": (
+        "simclr_adv",
+        {"attack_batch_norm": "released", "attack_pair": "x2", "random_start": True},
+    ),
     "unclamped": ("cf_amc_ssl", {"clamp_carried": False}),
 }
 ATTACKED = QUICK.model_copy(
@@ -69,7 +71,7 @@ def updates(ranks, names=tuple(SETTINGS)):
     found = {}
     for name in names:
         method, settings = SETTINGS[name]
-        method = in_double(build_tiny(method, batch=4, **settings))
+        method = in_double(build_tiny(method, batch=4, steps=2, **settings))
         found[name] = trained(method, DIGITS, f"{UPDATES[method.config.adversary]}up", ranks=ranks)
     return found
 
