@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from attacks.common.base import BaseAttack
+from attacks.common.base import ALL, BaseAttack, Share
 from attacks.common.package import load_package, package_version, traceless
 from bench.spec import ThreatModel, UsageError
 
@@ -66,12 +66,13 @@ class Stage(BaseAttack):
     name: str
     batch: int
     total: int  # images of the whole run, of which some may have fallen
+    share: Share = ALL
     chunk: int | None = field(default=None, kw_only=True)
 
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, generator: Generator
     ) -> Tensor:
-        """As for every attack. Out of memory: starts again at half the batch, with a warning."""
+        """As for every attack. Out of memory: starts again at half the batch, with a warning, if it makes them all."""
         if threat.eps == 0 or len(images) == 0:
             return images
         images, seed = images.detach().float(), generator.initial_seed() % 2**31
@@ -81,7 +82,7 @@ class Stage(BaseAttack):
                 try:
                     return run(self, model, images, labels, threat.eps, seed, batch)
                 except torch.cuda.OutOfMemoryError:
-                    if batch == 1:
+                    if batch == 1 or self.share is not ALL:
                         raise
                 batch //= 2  # here, where the failed pass has let go of its tensors
                 log.warning("autoattack ran out of memory: %s again at batch %d, not %d", self.name, batch, self.batch)
@@ -128,12 +129,14 @@ def run(stage: Stage, model: nn.Module, images: Tensor, labels: Tensor, eps: flo
     adversarial = images.clone()
     standing = correct(model, images, labels, batch).nonzero().flatten()
     broken = 0
-    for ids in standing.split(batch) if len(standing) else ():  # no images split into one empty batch
+    for ids in stage.share.mine(standing.split(batch)) if len(standing) else ():  # no images split into an empty batch
         moved = current.perturb(images[ids], labels[ids])
         fooled = logits(moved).argmax(1) != labels[ids]
         adversarial[ids[fooled]] = moved[fooled].detach()
         broken += int(fooled.sum())
         log.info("%s: %d of %d images broken", stage.name, broken, len(standing))
+    adversarial = stage.share.whole(adversarial, images)
+    broken = int((adversarial != images).flatten(1).any(dim=1).sum())
     if stage.name == "square":
         shares = {"clean": 1.0, "others": len(standing) / stage.total, "square": (len(standing) - broken) / stage.total}
         package.checks.check_square_sr(shares, logger=logger)

@@ -63,6 +63,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),
         click.option("--threads", type=int, help="CPU threads of torch  [all cores]"),
         click.option("--device", help="auto, cpu or cuda:0  [auto]"),
+        click.option("--gpus-per-run", type=int, help="GPUs that share each batch of a run (on a CPU: processes)  [1]"),
         click.option("--precision", help="of training: fp32 or bf16  [bf16 on CUDA, else fp32]"),
         click.option("--compile/--no-compile", default=None, help="compile encoder and projector  [no]"),
         click.option("--eval-budget", help="time for each evaluation, as 20m; then AutoAttack is an upper bound"),
@@ -107,6 +108,7 @@ def gather(given: dict[str, Any]) -> "Options":
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
 def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None, dry_run: bool, **given: Any) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
+    from bench import torchrun
     from bench.options import parse_seconds, resolve
     from bench.progress import Display
     from bench.run import default_out, make_manifest, measure_plan, opened, run_all
@@ -115,12 +117,18 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
     from reports.build import build
 
     options = gather(given)
+    every = parse_seconds(checkpoint_every, "--checkpoint-every")
+    if (here := torchrun.place()) is not None:
+        taken = torchrun.run(options, here, out, every, ["bench", *sys.argv[1:]])
+        if taken is None:
+            return 0
+        build(taken[0])
+        return show_run(*taken)
     trackers = parse_trackers(track) if track is not None else []
     specs, budget, total, data = resolve(options, where.here)
     until = where.until()
     if dry_run:
         return show_plan(specs, total, data.label, as_json=False)
-    every = parse_seconds(checkpoint_every, "--checkpoint-every")
     out = out or default_out(options, specs)
     manifest = make_manifest(specs, budget, total, data, ["bench", *sys.argv[1:]])
     with opened(out, manifest) as lock, Display() as display:
@@ -139,6 +147,11 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
         warnings = build(out)
         for warning in warnings:
             display.line(f"warning: {warning}", "yellow")
+    return show_run(out, unfinished)
+
+
+def show_run(out: Path, unfinished: list[str]) -> int:
+    """Print the tables of a run folder and where everything is: the exit code."""
     print_leaderboard(out)
     say(f"tables: {out / 'leaderboard.csv'}, {out / 'results.csv'}")
     for name in ("report.pdf", "report.html"):

@@ -13,12 +13,19 @@ class Course:
     images: int
     batch: int
     updates_per_batch: int
+    ranks: int = 1  # that share each batch evenly
 
     def __post_init__(self) -> None:
         if self.batch > self.images:
             raise UsageError(
                 f"expected a batch of at most {self.images} (the training images), got {self.batch}; "
                 f"take more images or set a smaller batch with --set METHOD.batch={self.images}"
+            )
+        if self.batch % self.ranks:
+            fitting = max(1, round(self.batch / self.ranks)) * self.ranks
+            raise UsageError(
+                f"expected a batch in {self.ranks} equal parts, one for each GPU of a run, got {self.batch}; "
+                f"set another with --set METHOD.batch={fitting}"
             )
 
     @property

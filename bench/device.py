@@ -68,6 +68,24 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(given[:count] if len(given) >= count else map(str, range(count)))
 
 
+def of_rank(first: torch.device, place: int) -> torch.device:
+    """The device of a rank on this machine: those after the first one, or the CPU for all."""
+    return torch.device("cuda", (first.index or 0) + place) if first.type == "cuda" else first
+
+
+def check_ranks(first: torch.device, ranks: int, compiled: bool) -> None:
+    """Raises UsageError where a run cannot have so many ranks, each on a device of its own."""
+    if ranks > 1 and compiled:
+        raise UsageError("expected one GPU per run with --compile: batch norm over several is not compiled")
+    here = torch.cuda.device_count() - (first.index or 0) if first.type == "cuda" else ranks
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))  # torchrun's, where several machines make the run
+    if wanted > here:
+        raise UsageError(
+            f"expected at most {here} GPUs per run, those from {first} on, got {wanted}; "
+            "with more machines, start the command on each with torchrun"
+        )
+
+
 def prepare(device: torch.device, threads: int | None) -> None:
     """Settings of the whole process: number of CPU threads; float32 means float32 (no TF32)."""
     if threads is not None:
@@ -133,6 +151,11 @@ def compile_modules(*modules: nn.Module) -> None:
     """Compile the modules in place; their parameters, buffers and state stay the same objects."""
     for module in modules:
         module.compile(dynamic=False)
+
+
+def collectives(device: torch.device) -> str:
+    """Backends of torch.distributed for tensors there, and on the CPU."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def synchronize(device: torch.device) -> None:

@@ -142,7 +142,7 @@ def forked(task: str, events: Connection, alive: Connection, lock: Connection | 
         os.dup2(errors.fileno(), 2)
     code = 1
     with contextlib.suppress(BrokenPipeError), open(events.fileno(), "w", encoding="utf-8", closefd=False) as lines:
-        code = main(io.StringIO(task), lines)
+        code = main(io.StringIO(task), lines, lock)
     sys.exit(code)
 
 
@@ -158,8 +158,8 @@ def follow_parent(alive: Connection) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
-    """The child process: one task in, events out. Exit codes as everywhere."""
+def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connection | None = None) -> int:
+    """The child process: one task in, events out. Exit codes as everywhere. ``lock`` is for the ranks of a run."""
     flag = StopFlag()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_INTERRUPTED)
 
@@ -189,6 +189,14 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout) -> int:
             from bench.fixed import score_all
 
             score_all(task["fixed"], Path(task["weights"]), Path(task["out"]), report)
+        elif task["task"] == "rank":
+            from bench.launch import take_part
+
+            return take_part(task, report, flag)
+        elif task["spec"].get("gpus_per_run", 1) > 1:
+            from bench.launch import launch
+
+            return launch(task, report, stdout.fileno(), lock)
         else:
             from bench.execute import execute
 

@@ -25,7 +25,7 @@ from bench.protocols import (
     fit_published_probe,
     linear,
 )
-from bench.search import Cell, Report, Search, fingerprint, listening
+from bench.search import Cell, Report, Search, Team, fingerprint, in_this_process, listening
 from bench.spec import RANKED, EvalResult, EvalSpec, ProbeResult, UsageError, unknown
 
 KEPT = 1000  # images of each ranked attack, for the audit and for whoever checks the number
@@ -86,6 +86,7 @@ def evaluate(
     device: torch.device,
     cells: Cells,
     report: Report = lambda event: None,
+    team: Team = in_this_process,
 ) -> str:
     """Fill every cell that is not there yet; each is saved as soon as it is known. Returns what is missing, or "".
 
@@ -119,7 +120,7 @@ def evaluate(
                 continue
             classifier, images = classifiers[cell.protocol], carried[cell.protocol]
             kept = kept_images(cells, cell, spec, test)
-            for result in attack_cell(classifier, test, cell, spec, seed, device, images, report, earlier, kept):
+            for result in attack_cell(classifier, test, cell, spec, seed, device, images, report, earlier, kept, team):
                 spent = before + result.seconds
                 if kept is not None:  # the images first: where there is a result, they are complete
                     stored = cells.save_adversarial(cell.protocol, cell.name, kept)
@@ -284,6 +285,7 @@ def attack_cell(
     report: Report,
     earlier: EvalResult | None = None,
     kept: Tensor | None = None,
+    team: Team = in_this_process,
 ) -> Iterator[EvalResult]:
     """Attack the first images of the test set, verify what comes back, count: one result after each of its stages.
 
@@ -313,18 +315,14 @@ def attack_cell(
     for name in missing:
         began, before = time.monotonic(), fingerprint(classifier)
         with listening(cell, report) as warnings:
-            passes = chunk_images(spec, cell.protocol)
-            search = Search(
-                classifier, stages[name], cell.name, cell.protocol, cell.eps, spec.search, seed, device, passes
-            )
-            for number, ids in enumerate(torch.arange(cell.images).split(stages[name].chunk or cell.images)):
-                stands, flipped, moved = search(test, ids, standing[ids], number)
+            search, made = build_search(classifier, stages[name], cell, spec, seed, device), 0
+            for ids, stands, flipped, moved in team(search, cell, name, test, standing):
                 if kept is not None:
                     attacked = ids[standing[ids]]
                     kept[attacked[attacked < len(kept)]] = moved[attacked < len(kept)]
-                standing[ids], flips = stands, flips + flipped
+                standing[ids], flips, made = stands, flips + flipped, made + len(ids)
                 report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
-                        "done": int(ids[-1]) + 1, "total": cell.images})  # fmt: skip
+                        "done": made, "total": cell.images})  # fmt: skip
         seconds += time.monotonic() - began
         traces |= {name for name, found in fingerprint(classifier).items() if found != before[name]}
         notes = list(dict.fromkeys([*notes, *warnings]))
@@ -362,6 +360,14 @@ def build_attack(cell: Cell, spec: EvalSpec) -> BaseAttack:
     if cell.attack == "pgd":
         return replace(attack, restarts=spec.restarts)  # type: ignore[call-arg]
     return attack
+
+
+def build_search(
+    classifier: Classifier, attack: BaseAttack, cell: Cell, spec: EvalSpec, seed: int, device: torch.device
+) -> Search:
+    """One stage of a cell's attack, pointed at the classifier."""
+    passes = chunk_images(spec, cell.protocol)
+    return Search(classifier, attack, cell.name, cell.protocol, cell.eps, spec.search, seed, device, passes)
 
 
 def crops_per_image(spec: EvalSpec, protocol: str) -> int:

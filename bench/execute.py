@@ -12,12 +12,15 @@ from bench import calibration, registry
 from bench import device as devices
 from bench.audit import audit
 from bench.build import build_method
+from bench.crew import Crew
 from bench.curve import MARKS, curve
 from bench.data import ImageSet, data_info, load_data
 from bench.evaluate import evaluate
 from bench.examples import examples
+from bench.ranks import ALONE, Ranks
 from bench.repair import repair
 from bench.repro import environment
+from bench.search import in_this_process
 from bench.signals import Interrupted, StopFlag
 from bench.spec import DataInfo, Record, RunSpec, Setting, TrainResult, UsageError
 from bench.state import Training
@@ -27,8 +30,12 @@ from bench.train import Keeper, train
 Report = Callable[[dict[str, Any]], None]
 
 
-def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag, save_every: float = math.inf) -> None:
+def execute(
+    out: Path, spec: RunSpec, report: Report, flag: StopFlag, save_every: float = math.inf, ranks: Ranks = ALONE
+) -> None:
     """Do a run as far as it goes; its status is in its record at the end.
+
+    This is rank 0 of the ``ranks``; the others are told what to do (bench.assist). Audit and curve are made here alone.
 
     Raises Interrupted after a signal, with what can go on saved; UsageError, DiskError and what a method raises.
     """
@@ -47,7 +54,7 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag, save_every
         supervised=method.supervised,
         data=data,
         settings=settings,
-        environment=environment(str(device), spec.precision),
+        environment=environment(str(device), spec.precision, ranks.size),
     )
     folder.save_record(record)
 
@@ -58,8 +65,10 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag, save_every
     try:
         trained = folder.trained()
         if trained is None:
-            result = train_run(folder, method, train_set, device, identity(settings, data), report, flag, save_every)
+            made_from = identity(settings, data)
+            result = train_run(folder, method, train_set, device, made_from, report, flag, save_every, ranks)
         else:
+            ranks.tell(None)
             result, weights = trained
             if result.status == "finished":
                 method.encoder.load_state_dict(weights)
@@ -68,13 +77,20 @@ def execute(out: Path, spec: RunSpec, report: Report, flag: StopFlag, save_every
         ended("preempted", "stopped in the training; the same command goes on from there")
         raise
     if result.status != "finished":
+        ranks.tell(None)
         ended(result.status, result.note or f"after {result.updates} updates")
         return
     train_set = train_set.seen_as(test_set)
     ran = {"updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss}
     report({"event": "trained", "disturbed": calibration.complaint(result)} | ran)
+    crew = Crew(ranks) if ranks.size > 1 else None
     try:
-        missing = [evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
+        if crew is not None:
+            crew.summon(method.encoder)
+        team = crew or in_this_process
+        missing = [evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report, team)]
+        if crew is not None:
+            crew.dismiss()
         missing += [audit(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
         examples(method.encoder, test_set, spec.eval, device, folder)
         curve(method.encoder, train_set, result, spec.eval, spec.seed, device, folder, report)
@@ -98,6 +114,7 @@ def train_run(
     report: Report,
     flag: StopFlag,
     save_every: float,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """Train from the newest checkpoint, or from the start; what came of it is stored.
 
@@ -140,15 +157,11 @@ def train_run(
             folder.save_snapshot(taken, dict(training.method.encoder.state_dict()))
 
         there = folder.names("snapshots")
-        keeper = Keeper(
-            save=save,
-            every=save_every,
-            stop=flag,
-            report=heard,
-            marks=tuple(m for m in MARKS if f"snapshots/{m}.json" not in there) if spec.eval.over_time != "off" else (),
-            snapshot=snapshot,
-        )
+        marks = tuple(m for m in MARKS if f"snapshots/{m}.json" not in there) if spec.eval.over_time != "off" else ()
+        keeper = Keeper(save=save, every=save_every, stop=flag, report=heard, marks=marks, snapshot=snapshot)
         beat, kept = folder.beat(), state["seconds"] if state else 0.0
+        lost = max(0.0, beat.seconds - kept) if beat else 0.0
+        ranks.tell({"resume": state, "lost_seconds": lost, "every": save_every, "marks": marks})
         result = train(
             method,
             images,
@@ -158,8 +171,9 @@ def train_run(
             precision=spec.precision,
             compiled=spec.compiled,
             resume=state,
-            lost_seconds=max(0.0, beat.seconds - kept) if beat else 0.0,
+            lost_seconds=lost,
             keeper=keeper,
+            ranks=ranks,
         )
         if result.status == "preempted":
             raise Interrupted(flag.signum or signal.SIGTERM)

@@ -5,6 +5,7 @@ Which images a batch has is known beforehand (seed, epoch, place), so both ways 
 
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -23,13 +24,21 @@ Place = tuple[int, int]  # epoch, batch within the epoch
 class Feed:
     """``feed(epoch, batch)`` is (ids (B,), pixels uint8 (B, C, H, W)), both on the device; ``waited`` for them so far.
 
+    ``own`` picks those of the ids whose pixels are wanted, all unless the batch is shared (bench.ranks).
     Images that ``ImageSet.to`` has brought to the device are taken there. Of others the next batches are on their way,
     in page-locked memory where the device is a GPU. To be closed: its threads end with it.
     """
 
-    def __init__(self, images: ImageSet, course: Course, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        course: Course,
+        seed: int,
+        device: torch.device,
+        own: Callable[[Tensor], Tensor] = lambda ids: ids,
+    ) -> None:
         self.waited = 0.0  # seconds
-        self._images, self._course, self._seed, self._device = images, course, seed, device
+        self._images, self._course, self._seed, self._device, self._own = images, course, seed, device, own
         self._resident = isinstance(images.images, Tensor) and images.images.device == device
         self._orders: dict[int, Tensor] = {}  # of the newest epochs, on the CPU
         self._order, self._epoch = torch.empty(0), -1  # of the epoch that is trained, on the device
@@ -48,7 +57,7 @@ class Feed:
             self._order, self._epoch = self._ids(epoch).to(self._device), epoch  # waits, once per epoch
         ids = self._order[self._part(batch)]
         if self._threads is None:
-            return ids, self._images.batch(ids, self._device)
+            return ids, self._images.batch(self._own(ids), self._device)
         began = time.perf_counter()
         pixels = self._next((epoch, batch)).result()
         self.waited += time.perf_counter() - began
@@ -66,7 +75,7 @@ class Feed:
         return self._coming.popleft()[1]
 
     def _read(self, ids: Tensor) -> Tensor:
-        pixels = self._images.batch(ids, "cpu")
+        pixels = self._images.batch(self._own(ids), "cpu")
         return pixels.pin_memory() if self._device.type == "cuda" else pixels
 
     def _after(self, place: Place) -> Place:

@@ -67,6 +67,7 @@ class Options(Data):
     encoder: str | None = None
     threads: int | None = Field(default=None, gt=0)
     device: str = "auto"
+    gpus_per_run: int = Field(default=1, gt=0)
     precision: Precision | None = None  # None: bf16 on CUDA, fp32 elsewhere
     compile: bool = False
     eval_budget: str | None = None
@@ -249,6 +250,8 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     total = Budget.parse(options.total_budget) if options.total_budget else None
     cells = row_cells(options, rows, total, len(seeds))
     device = devices.resolve(options.device) if here else devices.elsewhere(options.device)
+    if here:
+        devices.check_ranks(device, options.gpus_per_run, options.compile)
     name, colon, path = options.data.partition(":")
     dataset = registry.load("dataset", name).Dataset()
     data = DataSpec(
@@ -284,6 +287,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                 seed=seed,
                 budget=budget,
                 device=str(device),
+                gpus_per_run=options.gpus_per_run,
                 precision=options.precision or devices.default_precision(device),
                 compiled=options.compile,
                 threads=options.threads,
@@ -295,7 +299,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                 config, _ = resolve_settings(
                     registry.load("method", row.method).Config, name, dataset.OVERRIDES, spec.settings
                 )
-                Course(len(train_set), config.batch, config.updates_per_batch)
+                Course(len(train_set), config.batch, config.updates_per_batch, options.gpus_per_run)
     budgets = {budget for _, budget, _ in cells}
     return specs, budgets.pop() if len(budgets) == 1 else None, total, data_info(train_set, test_set)
 

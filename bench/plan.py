@@ -6,6 +6,7 @@ The time of a pass is measured for two batch sizes and taken as a + b * n; what 
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from bench.spec import RANKED, Data, EvalSpec, RunSpec
@@ -151,6 +152,8 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         method, _ = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
         course = Course(len(train_set), method.config.batch, method.config.updates_per_batch)
         total = course.total_updates(spec.budget)
+        # one of several GPUs has its part of the batch; what they send each other is not in the plan
+        method.config = replace(method.config, batch=max(2, method.config.batch // spec.gpus_per_run))
         few = Budget(amount=min(2, total or 1), unit="updates")
         result = train(method, train_set, few, spec.seed, device, precision=spec.precision)
         protocols = dict.fromkeys([*spec.eval.protocols, *["linear"] * (spec.eval.over_time != "off")])

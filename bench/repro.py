@@ -78,9 +78,13 @@ def shift(z: Tensor, bits: int) -> Tensor:
 # ---------------------------------------------------------------- the stamp
 
 
-def environment(device: str, precision: str) -> Environment:
-    """Software and machine of this process; what cannot be found out is left out or None, never an error."""
+def environment(device: str, precision: str, ranks: int = 1) -> Environment:
+    """Software and machine of this process, and how many ``ranks`` like it make a run, each on such a device.
+
+    What cannot be found out is left out or None, never an error.
+    """
     on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    name = torch.cuda.get_device_name(device) if on_gpu else cpu_name()
     commit, dirty = checkout(Path(__file__).parent)
     return Environment(
         python=platform.python_version(),
@@ -91,7 +95,7 @@ def environment(device: str, precision: str) -> Environment:
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
         device=device,
-        device_name=torch.cuda.get_device_name(device) if on_gpu else cpu_name(),
+        device_name=f"{ranks} x {name}" if ranks > 1 else name,
         precision=precision,
         commit=commit,
         dirty=dirty,

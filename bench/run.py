@@ -275,5 +275,5 @@ def make_manifest(
         data=data,
         dataset_source=registry.describe("dataset", specs[0].data.name),
         main_eps=specs[0].eval.main_eps,
-        environment=environment(specs[0].device, specs[0].precision),
+        environment=environment(specs[0].device, specs[0].precision, specs[0].gpus_per_run),
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from bench.repro import stream
 from bench.spec import ThreatModel
 
 Report = Callable[[dict[str, Any]], None]
+Found = tuple[Tensor, Tensor, int, Tensor]  # places of a chunk (B,); of them: which stand, flips, what was returned
 TOLERANCE = 1e-6  # of the ball: float rounding, not freedom
 
 
@@ -106,6 +107,26 @@ class Search:
 
     def _right(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return predict(model, images, self.chunk).eq(labels)
+
+
+class Team(Protocol):
+    """Who makes the searches of an evaluation: this process (``alone``), or several (bench.crew)."""
+
+    def __call__(self, search: Search, cell: Cell, stage: str, test: ImageSet, standing: Tensor) -> Iterator[Found]:
+        """What was found of each chunk of the first images, of which the ``standing`` (N,) are attacked."""
+
+
+def alone(search: Search, test: ImageSet, standing: Tensor, first: int = 0, step: int = 1) -> Iterator[Found]:
+    """What was found of the chunk ``first`` and every ``step``-th after it, in their order."""
+    chunks = torch.arange(len(standing)).split(search.attack.chunk or len(standing))
+    for number in range(first, len(chunks), step):
+        ids = chunks[number]
+        yield ids, *search(test, ids, standing[ids], number)
+
+
+def in_this_process(search: Search, cell: Cell, stage: str, test: ImageSet, standing: Tensor) -> Iterator[Found]:
+    """The team of one."""
+    return alone(search, test, standing)
 
 
 @torch.no_grad()

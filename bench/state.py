@@ -13,6 +13,7 @@ from torch import Tensor
 from bench import device as devices
 from bench.clock import Clock
 from bench.optim import LARS
+from bench.ranks import ALONE, Ranks
 from bench.repro import digest
 from bench.spec import UsageError
 from methods.common.adversary import Adversary
@@ -28,6 +29,7 @@ class Training:
     adversary: Adversary
     clock: Clock
     device: torch.device
+    ranks: Ranks = ALONE
     losses: list[tuple[float, float]] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)  # what earlier processes have spent, as ``spent``
     phases: devices.Phases | None = None
@@ -40,9 +42,10 @@ class Training:
 
     @property
     def spent(self) -> dict[str, float]:
-        """Seconds of each phase, and joules where they are known."""
+        """Seconds of each phase on this rank, and joules of all ranks where they are known; waits for the others."""
         now: dict[str, float | None] = dict(self.phases.seconds()) if self.phases else {}
-        now["joules"] = self.energy.joules() if self.energy else None
+        joules = self.energy.joules() if self.energy else None
+        now["joules"] = None if joules is None else float(self.ranks.sum(torch.tensor(joules, dtype=torch.float64)))
         spent = dict(self.before)
         for name, amount in now.items():
             if amount is not None:
@@ -50,12 +53,13 @@ class Training:
         return spent
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on exactly here; plain tensors, numbers and lists."""
+        """All that is needed to go on exactly here, on any number of ranks; plain tensors, numbers and lists."""
+        delta = self.adversary.delta
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.optimizer.schedule_meter,
-            "delta": self.adversary.delta,
+            "delta": None if delta is None else self.ranks.gather(delta),
             "generators": generators(self.device),
             "updates": self.clock.updates,
             "seconds": self.clock.train_seconds,
@@ -76,7 +80,8 @@ class Training:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.optimizer.schedule_meter.copy_(state["schedule"])
-        self.adversary.delta = None if state["delta"] is None else state["delta"].to(self.device)
+        delta = state["delta"]
+        self.adversary.delta = None if delta is None else self.ranks.part(delta, dim=1).to(self.device)
         load_generators(state["generators"], self.device)
         self.clock.go_on(state["seconds"], state["updates"], state["durations"], state["paused"])
         self.losses = [(progress, loss) for progress, loss in state["losses"]]
@@ -89,11 +94,12 @@ class Training:
         return [*self.method.parameters(), *self.method.buffers(), *momenta, self.optimizer.schedule_meter]
 
     def finite(self) -> bool:
-        """Whether all of them are, and delta; waits for the device."""
+        """Whether all of them are, and delta, on all ranks; waits for the device."""
         delta = self.adversary.delta
         tensors = [*self.tensors(), *([] if delta is None else [delta])]
         found = [t.detach().isfinite().all() for t in tensors if t.is_floating_point()]
-        return all(bool(torch.stack([f for f in found if f.device == d]).all()) for d in {f.device for f in found})
+        own = all(bool(torch.stack([f for f in found if f.device == d]).all()) for d in {f.device for f in found})
+        return self.ranks.every(own)
 
 
 def check_fields(state: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> None:

@@ -3,12 +3,15 @@
 Everything that the loop draws is a function of (seed, epoch, image, view), so the state of a run is its weights, its
 optimizer, the adversary's delta, the clock, and one number: how many updates have been made. Generators that a method
 of the user's may draw from are part of it too.
+
+Several ranks run the same loop side by side (bench.ranks), each on its own part of every batch. Loss, weights and clock
+are the same on all of them, so all decide alike at every place.
 """
 
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +19,16 @@ import torch
 from torch import Tensor
 
 from bench import device as devices
+from bench.batch_norm import synchronized
 from bench.clock import Clock
 from bench.course import Course
 from bench.data import ImageSet
 from bench.feed import Feed
-from bench.optim import LARS, cosine
+from bench.optim import LARS, cosine, gradients_of
+from bench.ranks import ALONE, Ranks
 from bench.repro import Draws, stream
 from bench.signals import Interrupted
-from bench.spec import Budget, Precision, Status, TrainResult
+from bench.spec import Budget, Precision, Status, TrainResult, UsageError
 from bench.state import Training, Undo, kept_generators, seed_generators
 from methods.common.adversary import ADVERSARIES
 from methods.common.base import BaseMethod
@@ -36,7 +41,10 @@ SLOW = 1.0  # seconds: beside an update that takes longer, a copy of the state c
 
 @dataclass(frozen=True)
 class Keeper:
-    """How a training is kept: ``save`` takes a state to go on from, every so many seconds, off the clock."""
+    """How a training is kept: ``save`` takes a state to go on from, every so many seconds, off the clock.
+
+    On several ranks ``every`` and ``marks`` are the same on all, and a stop that is asked for on one stops all.
+    """
 
     save: Callable[[dict[str, Any]], None] = lambda state: None
     every: float = math.inf
@@ -59,26 +67,33 @@ def train(
     lost_seconds: float = 0.0,
     keeper: Keeper = Keeper(),
     now: Callable[[], int] = time.monotonic_ns,
+    ranks: Ranks = ALONE,
 ) -> TrainResult:
     """The method trained in place until the budget is spent: what it cost.
 
     Status ``finished``; ``diverged`` once the loss or the state is not finite; ``oom``; ``preempted`` when the keeper
     says stop or a signal interrupts an update, which is then dropped: ``resume`` with a state that was saved goes on
     exactly; ``failed`` when not one update fits into the budget. ``lost_seconds`` were trained after that state.
+
+    Several ``ranks`` each get all images and make their part of every batch; the result is that of one device, its
+    times those of the slowest rank. There a rank that runs out of memory, or is interrupted in the middle of an update,
+    raises: the others cannot go on without it.
     """
     config = method.config
     devices.reset_peak_memory(device)
-    course = Course(len(images), config.batch, config.updates_per_batch)
+    course = Course(len(images), config.batch, config.updates_per_batch, ranks.size)
+    now = ranks.latest(now)
     training = Training(
         devices.place(method, device).train(),
         LARS(method.parameters(), config.lr, config.momentum, config.weight_decay, config.trust),
         ADVERSARIES[config.adversary](config),
         Clock(budget, course.total_updates(budget), now=now, synchronize=lambda: devices.synchronize(device)),
         device,
+        ranks,
     )
     images = images.to(device, devices.room_for_images(device))
     note = ""
-    with kept_generators(device), devices.mixed(method, precision):
+    with kept_generators(device), devices.mixed(method, precision), shared(method, ranks):
         seed_generators(seed)
         if resume is not None:
             training.load(resume)
@@ -120,7 +135,7 @@ def attempt(
         # in the last updates, after the last look
         return "diverged" if status == "finished" and not training.finite() else status
     except Exception as error:
-        if not devices.is_out_of_memory(error):
+        if training.ranks.size > 1 or not devices.is_out_of_memory(error):
             raise
         return "oom"
 
@@ -129,9 +144,10 @@ def summary(training: Training, course: Course, status: Status, note: str, preci
     """What the training gave and what it cost."""
     clock, losses, spent = training.clock, training.losses, training.spent
     per_image = course.updates_per_batch / course.batch  # updates per image and epoch
+    own = per_image * training.ranks.size  # and per image of this rank's part, which the meter has seen
     flops = training.meter.flops if training.meter else 0
-    forward, backward_input, backward_weight = (round(count * per_image, 6) for count in training.passes)
-    peak_memory = devices.peak_memory_bytes(training.device)
+    forward, backward_input, backward_weight = (round(count * own, 6) for count in training.passes)
+    peak_memory = training.ranks.most(devices.peak_memory_bytes(training.device))
     trained = status == "finished" and clock.train_seconds > 0
     peak = devices.matrix_peak(training.device, precision) if trained else math.inf
     return TrainResult(
@@ -148,7 +164,7 @@ def summary(training: Training, course: Course, status: Status, note: str, preci
         forward_per_image=forward,
         backward_input_per_image=backward_input,
         backward_weight_per_image=backward_weight,
-        flops_per_image=round(flops * per_image, 1),
+        flops_per_image=round(flops * own, 1),
         peak_memory_bytes=peak_memory,
         matrix_share=flops * clock.updates / clock.train_seconds / peak if trained else None,
         schedule_active=training.optimizer.schedule_active if status != "diverged" else None,
@@ -177,11 +193,13 @@ def warm_up(training: Training, images: ImageSet, course: Course, seed: int, met
     ids = torch.arange(course.batch)
     meter = devices.Meter(images.image_shape[0])
     with kept_generators(training.device), meter if metered else contextlib.nullcontext():
-        draws = Draws(seed, -1, ids, method.config.views, training.device)
-        views = method.augment(noise, draws)
+        draws = Draws(seed, -1, training.ranks.part(ids), method.config.views, training.device)
+        views = method.augment(training.ranks.part(noise), draws)
         show_labels(method, images, ids.to(training.device))
         losses = training.adversary.losses(method, views, draws=draws)
-        update(training, next(losses))
+        loss = next(losses)
+        check_shared(training.ranks, loss)
+        update(training, loss)
     losses.close()
     undo.restore()
     return meter
@@ -192,6 +210,27 @@ def blank_view(method: BaseMethod, images: ImageSet, device: torch.device) -> Te
     channels, height, width = images.image_shape
     share = method.config.view_share
     return torch.zeros(channels, round(share * height), round(share * width), device=device)
+
+
+@contextlib.contextmanager
+def shared(method: BaseMethod, ranks: Ranks) -> Iterator[None]:
+    """Inside, the method's batch norms and its loss see the whole batch of all ranks."""
+    alone, method.gather = method.gather, ranks.gather
+    try:
+        with synchronized(method, ranks):
+            yield
+    finally:
+        method.gather = alone
+
+
+def check_shared(ranks: Ranks, loss: Tensor) -> None:
+    """Raises UsageError where the ranks have different losses, so that their mean is not that of the whole batch."""
+    losses = ranks.stack(loss)
+    if not torch.allclose(losses, losses[0], rtol=1e-3, equal_nan=True):
+        raise UsageError(
+            f"expected a loss of the whole batch on each of {ranks.size} GPUs, got {losses.tolist()}; "
+            "let the method pass what it embeds through self.gather, or leave out --gpus-per-run"
+        )
 
 
 def advice(training: Training, images: ImageSet, course: Course) -> str:
@@ -219,6 +258,7 @@ def show_labels(method: BaseMethod, images: ImageSet, ids: Tensor) -> None:
 def update(training: Training, loss: Tensor) -> None:
     """One optimizer step on this loss, and on what an adversary of the released kind has left on the weights."""
     loss.backward()
+    training.ranks.average(gradients_of(training.optimizer.param_groups[0]["params"]))
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.method.after_update()
@@ -231,10 +271,12 @@ def run_updates(training: Training, images: ImageSet, course: Course, seed: int,
     keeper.save(training.state())
     clock.start()
     try:
-        with Feed(images, course, seed, training.device) as feed:
+        with Feed(images, course, seed, training.device, training.ranks.part) as feed:
             status = loop(training, undo, images, course, seed, keeper, feed)
             clock.stop()
     except Interrupted:
+        if training.ranks.size > 1:
+            raise
         clock.stop()
         if not undo.current:
             return "preempted"  # in the middle of an update that cannot be taken back: the last checkpoint counts
@@ -252,7 +294,7 @@ def loop(
 ) -> Status:
     """The loop over batches and their replays. Raises Interrupted in the middle of an update."""
     clock, method, config, device = training.clock, training.method, training.method.config, training.device
-    phases = training.phases
+    phases, ranks = training.phases, training.ranks
     assert phases is not None
     training.adversary.climbed = lambda: phases.mark("attack")
     timed = clock.total_updates is None
@@ -267,7 +309,7 @@ def loop(
         waited = feed.waited
         ids, pixels = feed(epoch, batch)
         phases.add("wait", feed.waited - waited)
-        draws = Draws(seed, epoch, ids, config.views, device)
+        draws = Draws(seed, epoch, ranks.part(ids), config.views, device)
         views = method.augment(pixels, draws)
         show_labels(method, images, ids)
         phases.mark("data")
@@ -296,17 +338,17 @@ def loop(
                 sound = sound & loss.detach().isfinite()
                 if clock.updates % read_every == 0 or last:
                     value = float(loss.detach())
-                    if not sound or (clock.updates % FINITE_EVERY == 0 and not training.finite()):
+                    if ranks.any(not sound) or (clock.updates % FINITE_EVERY == 0 and not training.finite()):
                         return "diverged"
                     if not training.losses or clock.progress - training.losses[-1][0] >= 0.005 or last:
                         training.losses.append((round(clock.progress, 6), value))
                     if clock.seconds - reported >= REPORT_EVERY or last:
                         reported = clock.seconds
                         keeper.report(progress_event(training, course, value))
-                if last or keeper.stop():
+                if last or ranks.any(keeper.stop()):
                     break
         undo.follow()
-        if keeper.stop() and not clock.exhausted:
+        if ranks.any(keeper.stop()) and not clock.exhausted:
             return "preempted"
         if clock.seconds - saved > keeper.every and not clock.exhausted:
             with clock.pause("checkpoint"):

@@ -33,4 +33,5 @@ class Method(BaseMethod):
         if self.labels is None:
             raise ValueError("expected the labels of the batch in method.labels, got None")
         logits = widen(self.head(self.encoder(views.flatten(0, 1))))
+        logits = self.gather(logits.reshape(*views.shape[:2], -1)).flatten(0, 1)
         return F.cross_entropy(logits, self.labels.repeat(len(views)))

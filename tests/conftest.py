@@ -53,16 +53,17 @@ def synthetic():
     return registry.load("dataset", "synthetic").Dataset().load(Path(), "train")
 
 
+def build_tiny(name, *, seed=0, channels=1, **settings):
+    """The method on a narrow ResNet-8, with 3 views at most."""
+    module = registry.load("method", name)
+    default = module.Config()
+    config = dataclasses.replace(default, **SMALL | {"views": min(default.views, 3)} | settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return module.Method(config).attach(build_encoder("resnet8", channels, config.feature_width))
+
+
 @pytest.fixture(scope="session")
 def tiny():
-    """``tiny("emp_ssl", seed=0, channels=1, **settings)``: the method on a narrow ResNet-8, with 3 views at most."""
-
-    def build(name, *, seed=0, channels=1, **settings):
-        module = registry.load("method", name)
-        default = module.Config()
-        config = dataclasses.replace(default, **SMALL | {"views": min(default.views, 3)} | settings)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return module.Method(config).attach(build_encoder("resnet8", channels, config.feature_width))
-
-    return build
+    """``tiny("emp_ssl", seed=0, channels=1, **settings)``."""
+    return build_tiny

@@ -108,6 +108,8 @@ def loads(target):
         (r"bench\.hooks", r"bench\.spec"),
         (r"bench\.trackers(\..*)?", r"bench\.(hooks|spec)"),
         (r"bench\.tracking", r"bench|bench\.(hooks|registry|signals|spec)"),
+        (r"bench\.ranks", r"bench|bench\.device"),
+        (r"bench\.batch_norm", r"bench\.(ranks|spec)|methods\.common\.losses"),
         (r"bench\.protocols", r"bench\.(pixels|repro|spec)|methods\.common\.\w+"),
         (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
         (r"bench\.train", r"bench\.(?!evaluate|protocols|engine|run|cli|store)\w+|methods\.common\.\w+|bench"),

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.course import Course
-from bench.spec import Budget
+from bench.spec import Budget, UsageError
 
 
 class TestCourse:
@@ -26,3 +26,9 @@ class TestCourse:
         assert course.updates_per_epoch == 6
         places = [(e, b, r) for e in range(3) for b in range(2) for r in range(3)]
         assert [course.locate(n) for n in range(18)] == places
+
+    @pytest.mark.parametrize(("batch", "ranks", "fitting"), [(100, 8, 96), (6, 4, 8), (2, 4, 4)])
+    def test_a_batch_is_shared_evenly(self, batch, ranks, fitting):
+        assert Course(200, fitting, 1, ranks).updates_per_epoch == 200 // fitting
+        with pytest.raises(UsageError, match=f"in {ranks} equal parts, .*, got {batch}; .* METHOD.batch={fitting}$"):
+            Course(200, batch, 1, ranks)

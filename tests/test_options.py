@@ -6,7 +6,7 @@ from bench.cli import gather
 from bench.options import Options, Row, chosen_rows, load_suite, options_of, resolve, row_budgets, suites
 from bench.plan import Estimate
 from bench.show import check_cap
-from bench.spec import Budget, UsageError
+from bench.spec import Budget, RunSpec, UsageError
 
 SUITE = """
 data = "synthetic"
@@ -148,3 +148,26 @@ def test_the_paper_suite_states_the_rows_of_the_paper():
         "simclr_free": ("167ep", 2, None, 3),
         "cf_amc_ssl": ("10ep", 16, None, 3),
     }
+
+
+class TestGpusPerRun:
+    def test_are_in_every_run_and_not_written_where_it_is_one(self):
+        given = {"data": "digits", "methods": "simclr", "budget": ("1up",), "device": "cpu"}
+        (alone,), (two,) = (resolve(gather(given | more))[0] for more in ({}, {"gpus_per_run": 2}))
+        assert (alone.gpus_per_run, two.gpus_per_run) == (1, 2)
+        assert "gpus_per_run" not in alone.model_dump_json()
+        assert RunSpec.model_validate_json(alone.model_dump_json()) == alone
+        assert RunSpec.model_validate_json(two.model_dump_json()) == two
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"gpus_per_run": 3, "settings": ("simclr.batch=64",)}, r"in 3 equal parts, .* got 64; .*METHOD\.batch=63"),
+            ({"gpus_per_run": 2, "compile": True}, "expected one GPU per run with --compile"),
+            ({"gpus_per_run": 0}, "gpus_per_run: input should be greater than 0, got 0"),
+        ],
+    )
+    def test_what_is_refused(self, changes, message):
+        given = {"data": "digits", "methods": "simclr", "budget": ("1up",), "device": "cpu"}
+        with pytest.raises(UsageError, match=message):
+            resolve(gather(given | changes))

@@ -52,6 +52,21 @@ class BaseAttack(ABC):
         return {"attack": type(self).__module__.rpartition(".")[2], "space": self.space} | asdict(self)
 
 
+class Share:
+    """Which batches of an attack are made in this process: all of them, where no other makes some (bench.crew)."""
+
+    def mine(self, batches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The batches, each the places of its images, that are made here."""
+        return batches
+
+    def whole(self, moved: Tensor, images: Tensor) -> Tensor:
+        """What all processes have made of the images, from what was made here; an image that nobody moved is clean."""
+        return moved
+
+
+ALL = Share()
+
+
 def config_hash(config: dict[str, Any]) -> str:
     """First 16 hex digits of the SHA-256 of canonical JSON. Raises ValueError on NaN and TypeError on other objects.
 

@@ -14,7 +14,7 @@ from bench.store import RunFolder
 class LocalEngine:
     """``jobs`` runs at a time into the folder ``out``, which is owned through ``lock``.
 
-    ``gpus`` are the names by which CUDA is told what a process may see, one for each job; none on a CPU.
+    ``gpus`` are what CUDA_VISIBLE_DEVICES is to be, one for each job; none on a CPU.
     """
 
     def __init__(self, out: Path, save_every: float, lock: int | None, jobs: int = 1, gpus: tuple[str, ...] = ()):
@@ -70,7 +70,7 @@ class LocalEngine:
 
 
 def local_jobs(specs: list[RunSpec], device: str, jobs: int | None) -> tuple[int, tuple[str, ...]]:
-    """(jobs, the GPU of each): one for each GPU of this machine unless ``device`` names one, else 1 unless asked for.
+    """(jobs, the GPUs of each): one for each GPU, or group of GPUs, of this machine unless ``device`` names one, else 1 unless asked for.
 
     Raises UsageError where two timed runs would share a GPU or the cores.
     """
@@ -78,10 +78,12 @@ def local_jobs(specs: list[RunSpec], device: str, jobs: int | None) -> tuple[int
 
     if jobs is not None and jobs < 1:
         raise UsageError(f"expected --jobs of at least 1, got {jobs}")
-    gpus = devices.visible_gpus() if device in ("auto", "cuda") else ()
+    each = max(spec.gpus_per_run for spec in specs)
+    seen = devices.visible_gpus() if device in ("auto", "cuda") else ()
+    gpus = tuple(",".join(seen[start : start + each]) for start in range(0, len(seen) - each + 1, each))
     if gpus:
         if (jobs or 0) > len(gpus):
-            raise UsageError(f"expected --jobs of at most {len(gpus)}, one for each GPU, got {jobs}")
+            raise UsageError(f"expected --jobs of at most {len(gpus)} on {len(seen)} GPUs, got {jobs}")
         most = gpus[: jobs or len(gpus)]
         return len(most), most if len(gpus) > 1 else ()
     return check_cores(specs, jobs or 1), ()
@@ -91,7 +93,7 @@ def check_cores(specs: list[RunSpec], jobs: int) -> int:
     """``jobs``, where runs in time do not share a core. Raises UsageError."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     timed = any(spec.budget.unit == "seconds" for spec in specs)
-    threads = max(spec.threads or cores for spec in specs)
+    threads = max((spec.threads or cores) * spec.gpus_per_run for spec in specs)
     if jobs > 1 and timed and jobs * threads > cores:
         raise UsageError(
             f"expected runs in time to have their cores alone, got --jobs {jobs} of {threads} threads on {cores} "

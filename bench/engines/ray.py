@@ -67,12 +67,13 @@ class RayEngine:
             import ray
         except ImportError:
             raise UsageError("--engine ray needs Ray; pip install 'robust-ssl-bench[ray]'") from None
-        gpus = 1 if specs[0].device.startswith("cuda") else 0
-        threads = max(spec.threads or 0 for spec in specs)
+        ranks = max(spec.gpus_per_run for spec in specs)
+        gpus = ranks if specs[0].device.startswith("cuda") else 0
+        threads = ranks * max(spec.threads or 0 for spec in specs)
         if not gpus and not threads:
             raise UsageError("expected --threads with --engine ray on CPUs: so many cores are kept for each run")
         self._ray, self._out, self._save_every = ray, out, save_every
-        self._needs = {"num_gpus": gpus, "num_cpus": max(1, threads)}
+        self._needs = {"num_gpus": gpus, "num_cpus": max(1, ranks, threads)}
         self._manifest = manifest_hash(out)
         self._refs: dict[Any, RunSpec] = {}
         try:

@@ -59,12 +59,13 @@ class SlurmEngine:
         except ImportError:
             raise UsageError("--engine slurm needs submitit; pip install 'robust-ssl-bench[slurm]'") from None
         self._out, self._save_every, self._manifest = out, save_every, manifest_hash(out)
-        gpus = 1 if specs[0].device.startswith("cuda") else 0
+        ranks = max(spec.gpus_per_run for spec in specs)
+        gpus = ranks if specs[0].device.startswith("cuda") else 0
         asked = {
             "name": "bench",
             "timeout_min": FOREVER,
             "gpus_per_node": gpus,
-            "cpus_per_task": max([1, *(spec.threads or 0 for spec in specs)]),
+            "cpus_per_task": ranks * max(spec.threads or 1 for spec in specs),
             "tasks_per_node": 1,
         }
         try:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Self
@@ -115,11 +116,15 @@ class BaseConfig:
 
 
 class BaseMethod(nn.Module):
-    """An objective over views. A subclass builds its heads and gives the loss; it knows no attack and no clock."""
+    """An objective over views. A subclass builds its heads and gives the loss; it knows no attack and no clock.
+
+    Where several ranks make a run, each has its part of the images, and ``gather`` makes (V, B, ...) of the batch out
+    of the (V, B / ranks, ...) of each: the loss is that of the whole batch, the same on every rank. ``embed`` does so.
+    """
 
     moves: ClassVar[slice] = slice(None)  # the views that an adversary may move
     supervised: ClassVar[bool] = False
-    labels: Tensor | None = None  # (B,) int64 of the batch, set before each loss where ``supervised``, else None
+    labels: Tensor | None = None  # (B,) int64 of the whole batch, set before each loss where ``supervised``, else None
     config: BaseConfig
     encoder: nn.Module
     projector: nn.Module
@@ -128,6 +133,7 @@ class BaseMethod(nn.Module):
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.config = config
+        self.gather: Callable[[Tensor], Tensor] = whole
 
     def attach(self, encoder: nn.Module, classes: int = 10) -> Self:
         """Give the method its encoder, (B, C, H, W) in [0, 1] -> features (B, encoder.width), and build the heads."""
@@ -175,7 +181,12 @@ class BaseMethod(nn.Module):
     def embed(self, views: Tensor) -> Tensor:
         """Unit embeddings (V, B, D), float32 at least, by one forward over all views: batch norm sees them together."""
         embeddings: Tensor = self.projector(self.encoder(views.flatten(0, 1)))
-        return F.normalize(widen(embeddings), dim=1).reshape(*views.shape[:2], -1)
+        return self.gather(F.normalize(widen(embeddings), dim=1).reshape(*views.shape[:2], -1))
+
+
+def whole(part: Tensor) -> Tensor:
+    """What a rank that is alone gathers: its own part."""
+    return part
 
 
 def mlp(*widths: int) -> nn.Sequential:

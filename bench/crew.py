@@ -1,0 +1,99 @@
+"""The attacks of an evaluation dealt to all ranks of a run: whole chunks, or whole batches of an attack that has them.
+
+A chunk's draws are a function of its number, and a batch's of nothing but itself, so what is found is what one device
+would have found.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from attacks.common.base import Share
+from bench.data import ImageSet
+from bench.evaluate import bare_classifier, build_attack, build_search
+from bench.protocols import Classifier, linear
+from bench.ranks import Ranks
+from bench.search import Cell, Found, Search, alone, listening
+from bench.spec import EvalSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of a cell: what the other ranks need to make the same search. ``standing`` (N,): whom to attack."""
+
+    cell: Cell
+    stage: str
+    standing: Tensor
+    probe: dict[str, Tensor]  # its weight and bias
+
+
+@dataclass(frozen=True)
+class Crew:
+    """All ranks as the team of an evaluation, on rank 0; the others ``serve``."""
+
+    ranks: Ranks
+
+    def __call__(self, search: Search, cell: Cell, stage: str, test: ImageSet, standing: Tensor) -> Iterator[Found]:
+        """What was found of each chunk: the own ones first, then those of the other ranks."""
+        probe = {name: tensor.cpu() for name, tensor in search.classifier.probe.state_dict().items()}
+        self.ranks.tell(Job(cell, stage, standing.clone(), probe))
+        yield from share(search, test, standing.clone(), self.ranks)
+        for found, warnings in self.ranks.collect(([], []))[1:]:
+            for warning in warnings:
+                logging.getLogger("attacks").warning("%s", warning)  # into the notes of this cell
+            yield from found
+
+    def summon(self, encoder: nn.Module) -> None:
+        """The other ranks are to serve with these weights."""
+        self.ranks.tell({name: tensor.cpu() for name, tensor in encoder.state_dict().items()})
+
+    def dismiss(self) -> None:
+        """No more attacks: the others go."""
+        self.ranks.tell()
+
+
+def serve(encoder: nn.Module, test: ImageSet, spec: EvalSpec, seed: int, device: torch.device, ranks: Ranks) -> None:
+    """Make this rank's share of every attack that rank 0 announces, until it says that there are no more."""
+    classifiers: dict[str, Classifier] = {}
+    while (job := ranks.tell()) is not None:
+        protocol = job.cell.protocol
+        if protocol not in classifiers:
+            classifiers[protocol] = bare_classifier(encoder, test, spec, protocol, device)
+        classifiers[protocol].probe = linear(job.probe["weight"].to(device), job.probe["bias"].to(device))
+        attack = build_attack(job.cell, spec).stages(test.classes, job.cell.images)[job.stage]
+        search = build_search(classifiers[protocol], attack, job.cell, spec, seed, device)
+        with listening(job.cell, lambda event: None) as warnings:
+            found = list(share(search, test, job.standing, ranks))
+        ranks.collect((found, warnings))
+
+
+def share(search: Search, test: ImageSet, standing: Tensor, ranks: Ranks) -> Iterator[Found]:
+    """What this rank finds: in every so many-th chunk, or in its batches of an attack that takes all images at once.
+
+    Then each rank finds the same, and rank 0 says it.
+    """
+    if hasattr(search.attack, "share"):
+        together = replace(search, attack=replace(search.attack, share=Batches(ranks)))  # type: ignore[call-arg]
+        found = list(alone(together, test, standing))
+        yield from found if ranks.rank == 0 else ()
+    else:
+        yield from alone(search, test, standing, ranks.rank, ranks.size)
+
+
+@dataclass(frozen=True)
+class Batches(Share):
+    """Every so many-th batch of an attack, and then all of them."""
+
+    ranks: Ranks
+
+    def mine(self, batches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return batches[self.ranks.rank :: self.ranks.size]
+
+    def whole(self, moved: Tensor, images: Tensor) -> Tensor:
+        merged = images.clone()
+        for each in self.ranks.stack(moved):
+            merged = torch.where(each != images, each, merged)
+        return merged
