@@ -70,7 +70,7 @@ class LocalEngine:
 
 
 def local_jobs(specs: list[RunSpec], device: str, jobs: int | None) -> tuple[int, tuple[str, ...]]:
-    """(jobs, the GPUs of each): one for each GPU, or group of GPUs, of this machine unless ``device`` names one, else 1 unless asked for.
+    """(jobs, the GPUs of each): a job for each GPU, or group of them, unless ``device`` names one; on a CPU one.
 
     Raises UsageError where two timed runs would share a GPU or the cores.
     """
