@@ -40,9 +40,8 @@ CPU = torch.device("cpu")
 
 def fixed_images(train: ImageSet, test: ImageSet) -> ImageSet:
     """The first IMAGES of test and then training images, in their fixed orders."""
-    more = train.first(max(0, IMAGES - len(test)))
-    images = torch.cat([test.first(IMAGES).images[:], more.images[:]])
-    labels = torch.cat([test.labels[:IMAGES], more.labels])
+    images = torch.cat([test.images[:IMAGES], train.images[:IMAGES]])[:IMAGES]
+    labels = torch.cat([test.labels, train.labels])[:IMAGES]
     return dataclasses.replace(test, images=images, labels=labels, label=f"{test.label} (fixed)")
 
 

@@ -204,6 +204,7 @@ class TestRun:
         rows = table(tmp_path / "o" / "leaderboard.csv")
         assert {row["method"]: row["status"] for row in rows} == {"exploding": "diverged", "emp_ssl": "finished"}
 
+    @pytest.mark.ci
     @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_a_signal_saves_and_the_same_command_goes_on(self, signum: int, code: int, tmp_path: Path) -> None:
         out = tmp_path / "o"
@@ -279,6 +280,7 @@ class TestRefused:
 
 
 class TestPlan:
+    @pytest.mark.ci
     def test_the_plan_is_within_a_factor_of_two(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """On a budget in updates: the measured update times their number against what the run then takes."""
         arguments = ["--methods", "emp_ssl_adv", "--data", "digits", "--threads", "1", "--device", "cpu"]

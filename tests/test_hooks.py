@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from engine_fixtures import CELLS, spec
 from rich.console import Console
 from store_fixtures import MACHINE, RECORD, SPEC, TRAINED
-from test_engine import CELLS, spec
 
 from bench import tracking
 from bench.cli import cli

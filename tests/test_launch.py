@@ -7,7 +7,7 @@ import signal
 import threading
 
 import pytest
-from test_engine import EVAL, spec
+from engine_fixtures import EVAL, spec
 
 from bench.engine import SAVE_EVERY
 from bench.launch import OUT_OF_MEMORY, RESTARTS, launch

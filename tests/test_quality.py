@@ -74,6 +74,7 @@ def twice(folder: Path, *asked: str) -> list[dict[str, str]]:
     return first
 
 
+@pytest.mark.ci
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     rows = twice(tmp_path, "--budget", "15up", "--attacks", "pgd", "--test-images", "40")
     assert {row["total"] for row in rows if row["attack"] == "pgd"} == {"40"}

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from audit_fixtures import short_autoattack
-from conftest import build_tiny
 from evaluation_fixtures import CPU, QUICK, TEST, TRAIN, Shelf, tiny_encoder
 from ranks_fixtures import on_ranks
+from tiny_fixtures import build_tiny
 from training_fixtures import Time, at_update, constant, flat, stop_after, trained, without_time
 
 from bench import device as devices

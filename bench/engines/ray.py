@@ -4,6 +4,7 @@ A task is tried once by Ray: what was lost is started again by the conductor, as
 """
 
 import contextlib
+import logging
 import math
 import time
 from pathlib import Path
@@ -72,13 +73,14 @@ class RayEngine:
         threads = ranks * max(spec.threads or 0 for spec in specs)
         if not gpus and not threads:
             raise UsageError("expected --threads with --engine ray on CPUs: so many cores are kept for each run")
-        self._ray, self._out, self._save_every = ray, out, save_every
+        self._ray: Any = ray
+        self._out, self._save_every = out, save_every
         self._needs = {"num_gpus": gpus, "num_cpus": max(1, ranks, threads)}
         self._manifest = manifest_hash(out)
         self._refs: dict[Any, RunSpec] = {}
         try:
             ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False,
-                     logging_level="ERROR", namespace=None)  # fmt: skip
+                     logging_level=logging.ERROR, namespace=None)  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
         if not self._capacity():
@@ -88,7 +90,7 @@ class RayEngine:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
         self._task = ray.remote(max_retries=0)(task)  # a run has a process of its own under Ray's (bench.engine)
 
     def _capacity(self) -> int:

@@ -92,7 +92,7 @@ class SlurmEngine:
         self._specs[spec.name] = spec
         before = self._known.get(spec.name)
         if before is not None:
-            job = self._job(self._executor.folder, before)
+            job: Any = self._job(self._executor.folder, before)
             if not job.done(force_check=True):
                 self._jobs[spec.name] = job
                 return

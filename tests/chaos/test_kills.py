@@ -130,6 +130,7 @@ def sound(tally):
     return (tally.lost, tally.duplicated, tally.unequal, tally.left) == (0, 0, [], []) and tally.slowest < 10
 
 
+@pytest.mark.ci
 def test_a_few_kills_lose_and_repeat_nothing(tmp_path):
     tally = chaos(tmp_path, "core", ("cf_amc_ssl",), 5, 2, "linear")
     assert sound(tally), str(tally)
@@ -158,6 +159,7 @@ def test_commands_that_start_python_anew_lose_and_repeat_nothing(tmp_path):
 # ---------------------------------------------------------------- a budget in seconds
 
 
+@pytest.mark.ci
 def test_what_is_trained_again_after_a_kill_is_shown_and_not_charged(tmp_path):
     """Saved at the start only, so that all of the training before a kill is lost."""
     out, lost = tmp_path / "out", []
@@ -195,6 +197,7 @@ def run_began(run, command):
 # ---------------------------------------------------------------- two commands
 
 
+@pytest.mark.ci
 def test_a_second_command_waits_for_what_a_killed_one_has_left_and_goes_on(tmp_path):
     out, given = tmp_path / "out", arguments("off", ["cf_amc_ssl"], "60up", attacks="pgd")
     with Forked(out, given) as first:

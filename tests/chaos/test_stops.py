@@ -119,6 +119,7 @@ def sound(stops):
     return not stops.wrong and stops.slowest < WITHIN and stops.slowest_second < AT_ONCE
 
 
+@pytest.mark.ci
 def test_three_signals_end_at_once_and_the_run_goes_on_exactly(tmp_path):
     stops = chaos(tmp_path, "core", ("cf_amc_ssl",), 3, 5, protocols="linear", attacks="pgd")
     assert sound(stops), str(stops)
