@@ -100,6 +100,7 @@ def test_killed_in_the_middle_it_goes_on_from_the_blocks_that_are_done(tmp_path,
     assert sorted(numbers(train.images[:])) == list(range(400))
 
 
+@pytest.mark.ci
 def test_workers_end_with_a_killed_parent(tmp_path):
     root = write_images(tmp_path / "set", 300)
     with open(root / "train" / "a" / "00000.png", "ab"):

@@ -177,6 +177,7 @@ def test_the_server_takes_no_signal_to_the_group_and_the_child_takes_all(tmp_pat
     assert blocked(os.getpid()) == set()
 
 
+@pytest.mark.ci
 def test_a_killed_server_costs_nothing(tmp_path):
     runs, killed = [spec("20up"), spec("2up", seed=1)], []
 
@@ -202,6 +203,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ci
 def test_a_child_whose_parent_is_killed_saves_ends_and_holds_the_lock_until_then(tmp_path, undisturbed):
     run, out = LONG, tmp_path / "a"
     out.mkdir()
