@@ -125,7 +125,7 @@ def test_at_the_deadline_runs_save_and_stop(cluster, serial, tmp_path):
     out = opened(tmp_path / "out", specs)
     engine = RayEngine(out, 1.0, specs, cluster.address)
     with contextlib.closing(engine):
-        assert run_all(out, specs, Heard(), None, engine, time.monotonic() + 30) == [spec.name for spec in specs]
+        assert run_all(out, specs, Heard(), None, engine, time.monotonic() + 20) == [spec.name for spec in specs]
     for spec in specs:
         folder = RunFolder(out, spec)
         assert folder.record().status == "preempted"

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from cluster_fixtures import Heard, cells, measured, opened
@@ -27,12 +28,23 @@ class Preempting(SlurmEngine):
     def poll(self, seconds):
         first, *_, last = sorted(self._specs)
         if not self.preempted and first in self._jobs and begun(self, first):
-            self._jobs[first]._interrupt()
+            os.kill(task_of(self._jobs[first]), signal.SIGUSR2)  # as Slurm does, told by submitit
             self.preempted = True
         if not self.killed and last in self._jobs and begun(self, last):
-            os.kill(self._jobs[last]._process.pid, signal.SIGKILL)
+            os.kill(task_of(self._jobs[last]), signal.SIGKILL)
             self.killed = True
         return super().poll(0.5)
+
+
+def task_of(job) -> int:
+    """The process of a local job's one task, whose parent stands in for Slurm."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == job._process.pid:
+                    return int(entry.name)
+    raise AssertionError(f"job {job.job_id} has no process")
 
 
 def begun(engine: SlurmEngine, name: str) -> bool:
@@ -41,7 +53,7 @@ def begun(engine: SlurmEngine, name: str) -> bool:
 
 
 def test_preempted_and_lost_jobs_go_on(tmp_path):
-    specs = cells(3)
+    specs = cells(3, updates=500)
     serial = tmp_path / "serial"
     assert run_all(serial, specs, Heard(), None, LocalEngine(serial, SAVE_EVERY, None)) == []
     out, display = opened(tmp_path / "out", specs), Heard()
@@ -59,7 +71,7 @@ def test_at_the_deadline_jobs_are_cancelled_and_have_saved(tmp_path):
     out = opened(tmp_path / "out", specs)
     engine = SlurmEngine(out, 0.2, specs, {}, cluster="local")
     with contextlib.closing(engine):
-        assert run_all(out, specs, Heard(), None, engine, time.monotonic() + 40) == [spec.name for spec in specs]
+        assert run_all(out, specs, Heard(), None, engine, time.monotonic() + 25) == [spec.name for spec in specs]
     for spec in specs:
         assert RunFolder(out, spec).record().status == "preempted"
         assert RunFolder(out, spec).checkpoint()[0] is not None
