@@ -12,8 +12,8 @@ from typing import Any
 
 from bench.engine import PATIENCE
 from bench.engines import EXIT, LOST, Event
-from bench.engines.worker import Order, Outcome, manifest_hash, work
-from bench.parcel import Parcel, names, pack, unpack
+from bench.engines.worker import Order, Outcome, ended, manifest_hash, work
+from bench.parcel import Parcel, names, pack
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
 
@@ -78,9 +78,10 @@ class RayEngine:
         self._needs = {"num_gpus": gpus, "num_cpus": max(1, ranks, threads)}
         self._manifest = manifest_hash(out)
         self._refs: dict[Any, RunSpec] = {}
+        self._stopping = False
         try:
             ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False,
-                     logging_level=logging.ERROR, namespace=None)  # fmt: skip
+                     logging_level=logging.ERROR)  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UsageError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
         if not self._capacity():
@@ -138,13 +139,11 @@ class RayEngine:
             return {"event": EXIT, "code": 1, "message": str(error.cause or error).splitlines()[-1]}
         except failures.RayError as error:
             return {"event": LOST, "message": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-        outcome = Outcome.model_validate(told)
-        if files:
-            unpack(RunFolder(self._out, spec).path, files)
-        return {"event": EXIT, "code": outcome.code, "message": outcome.message, "node": outcome.node}
+        return ended(Outcome.model_validate(told), files, RunFolder(self._out, spec), self._stopping)
 
     def stop(self, signum: int) -> None:
         """See Engine: workers learn of it within seconds."""
+        self._stopping = True
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get(self._mailbox.stop.remote(), timeout=PATIENCE)
         until = time.monotonic() + PATIENCE

@@ -13,9 +13,8 @@ from typing import Any
 from bench.disk import is_there, write_bytes
 from bench.engine import PATIENCE
 from bench.engines import EXIT, LOST, Event
-from bench.engines.worker import Order, Outcome, manifest_hash, work
-from bench.parcel import Parcel, pack, unpack
-from bench.signals import EXIT_INTERRUPTED
+from bench.engines.worker import Order, Outcome, ended, manifest_hash, work
+from bench.parcel import Parcel, pack
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
 
@@ -118,10 +117,10 @@ class SlurmEngine:
             self._submit()
         until = time.monotonic() + seconds
         while True:
-            ended = [name for name, job in self._jobs.items() if job.done()]
+            over = [name for name, job in self._jobs.items() if job.done()]
             left = until - time.monotonic()
-            if ended or left <= 0:
-                return [(name, self._ended(name)) for name in ended]
+            if over or left <= 0:
+                return [(name, self._ended(name)) for name in over]
             time.sleep(min(left, LOOK_EVERY))
 
     def _ended(self, name: str) -> Event:
@@ -135,12 +134,7 @@ class SlurmEngine:
             return {"event": EXIT, "code": 1, "message": str(error).strip().splitlines()[-1]}
         except (UncompletedJobError, OSError, EOFError) as error:
             return {"event": LOST, "message": f"job {job.job_id}: {str(error).strip().splitlines()[0]}"}
-        outcome = Outcome.model_validate(told)
-        if files:
-            unpack(RunFolder(self._out, self._specs[name]).path, files)
-        if outcome.code in EXIT_INTERRUPTED.values() and not self._stopping:
-            return {"event": LOST, "message": f"job {job.job_id} was stopped on {outcome.node}"}
-        return {"event": EXIT, "code": outcome.code, "message": outcome.message, "node": outcome.node}
+        return ended(Outcome.model_validate(told), files, RunFolder(self._out, self._specs[name]), self._stopping)
 
     def stop(self, signum: int) -> None:
         """See Engine: the jobs are cancelled, which lets them save."""

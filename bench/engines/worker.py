@@ -16,10 +16,11 @@ from pydantic import JsonValue
 
 from bench.disk import DiskError, cannot
 from bench.engine import PATIENCE, Child
-from bench.engines import Event
+from bench.engines import EXIT, LOST, Event
 from bench.files import Damaged
 from bench.lock import owned
 from bench.parcel import Parcel, pack, unpack
+from bench.signals import EXIT_INTERRUPTED
 from bench.spec import Data, RunSpec
 from bench.store import MANIFEST, RunFolder
 
@@ -69,6 +70,18 @@ def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]
         except DiskError as error:
             return Outcome(code=1, message=str(error), node=platform.node()), {}
         return Outcome(code=code, node=platform.node()), {} if shared else pack(folder.path)
+
+
+def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) -> Event:
+    """The last event of a run whose worker has come back, its files brought home first. Raises DiskError, UsageError.
+
+    One that a signal has stopped there, while nobody here is ``stopping``, goes on elsewhere.
+    """
+    if files:
+        unpack(folder.path, files)
+    if outcome.code in EXIT_INTERRUPTED.values() and not stopping:
+        return {"event": LOST, "message": f"it was stopped on {outcome.node}"}
+    return {"event": EXIT, "code": outcome.code, "message": outcome.message, "node": outcome.node}
 
 
 def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[Event]], bool]) -> int:

@@ -1,0 +1,52 @@
+"""What the engines share on a worker's return, and what the local one refuses."""
+
+import pytest
+from cluster_fixtures import cells
+
+from bench.engines import EXIT, LOST
+from bench.engines.local import LocalEngine, check_cores
+from bench.engines.worker import Outcome, ended
+from bench.parcel import pack, unpack
+from bench.spec import Budget, UsageError
+from bench.store import RunFolder
+
+
+@pytest.mark.parametrize(
+    ("code", "stopping", "event"),
+    [(0, False, EXIT), (1, False, EXIT), (143, False, LOST), (130, False, LOST), (143, True, EXIT)],
+)
+def test_a_signal_on_a_worker_is_a_loss_unless_it_came_from_here(tmp_path, code, stopping, event):
+    folder = RunFolder(tmp_path, cells(1)[0])
+    last = ended(Outcome(code=code, node="far"), {"train.json": b"{}"}, folder, stopping)
+    assert last["event"] == event
+    assert (folder.path / "train.json").read_bytes() == b"{}"
+
+
+def test_a_parcel_makes_a_folder_what_was_packed_and_nothing_else(tmp_path):
+    made, other = tmp_path / "made", tmp_path / "other"
+    files = {"run.json": b"1", "results/a.json": b"2", "encoder.safetensors": b"3"}
+    unpack(made, files)
+    (made / ".lock").write_bytes(b"held")
+    (made / "results" / "b.json.damaged").write_bytes(b"?")
+    assert pack(made) == files
+    unpack(other, {"checkpoints/1/state.json": b"old"})
+    unpack(other, pack(made))
+    assert pack(other) == files
+
+
+@pytest.mark.parametrize("name", ["../run.json", "/etc/run.json", "a/../../b", "", "a b", "results/.."])
+def test_a_name_that_leads_out_of_the_folder_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(UsageError, match="expected the files of a run from the worker"):
+        unpack(tmp_path / "run", {"run.json": b"1", name: b"2"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_in_time_have_their_cores_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    timed = [spec.model_copy(update={"budget": Budget.parse("10s")}) for spec in cells(1)]
+    assert check_cores(timed, 4) == 4
+    with pytest.raises(UsageError, match=r"--jobs 5 of 1 threads on 4 cores"):
+        check_cores(timed, 5)
+    assert check_cores(cells(1), 5) == 5  # in updates
+    with pytest.raises(ValueError, match="a GPU for each of 2 jobs"):
+        LocalEngine(tmp_path, 1.0, None, jobs=2, gpus=("0",))
