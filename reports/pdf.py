@@ -16,6 +16,7 @@ import typst
 
 from bench.spec import Manifest, Record, format_eps
 from reports.abstract import abstract
+from reports.budgets import base, budget_of
 from reports.captions import CAPTIONS
 from reports.definitions import definitions
 from reports.inert import printable
@@ -76,23 +77,25 @@ def content(
         "sections": body(manifest, records, rows, board, found),
         "definitions": definitions(manifest.main_eps),
         "appendix": appendix(manifest, records, rows),
-        "facts": [list(each) for each in facts.items()] if facts else _facts(manifest, rows),
+        "facts": [list(each) for each in facts.items()] if facts else _facts(manifest, records, rows),
         "reproduction": reproduction(manifest),
     }
 
 
-def _facts(manifest: Manifest, rows: pd.DataFrame) -> list[list[str]]:
+def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) -> list[list[str]]:
     data, machine = manifest.data, manifest.environment
     shape = " x ".join(str(size) for size in data.image_shape)
     eps = sorted({eps for spec in manifest.runs for eps in spec.eval.eps})
+    named = budget_of(records)
+    budget = " or ".join(dict.fromkeys(named.values())) or manifest.budget or "each row its own"
+    methods = {base(spec.row, named[spec.row]) if named else spec.row for spec in manifest.runs}
     facts = {
         "Data set": f"{data.label}: {data.train} training and {data.test} test images, {data.classes} classes, {shape}",
         "Data source": manifest.dataset_source,
         "Command": shlex.join(manifest.command),
         "Date": manifest.created,
-        "Budget": f"{manifest.budget or 'each row its own'} of training per run"
-        + f", {manifest.total_budget} in all" * bool(manifest.total_budget),
-        "Runs": f"{rows['method'].nunique()} methods, seeds {', '.join(map(str, manifest.seeds))}",
+        "Budget": f"{budget} of training per run" + f", {manifest.total_budget} in all" * bool(manifest.total_budget),
+        "Runs": f"{len(methods)} method{'s' * (len(methods) != 1)}, seeds {', '.join(map(str, manifest.seeds))}",
         "Evaluation": f"{', '.join(sorted(set(rows['eval'])))}; eps {', '.join(map(format_eps, eps))}",
         "Hardware": f"{machine.device_name} ({machine.device}, {machine.precision})",
         "Processor": f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads used",
