@@ -236,6 +236,7 @@ def load_generator_state(device: torch.device, state: Tensor | None) -> None:
 def reset_peak_memory(device: torch.device) -> None:
     """Start the memory meter anew where that is possible (a CPU process only ever knows its highest peak)."""
     if device.type == "cuda":
+        torch.cuda.init()  # the meter itself refuses a device that nothing has used yet
         torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -201,6 +201,9 @@ def memory_ratio(name: str, device: torch.device, precision: Precision, quick: b
     threads = torch.get_num_threads()
     growths = []
     for side in SIDES:
+        if device.type == "cuda":  # its allocator counts what is allocated, and can be asked anew
+            growths.append(growth(name, side, str(device), precision, quick, threads))
+            continue
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:  # peaks are those of a process
             growths.append(process.submit(growth, name, side, str(device), precision, quick, threads).result())
     return growths[0] / growths[1] if growths[1] >= LEAST_MEMORY else None

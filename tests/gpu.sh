@@ -12,7 +12,7 @@ mkdir -p "$OUT"
     tests/test_attack_oracles.py > "$OUT/tests.txt" || echo "GPU tests failed: $OUT/tests.txt"
 
 # the step of each method against the textbook one, and the projected minutes of every row of the paper suite
-"$PYTHON" -m bench perf --json > "$OUT/perf.json"
+"$PYTHON" -m bench perf > "$OUT/perf.txt"
 # does compiling pay: 200 updates of both kinds, seconds and share of the peak in results.csv
 for compile in --compile --no-compile; do
     "$PYTHON" -m bench run --suite paper --methods cf_amc_ssl,emp_ssl_adv,simclr_adv --budget 200up "$compile" \
@@ -20,8 +20,8 @@ for compile in --compile --no-compile; do
 done
 
 # CF-AMC-SSL at the full recipe; linear and multi_patch, PGD at 4/255 and 8/255, AutoAttack on 1,000, published_eval
-time "$PYTHON" -m bench run --suite paper --methods cf_amc_ssl --data "$DATA" --eval standard --out "$OUT/cf_amc_ssl"
+time "$PYTHON" -m bench run --suite paper --methods cf_amc_ssl --compile --data "$DATA" --eval standard --out "$OUT/cf_amc_ssl"
 
 # AutoAttack on all 10,000 images, linear
-time "$PYTHON" -m bench run --suite paper --methods cf_amc_ssl --data "$DATA" --eval full --protocols linear \
+time "$PYTHON" -m bench run --suite paper --methods cf_amc_ssl --compile --data "$DATA" --eval full --protocols linear \
     --attacks autoattack --out "$OUT/autoattack"
