@@ -123,5 +123,6 @@ class Clock:
     def seconds_left(self) -> float:
         """Expected training time left, in seconds."""
         if self.total_updates is not None:
-            return (self.total_updates - self.updates) * self.median_update
+            each = statistics.fmean(self.durations) if self.durations else 0.0  # replays of a batch differ
+            return (self.total_updates - self.updates) * each
         return max(self.budget.amount - self.seconds, 0.0)
