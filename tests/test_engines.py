@@ -3,7 +3,7 @@
 import pytest
 from cluster_fixtures import Heard, cells
 
-from bench.engines import EXIT, LOST
+from bench.engines import EXIT, LOST, worker
 from bench.engines.local import LocalEngine, check_cores
 from bench.engines.worker import Outcome, ended
 from bench.parcel import pack, unpack
@@ -60,6 +60,25 @@ def test_a_run_that_is_lost_ten_times_at_one_place_has_failed(tmp_path):
         "lost 10 times in a row and no further than the first time; the last time: the node is gone; "
         "the same command goes on from what is saved"
     )
+
+
+@pytest.mark.parametrize(("there", "home", "goes_on_from"), [(7, 5, 7), (5, 7, 7), (5, 5, 5), (None, 5, 5), (5, 0, 5)])
+def test_a_worker_goes_on_from_whichever_is_further(tmp_path, monkeypatch, there, home, goes_on_from):
+    """``there``: updates that are saved on its machine, from an earlier visit; ``home``: where the command runs."""
+    (spec,) = cells(1)
+    monkeypatch.setattr(worker, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(worker, "attend", lambda *arguments: 0)
+    asking = RunFolder(tmp_path / "home", spec)
+    made = RunFolder(tmp_path / "cache" / "cells" / ("0" * 16), spec)
+    for folder, updates in ((asking, home), (made, there)):
+        if updates is not None:
+            folder.save_record(Record(spec=spec, status="preempted"))
+            folder.save_checkpoint({"updates": updates})
+    order = worker.Order(spec=spec, out="/nowhere", manifest="0" * 64, save_every=1.0, reached=asking.reached())
+    outcome, files = worker.work(order, lambda: pack(asking.path), lambda events: False)
+    assert outcome.code == 0
+    unpack(asking.path, files)
+    assert asking.checkpoint()[0] == {"updates": goes_on_from}
 
 
 def test_a_parcel_makes_a_folder_what_was_packed_and_nothing_else(tmp_path):

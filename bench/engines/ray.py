@@ -108,15 +108,16 @@ class RayEngine:
     def start(self, spec: RunSpec) -> None:
         """See Engine."""
         visible = None if self._needs["num_gpus"] else ""  # Ray says which GPU; with none it leaves all to be seen
+        begun = RunFolder(self._out, spec)
         order = Order(
             spec=spec,
             out=str(self._out.resolve()),
             manifest=self._manifest,
             save_every=self._save_every,
+            reached=begun.reached(),
             visible=visible,
         )
-        begun = RunFolder(self._out, spec).path
-        parcel = [self._ray.put(pack(begun))] if names(begun) else []
+        parcel = [self._ray.put(pack(begun.path))] if names(begun.path) else []
         made = self._task.options(**self._needs)
         self._refs[made.remote(order.model_dump(mode="json"), self._mailbox, parcel)] = spec
 

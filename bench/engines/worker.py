@@ -17,7 +17,6 @@ from pydantic import JsonValue
 from bench.disk import DiskError, cannot
 from bench.engine import PATIENCE, Child
 from bench.engines import EXIT, LOST, Event
-from bench.files import Damaged
 from bench.lock import owned
 from bench.parcel import Parcel, pack, unpack
 from bench.signals import EXIT_INTERRUPTED
@@ -35,6 +34,7 @@ class Order(Data):
     out: str  # the folder of all runs, where the worker may or may not see it
     manifest: str  # SHA-256 of the manifest that is there
     save_every: float
+    reached: int = 0  # how much of the run there is at home (RunFolder.reached)
     visible: str | None = None  # what CUDA_VISIBLE_DEVICES is to be; None: as it is
 
 
@@ -63,7 +63,7 @@ def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]
     except OSError as error:
         raise cannot("write", folder.path, error) from error
     with owned(folder.path, moves=True) as lock:
-        if not shared and not furthest(folder):
+        if not shared and folder.reached() < order.reached:  # another machine has come further than this one
             unpack(folder.path, parcel())
         try:
             code = attend(order, out, folder.path / "log.txt", lock, tell)
@@ -119,14 +119,6 @@ def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[E
         raise
     finally:
         child.close()
-
-
-def furthest(folder: RunFolder) -> bool:
-    """Whether a worker was here before: then its own files are further than those at home."""
-    try:
-        return folder.record([]).status != "pending"
-    except Damaged:
-        return False
 
 
 def manifest_hash(out: Path) -> str:
