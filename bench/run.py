@@ -41,6 +41,7 @@ def default_out(options: Options, specs: list[RunSpec]) -> Path:
 # ---------------------------------------------------------------- the run
 
 ENDED = ("finished", "diverged", "oom")  # whatever became of the process afterwards
+REFUSED = 2  # exit code of a process that found a mistake of the user's
 POLL = 1.0  # seconds between two looks at the deadline and at the size of the cluster
 
 
@@ -214,7 +215,8 @@ def conclude(folder: RunFolder, last: Event, messages: list[str]) -> None:
     """Mark a run that has ended without saying how as failed. ``last``: the engine's EXIT or LOST. Raises DiskError."""
     code, record = last.get("code", 1), folder.record()
     stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"  # a signal to the child alone
-    if record.status == "pending" or (code and not stopped and record.status not in ENDED):
+    refused = code == REFUSED  # by a machine that could not even look at what was stored before
+    if record.status == "pending" or refused or (code and not stopped and record.status not in ENDED):
         said = [*messages, *filter(None, [last.get("message")])]
         if last["event"] == LOST:
             said.append(

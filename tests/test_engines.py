@@ -67,7 +67,7 @@ def test_a_worker_goes_on_from_whichever_is_further(tmp_path, monkeypatch, there
     """``there``: updates that are saved on its machine, from an earlier visit; ``home``: where the command runs."""
     (spec,) = cells(1)
     monkeypatch.setattr(worker, "user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr(worker, "attend", lambda *arguments: 0)
+    monkeypatch.setattr(worker, "attend", lambda *arguments: (0, ""))
     asking = RunFolder(tmp_path / "home", spec)
     made = RunFolder(tmp_path / "cache" / "cells" / ("0" * 16), spec)
     for folder, updates in ((asking, home), (made, there)):
