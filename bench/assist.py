@@ -11,8 +11,9 @@ import torch
 from bench import device as devices
 from bench import registry
 from bench.build import build_method
+from bench.copies import check_copies
 from bench.crew import serve
-from bench.data import load_data
+from bench.data import data_info, load_data
 from bench.ranks import Ranks
 from bench.signals import Interrupted, StopFlag
 from bench.spec import RunSpec
@@ -21,9 +22,13 @@ from bench.train import Keeper, train
 
 
 def assist(spec: RunSpec, device: torch.device, flag: StopFlag, ranks: Ranks) -> None:
-    """Do what rank 0 does in bench.execute, on its word. Raises Interrupted where the training was stopped."""
+    """Do what rank 0 does in bench.execute, on its word. Raises Interrupted where the training was stopped.
+
+    Raises UsageError where a rank has other images.
+    """
     dataset = registry.load("dataset", spec.data.name).Dataset()
     train_set, test_set = load_data(dataset, spec.data)
+    check_copies(data_info(train_set, test_set), ranks=ranks)
     method, _ = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
     with flag.in_training():
         order: dict[str, Any] | None = ranks.tell()

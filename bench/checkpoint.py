@@ -7,6 +7,7 @@
 No pickle: a state is made of dictionaries, lists, numbers, strings, None and tensors, and comes back as it was.
 """
 
+import contextlib
 import hashlib
 import math
 from pathlib import Path
@@ -81,6 +82,15 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, list[Damaged]]
             except Damaged as error:
                 damaged.append(error)
     return None, damaged
+
+
+def newest_value(folder: Path, key: str) -> Any:
+    """A number or text of the newest state that can be read, without its tensors; None where there is no such."""
+    for path in reversed(generations(folder)):
+        if is_there(path / MANIFEST):
+            with contextlib.suppress(UsageError, KeyError, TypeError, ValueError):
+                return dict(read(Plain, path / STATE).state["items"])[key]
+    return None
 
 
 def load_generation(path: Path) -> dict[str, Any]:

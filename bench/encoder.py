@@ -10,7 +10,7 @@ initialization (``torchvision:resnet18`` is ResNet-18 with the ImageNet stem); t
 import copy
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,30 +99,53 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
+class LibraryNetwork(NamedTuple):
+    """A network of torchvision or timm without its classifier: RGB images (B, 3, H, W) -> features (B, width)."""
+
+    name: str
+    module: nn.Module
+    mean: tuple[float, ...]  # of the pixels that its weights expect
+    std: tuple[float, ...]
+    size: tuple[int, int]  # height and width of the images that it is made for
+
+    def width(self, size: tuple[int, int]) -> int:
+        """How wide the features are of images of this size. Raises UsageError where it has none of them."""
+        device = next(self.module.parameters()).device
+        try:
+            with torch.no_grad():
+                shape = tuple(self.module.eval()(torch.zeros(2, 3, *size, device=device)).shape)
+        except Exception as error:  # of networks for other sizes, of several outputs
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(".")
+            raise UsageError(
+                f"{self.name} is no encoder of images of {pixels(size)}: {reason}; choose another"
+            ) from error
+        finally:
+            self.module.train()
+        if len(shape) != 2:
+            raise UsageError(f"expected features (2, width) of {self.name} for 2 images, got {shape}; choose another")
+        return int(shape[1])
+
+
 def library_encoder(name: str, channels: int) -> tuple[nn.Module, int]:
     """An encoder of torchvision or timm behind its normalization, and how wide it is. Raises UsageError."""
+    network = library_network(name, channels)
+    width = network.width(network.size)
+    stem = next((m for m in network.module.modules() if type(m) is nn.Conv2d), None)
+    if stem is not None:
+        stem.__class__ = Stem
+    return nn.Sequential(Normalize(network.mean, network.std), network.module), width
+
+
+def library_network(name: str, channels: int) -> LibraryNetwork:
+    """The network of that name, untrained. Raises UsageError."""
     if channels != 3:
         raise UsageError(f"expected RGB images for {name}, got {channels} channel; choose resnet18 or resnet8")
     library, _, model = name.partition(":")
-    network, mean, std = torchvision_network(model) if library == "torchvision" else timm_network(model)
-    stem = next((m for m in network.modules() if type(m) is nn.Conv2d), None)
-    if stem is not None:
-        stem.__class__ = Stem
-    backbone = nn.Sequential(Normalize(mean, std), network)
-    try:
-        with torch.no_grad():
-            like = next(network.parameters())
-            shape = tuple(backbone.eval()(torch.zeros(2, channels, PROBED, PROBED, device=like.device)).shape)
-    except Exception as error:  # of networks for other sizes, of several outputs
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise UsageError(f"{name} is no encoder of images of {PROBED} pixels: {reason}; choose another") from error
-    if len(shape) != 2:
-        raise UsageError(f"expected features (2, width) of {name} for 2 images, got {shape}; choose another")
-    return backbone.train(), shape[1]
+    return torchvision_network(model) if library == "torchvision" else timm_network(model)
 
 
-def torchvision_network(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """A classifier of torchvision without its last layer; the mean and standard deviation that its weights expect."""
+def torchvision_network(name: str) -> LibraryNetwork:
+    """A classifier of torchvision without its last layer. Raises UsageError."""
     from torchvision.models import get_model  # type: ignore[attr-defined]
 
     network: nn.Module = get_model(name, weights=None)
@@ -130,16 +153,18 @@ def torchvision_network(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[
     if not last:
         raise UsageError(f"torchvision:{name} has no linear layer at its end; choose another")
     network.set_submodule(last[0], nn.Identity())
-    return network, IMAGENET_MEAN, IMAGENET_STD
+    return LibraryNetwork(f"torchvision:{name}", network, IMAGENET_MEAN, IMAGENET_STD, IMAGENET_SIZE)
 
 
-def timm_network(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """A network of timm without its classifier; the mean and standard deviation that its weights expect."""
+def timm_network(name: str) -> LibraryNetwork:
+    """A network of timm without its classifier."""
     import timm
 
     network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
     given: Any = network.pretrained_cfg
-    return network, tuple(given.get("mean", IMAGENET_MEAN)), tuple(given.get("std", IMAGENET_STD))
+    mean, std = tuple(given.get("mean", IMAGENET_MEAN)), tuple(given.get("std", IMAGENET_STD))
+    height, width = given.get("input_size", (3, *IMAGENET_SIZE))[-2:]
+    return LibraryNetwork(f"timm:{name}", network, mean, std, (height, width))
 
 
 def check_encoder(name: str) -> None:
@@ -161,6 +186,36 @@ def check_encoder(name: str) -> None:
         raise UsageError(f"unknown encoder {name!r}; {hint}{library} has {len(known)}")
 
 
+def check_images(name: str, channels: int, sizes: dict[tuple[int, int], str]) -> None:
+    """Raises UsageError for an encoder, which exists, that does not take images of ``sizes``.
+
+    These are (height, width) -> what is so large. Nothing is computed where the network can do without (meta device).
+    """
+    if ":" not in name:
+        return  # those of this file take images of any size and number of channels
+    try:
+        with torch.device("meta"):
+            network = library_network(name, channels)
+        network.width(network.size)
+    except Exception:  # some look at numbers while they are built or run
+        network = library_network(name, channels)
+        network.width(network.size)
+    for size, what in sizes.items():
+        try:
+            network.width(size)
+        except UsageError as error:
+            raise UsageError(
+                f"expected images of a size that {name} takes, such as {pixels(network.size)}, got {what} of "
+                f"{pixels(size)} ({error.__cause__}); change the size of the images with --image-size (of folder:, "
+                "parquet: and imagenet:) or that of the views with --set all.view_share, or choose another encoder"
+            ) from None
+
+
+def pixels(size: tuple[int, int]) -> str:
+    """A size for people."""
+    return f"{size[0]} x {size[1]} pixels"
+
+
 def torchvision_names() -> list[str]:
     """Its classifiers, but for those with several outputs in training."""
     import torchvision.models
@@ -175,7 +230,7 @@ def timm_names() -> list[str]:
 
 
 LIBRARIES: dict[str, Callable[[], list[str]]] = {"torchvision": torchvision_names, "timm": timm_names}
-PROBED = 224  # pixels of a side: what these networks are made for
+IMAGENET_SIZE = (224, 224)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from bench.disk import DiskError, cannot
 from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag
-from bench.spec import RunSpec, UsageError
+from bench.spec import DataInfo, RunSpec, UsageError
 
 Report = Callable[[dict[str, Any]], None]
 PATIENCE = 6.0  # seconds that an interrupted child has to save: the whole command ends within 10
@@ -201,7 +201,8 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
             from bench.execute import execute
 
             spec = RunSpec.model_validate(task["spec"])
-            execute(Path(task["out"]), spec, report, flag, task.get("save_every", SAVE_EVERY))
+            every, images = task.get("save_every", SAVE_EVERY), expected_images(task)
+            execute(Path(task["out"]), spec, report, flag, every, images=images)
     except Interrupted as interrupted:
         return EXIT_INTERRUPTED[signal.Signals(interrupted.signum)]
     except UsageError as error:
@@ -217,6 +218,11 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
         report({"event": "error", "message": f"{type(error).__name__}: {error}"})
         return 1
     return 0
+
+
+def expected_images(task: dict[str, Any]) -> DataInfo | None:
+    """The images that a run is asked for on; None where its task does not say."""
+    return DataInfo.model_validate(task["images"]) if task.get("images") else None
 
 
 if __name__ == "__main__":

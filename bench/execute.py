@@ -12,6 +12,7 @@ from bench import calibration, registry
 from bench import device as devices
 from bench.audit import audit
 from bench.build import build_method
+from bench.copies import check_copies
 from bench.crew import Crew
 from bench.curve import MARKS, curve
 from bench.data import ImageSet, data_info, load_data
@@ -31,11 +32,18 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def execute(
-    out: Path, spec: RunSpec, report: Report, flag: StopFlag, save_every: float = math.inf, ranks: Ranks = ALONE
+    out: Path,
+    spec: RunSpec,
+    report: Report,
+    flag: StopFlag,
+    save_every: float = math.inf,
+    ranks: Ranks = ALONE,
+    images: DataInfo | None = None,
 ) -> None:
     """Do a run as far as it goes; its status is in its record at the end.
 
     This is rank 0 of the ``ranks``; the others are told what to do (bench.assist). Audit and curve are made here alone.
+    Where this machine, or that of a rank, has other ``images`` than the run is asked for on, nothing is done.
 
     Raises Interrupted after a signal, with what can go on saved; UsageError, DiskError and what a method raises.
     """
@@ -46,8 +54,9 @@ def execute(
     devices.prepare(device, spec.threads)
     dataset = registry.load("dataset", spec.data.name).Dataset()
     train_set, test_set = load_data(dataset, spec.data)
-    method, settings = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
     data = data_info(train_set, test_set)
+    check_copies(data, images, ranks)
+    method, settings = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
     record = Record(
         spec=spec,
         adversary=method.config.adversary,

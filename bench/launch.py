@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import device as devices
 from bench.assist import assist
-from bench.engine import PATIENCE, PRELOAD, SAVE_EVERY, forked
+from bench.engine import PATIENCE, PRELOAD, SAVE_EVERY, expected_images, forked
 from bench.execute import execute
 from bench.ranks import joined
 from bench.signals import Interrupted, StopFlag
@@ -110,7 +110,8 @@ def take_part(task: dict[str, Any], report: Report, flag: StopFlag) -> int:
     try:
         with joined(rank, spec.gpus_per_run, device, task["meeting"]) as ranks:
             if rank == 0:
-                execute(Path(task["out"]), spec, report, flag, task.get("save_every", SAVE_EVERY), ranks)
+                every, images = task.get("save_every", SAVE_EVERY), expected_images(task)
+                execute(Path(task["out"]), spec, report, flag, every, ranks, images)
             else:
                 assist(spec, device, flag, ranks)
     except Exception as error:

@@ -243,7 +243,8 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     from bench import device as devices
     from bench.course import Course
     from bench.data import data_info, load_data
-    from bench.encoder import check_encoder
+    from bench.encoder import check_encoder, check_images
+    from methods.common.base import BaseMethod
     from methods.common.base import resolve as resolve_settings
 
     rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
@@ -263,13 +264,16 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
         image_size=options.image_size,
         classes=options.classes,
     )
-    check_encoder(options.encoder or dataset.encoder)
+    encoder = options.encoder or dataset.encoder
+    check_encoder(encoder)
     scoring = evaluation(options, dataset, device)
     targets = {Path(row.method).stem for row in rows} | {row.label for row in rows}
     for target in options.settings:
         if target != "all" and target not in targets:
             raise UsageError("--set: " + unknown("method", target, sorted(targets)))
     train_set, test_set = load_data(dataset, data)
+    channels, _, side = train_set.image_shape
+    sizes = {test_set.image_shape[1:]: "images to evaluate on"}
     specs: list[RunSpec] = []
     for turn, seed in enumerate(seeds):
         for place in range(len(cells)):
@@ -296,10 +300,12 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
             )
             specs.append(spec)
             if seed == seeds[0]:
-                config, _ = resolve_settings(
-                    registry.load("method", row.method).Config, name, dataset.OVERRIDES, spec.settings
-                )
+                module = registry.load("method", row.method)
+                config, _ = resolve_settings(module.Config, name, dataset.OVERRIDES, spec.settings)
+                if getattr(module.Method, "augment", None) is BaseMethod.augment:  # views of another's size are its own
+                    sizes.setdefault((config.view_side(side),) * 2, f"views of {row.label}")
                 Course(len(train_set), config.batch, config.updates_per_batch, options.gpus_per_run)
+    check_images(encoder, channels, sizes)
     budgets = {budget for _, budget, _ in cells}
     return specs, budgets.pop() if len(budgets) == 1 else None, total, data_info(train_set, test_set)
 

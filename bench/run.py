@@ -22,7 +22,7 @@ from bench.options import Options
 from bench.plan import Estimate, Measured, estimate
 from bench.progress import Display
 from bench.repair import settle
-from bench.schedule import Job, Schedule
+from bench.schedule import TRIES, Job, Schedule
 from bench.signals import EXIT_INTERRUPTED, Interrupted
 from bench.spec import Budget, DataInfo, Manifest, RunSpec, UsageError
 from bench.store import MANIFEST, RunFolder, load_manifest
@@ -41,6 +41,7 @@ def default_out(options: Options, specs: list[RunSpec]) -> Path:
 # ---------------------------------------------------------------- the run
 
 ENDED = ("finished", "diverged", "oom")  # whatever became of the process afterwards
+REFUSED = 2  # exit code of a process that found a mistake of the user's
 POLL = 1.0  # seconds between two looks at the deadline and at the size of the cluster
 
 
@@ -168,7 +169,7 @@ def run_all(
                 engine.start(folders[name].spec)
             for name, event in engine.poll(POLL):
                 folder = folders[name]
-                if event["event"] == LOST and schedule.lose(name):
+                if event["event"] == LOST and schedule.lose(name, folder.reached()):
                     display.line(f"{name}: {event['message']}; it goes on elsewhere", "yellow")
                 elif event["event"] in (LOST, EXIT):
                     conclude(folder, event, messages[name])
@@ -214,8 +215,14 @@ def conclude(folder: RunFolder, last: Event, messages: list[str]) -> None:
     """Mark a run that has ended without saying how as failed. ``last``: the engine's EXIT or LOST. Raises DiskError."""
     code, record = last.get("code", 1), folder.record()
     stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"  # a signal to the child alone
-    if record.status == "pending" or (code and not stopped and record.status not in ENDED):
+    refused = code == REFUSED  # by a machine that could not even look at what was stored before
+    if record.status == "pending" or refused or (code and not stopped and record.status not in ENDED):
         said = [*messages, *filter(None, [last.get("message")])]
+        if last["event"] == LOST:
+            said.append(
+                f"lost {TRIES} times in a row and no further than the first time; the last time: {said[-1]}; "
+                "the same command goes on from what is saved"
+            )
         where = f" on {last['node']}" if last.get("node") else ""
         message = said[-1] if said else f"the process ended with code {code}{where}; see {folder.place('log.txt')}"
         folder.save_record(record.model_copy(update={"status": "failed", "message": message}))

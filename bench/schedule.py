@@ -4,10 +4,11 @@ No clock, no process, no disk: whoever drives it says what has started, ended an
 """
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TRIES = 10  # of one run: lost workers and nodes are not its fault, so many times in a row they are
+TRIES = 10  # of one run at one place: lost workers and nodes are not its fault, so many times in a row they are
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Job:
 
 class Schedule:
     """Every job once, the first seeds of all methods first, the longest of a seed first, equal ones in their
-    order; what was lost goes before all.
+    order; what was lost goes before all, and is given up once it was lost ``tries`` times at one place.
 
     Methods are interleaved over seeds, so that whatever is finished at a deadline compares them all; the longest first
     keeps the end short. At most ``in_flight`` jobs are out at a time. Each operation takes O(log n).
@@ -35,7 +36,8 @@ class Schedule:
         if len(self.jobs) != len(jobs):
             raise ValueError("expected every job once")
         self.in_flight = in_flight
-        self.tries = dict.fromkeys(self.jobs, tries)  # left
+        self.tries = tries
+        self._losses: dict[str, tuple[float, int]] = {}  # how far a job had come, and how often it was lost there
         self.running: set[str] = set()
         self.ended: set[str] = set()
         self.given_up: set[str] = set()
@@ -65,11 +67,17 @@ class Schedule:
         self.running.remove(name)
         self.ended.add(name)
 
-    def lose(self, name: str) -> bool:
-        """Its worker or node is gone: whether it waits for another try. Raises KeyError if it was not running."""
+    def lose(self, name: str, reached: float) -> bool:
+        """Its worker or node is gone: whether it waits for another try. Raises KeyError if it was not running.
+
+        ``reached``: how much of it is kept, in any measure that grows when it moves on. Where it is more than at every
+        loss before, the run has all its tries again, and this loss is the first of them.
+        """
         self.running.remove(name)
-        self.tries[name] -= 1
-        if not self.tries[name]:
+        furthest, losses = self._losses.get(name, (-math.inf, 0))
+        losses = 1 if reached > furthest else losses + 1
+        self._losses[name] = max(furthest, reached), losses
+        if losses >= self.tries:
             self.given_up.add(name)
             return False
         heapq.heappush(self._waiting, self._place(name, lost=True))

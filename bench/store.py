@@ -223,6 +223,18 @@ class RunFolder:
 
         save_checkpoint(self.place("checkpoints"), state)
 
+    def reached(self) -> int:
+        """How much of this run is stored: it grows with each checkpoint of later updates and each part that is made.
+
+        What is damaged counts as missing; no tensor is read.
+        """
+        from bench.checkpoint import newest_value
+
+        record = self.record([])
+        updates = record.train.updates if record.train else newest_value(self.path / "checkpoints", "updates")
+        cells = sum(1 + len(result.stages) for result in record.results)
+        return (updates or 0) + len(record.probes) + cells + len(record.audits) + len(self.curve([]))
+
     def beat(self) -> Beat | None:
         """How far the training was when it was last heard of; None where that is not known."""
         try:

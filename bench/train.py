@@ -207,9 +207,9 @@ def warm_up(training: Training, images: ImageSet, course: Course, seed: int, met
 
 def blank_view(method: BaseMethod, images: ImageSet, device: torch.device) -> Tensor:
     """(C, H, W), of the size of a view."""
-    channels, height, width = images.image_shape
-    share = method.config.view_share
-    return torch.zeros(channels, round(share * height), round(share * width), device=device)
+    channels, _, width = images.image_shape
+    side = method.config.view_side(width)
+    return torch.zeros(channels, side, side, device=device)
 
 
 @contextlib.contextmanager

@@ -6,22 +6,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench import registry
+from bench.data import data_info, load_data
 from bench.progress import Display
 from bench.run import make_manifest, open_folder
 from bench.spec import Budget, DataInfo, DataSpec, EvalSpec, RunSpec
 from bench.store import RunFolder
 
 EVAL = EvalSpec(attacks=("pgd",), eps=(0.05,), main_eps=0.05, curve=(0.5,), crops=2, band_images=4)
-IMAGES = DataInfo(
-    label="synthetic",
-    train=32,
-    test=16,
-    classes=4,
-    image_shape=(3, 16, 16),
-    subset=True,
-    train_sha256="0" * 64,
-    test_sha256="0" * 64,
-)
+DATA = DataSpec(name="synthetic", train_images=32, test_images=16)
+IMAGES = data_info(*load_data(registry.load("dataset", "synthetic").Dataset(), DATA))
 
 
 def cells(count: int, updates: int = 200) -> list[RunSpec]:
@@ -31,7 +25,7 @@ def cells(count: int, updates: int = 200) -> list[RunSpec]:
             method="emp_ssl",
             seed=seed,
             settings={"batch": 16, "views": 2},
-            data=DataSpec(name="synthetic", train_images=32, test_images=16),
+            data=DATA,
             budget=Budget.parse(f"{updates}up"),
             threads=1,
             eval=EVAL,
@@ -67,8 +61,8 @@ def measured(out: Path, specs: list[RunSpec]) -> dict[str, object]:
     return found
 
 
-def opened(out: Path, specs: list[RunSpec]) -> Path:
-    """A folder with a manifest, by which a worker knows it."""
+def opened(out: Path, specs: list[RunSpec], images: DataInfo = IMAGES) -> Path:
+    """A folder with a manifest, by which a worker knows it and what its images have to be."""
     out.mkdir()
-    open_folder(out, make_manifest(specs, specs[0].budget, None, IMAGES, ["bench", "run"]))
+    open_folder(out, make_manifest(specs, specs[0].budget, None, images, ["bench", "run"]))
     return out

@@ -48,10 +48,10 @@ class Listener(io.StringIO):
         return len(text)
 
 
-def in_process(out, run, on=lambda event: None):
-    """(exit code, events) of the child's main function."""
+def in_process(out, run, on=lambda event: None, **told):
+    """(exit code, events) of the child's main function; ``told`` is more of its task."""
     listener = Listener(on)
-    return main(io.StringIO(json.dumps(task(out, run))), listener), listener.events
+    return main(io.StringIO(json.dumps(task(out, run) | told)), listener), listener.events
 
 
 @contextlib.contextmanager

@@ -162,7 +162,7 @@ class FailingCluster(VirtualCluster):
 
         def hear() -> None:
             if driver == self.drivers:
-                self.schedule.lose(name)
+                self.schedule.lose(name, self.saved[name] + self.committed[name])
 
         self.at(self.now + after, hear)
 

@@ -1,6 +1,7 @@
 """Devices by name, and the meter: passes against closed forms, FLOPs against the figures of the network."""
 
 import copy
+import dataclasses
 import math
 import random
 
@@ -79,6 +80,14 @@ class TestPasses:
         result = train(method, digits.first(method.config.batch), spec.budget, 0, CPU)
         counted = (result.forward_per_image, result.backward_input_per_image, result.backward_weight_per_image)
         assert counted == PASSES[name]
+
+    def test_do_not_depend_on_the_shape_of_the_images(self, tiny, digits):
+        """Views are squares as wide as the image."""
+        few = digits.first(6)
+        for rows in (8, 16):
+            images = dataclasses.replace(few, images=few.images[:, :, :rows])
+            result = train(tiny("simclr"), images, Budget.parse("1up"), 0, CPU)
+            assert (result.forward_per_image, result.backward_weight_per_image) == (2, 2)
 
     @pytest.mark.parametrize(("adversary", "times"), [("none", 3), ("pgd", 3 + 2 * STEPS), ("free", 3 * M)])
     def test_and_flops_agree(self, tiny, digits, adversary, times):

@@ -8,7 +8,7 @@ import torchvision
 
 from bench import registry
 from bench.build import build_method
-from bench.encoder import BACKBONES, Encoder, build_encoder, fold_batch_norm
+from bench.encoder import BACKBONES, Encoder, build_encoder, check_images, fold_batch_norm
 from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from methods.common.base import parameter_count
 
@@ -120,6 +120,9 @@ class TestLibraries:
         with pytest.raises(UsageError, match=message):
             build_encoder(name, 3, 8)
 
+    def test_one_for_images_of_its_own_size(self):
+        assert build_encoder("timm:vit_tiny_patch16_384", 3, 16).backbone_width == 192
+
     def test_grey_images(self):
         with pytest.raises(UsageError, match=r"expected RGB images for torchvision:resnet18, got 1 channel; choose"):
             build_encoder("torchvision:resnet18", 1, 8)
@@ -137,6 +140,49 @@ class TestLibraries:
         with torch.no_grad():
             expected, found = encoder(images), fold_batch_norm(encoder)(images)
         assert (expected - found).abs().max() <= 1e-5 * expected.abs().max()
+
+
+class TestImagesThatItTakes:
+    """What is refused before any run: a network that has one size only, and images of another."""
+
+    @pytest.mark.parametrize(
+        ("name", "size", "message"),
+        [
+            ("timm:vit_tiny_patch16_224", 32, r"such as 224 x 224 pixels, got views of 32 x 32 pixels \(Input height"),
+            ("timm:vit_tiny_patch16_384", 224, r"such as 384 x 384 pixels, got views of 224 x 224 pixels \("),
+            ("torchvision:vit_b_16", 256, r"such as 224 x 224 pixels, got views of 256 x 256 pixels \(Wrong image"),
+            ("torchvision:alexnet", 16, r"got views of 16 x 16 pixels .*; change .* with --image-size .* or choose"),
+        ],
+    )
+    def test_refused(self, name, size, message):
+        with pytest.raises(UsageError, match=rf"expected images of a size that {name} takes, .*{message}"):
+            check_images(name, 3, {(size, size): "views"})
+
+    @pytest.mark.parametrize(
+        ("name", "size"),
+        [
+            ("timm:vit_tiny_patch16_224", 224),
+            ("timm:vit_tiny_patch16_384", 384),
+            ("torchvision:vit_b_16", 224),
+            ("torchvision:resnet18", 32),
+            ("torchvision:regnet_y_400mf", 64),  # which cannot be built on the meta device
+            ("resnet8", 16),
+        ],
+    )
+    def test_taken(self, name, size):
+        check_images(name, 3, {(size, size): "views"})
+
+    def test_each_size_is_looked_at(self):
+        sizes = {(224, 224): "views", (224, 256): "images to evaluate on"}
+        with pytest.raises(UsageError, match="got images to evaluate on of 224 x 256 pixels"):
+            check_images("timm:vit_tiny_patch16_224", 3, sizes)
+
+    def test_channels(self):
+        check_images("resnet18", 1, {(16, 16): "views"})
+        with pytest.raises(
+            UsageError, match="expected RGB images for timm:vit_tiny_patch16_224, got 1 channel; choose"
+        ):
+            check_images("timm:vit_tiny_patch16_224", 1, {(224, 224): "views"})
 
 
 class TestSize:

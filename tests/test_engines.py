@@ -1,13 +1,14 @@
 """What the engines share on a worker's return, and what the local one refuses."""
 
 import pytest
-from cluster_fixtures import cells
+from cluster_fixtures import Heard, cells
 
-from bench.engines import EXIT, LOST
+from bench.engines import EXIT, LOST, worker
 from bench.engines.local import LocalEngine, check_cores
 from bench.engines.worker import Outcome, ended
 from bench.parcel import pack, unpack
-from bench.spec import Budget, UsageError
+from bench.run import run_all
+from bench.spec import Budget, Record, UsageError
 from bench.store import RunFolder
 
 
@@ -20,6 +21,64 @@ def test_a_signal_on_a_worker_is_a_loss_unless_it_came_from_here(tmp_path, code,
     last = ended(Outcome(code=code, node="far"), {"train.json": b"{}"}, folder, stopping)
     assert last["event"] == event
     assert (folder.path / "train.json").read_bytes() == b"{}"
+
+
+class Losing:
+    """Loses its run ``losses`` times before it ends, and saves ``moves`` updates more before each loss."""
+
+    slots = 1
+
+    def __init__(self, out, losses, moves):
+        self.out, self.losses, self.moves = out, losses, moves
+        self.folders, self.starts = [], 0
+
+    def start(self, spec):
+        self.folders.append(RunFolder(self.out, spec))
+        self.starts += 1
+
+    def poll(self, seconds):
+        folder = self.folders.pop()
+        if self.starts <= self.losses:
+            folder.save_checkpoint({"updates": 5 + self.moves * self.starts})
+            return [(folder.spec.name, {"event": LOST, "message": "the node is gone"})]
+        folder.save_record(Record(spec=folder.spec, status="finished"))
+        return [(folder.spec.name, {"event": EXIT, "code": 0})]
+
+
+def test_a_run_that_moves_on_between_its_losses_is_not_given_up(tmp_path):
+    spec, engine = cells(1)[0], Losing(tmp_path, losses=30, moves=1)
+    assert run_all(tmp_path, [spec], Heard(), None, engine) == []
+    assert engine.starts == 31
+
+
+def test_a_run_that_is_lost_ten_times_at_one_place_has_failed(tmp_path):
+    spec, engine = cells(1)[0], Losing(tmp_path, losses=30, moves=0)
+    assert run_all(tmp_path, [spec], Heard(), None, engine) == [spec.name]
+    record = RunFolder(tmp_path, spec).record()
+    assert (engine.starts, record.status) == (10, "failed")
+    assert record.message == (
+        "lost 10 times in a row and no further than the first time; the last time: the node is gone; "
+        "the same command goes on from what is saved"
+    )
+
+
+@pytest.mark.parametrize(("there", "home", "goes_on_from"), [(7, 5, 7), (5, 7, 7), (5, 5, 5), (None, 5, 5), (5, 0, 5)])
+def test_a_worker_goes_on_from_whichever_is_further(tmp_path, monkeypatch, there, home, goes_on_from):
+    """``there``: updates that are saved on its machine, from an earlier visit; ``home``: where the command runs."""
+    (spec,) = cells(1)
+    monkeypatch.setattr(worker, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(worker, "attend", lambda *arguments: (0, ""))
+    asking = RunFolder(tmp_path / "home", spec)
+    made = RunFolder(tmp_path / "cache" / "cells" / ("0" * 16), spec)
+    for folder, updates in ((asking, home), (made, there)):
+        if updates is not None:
+            folder.save_record(Record(spec=spec, status="preempted"))
+            folder.save_checkpoint({"updates": updates})
+    order = worker.Order(spec=spec, out="/nowhere", manifest="0" * 64, save_every=1.0, reached=asking.reached())
+    outcome, files = worker.work(order, lambda: pack(asking.path), lambda events: False)
+    assert outcome.code == 0
+    unpack(asking.path, files)
+    assert asking.checkpoint()[0] == {"updates": goes_on_from}
 
 
 def test_a_parcel_makes_a_folder_what_was_packed_and_nothing_else(tmp_path):

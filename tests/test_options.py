@@ -1,6 +1,7 @@
 """Options and suites: which runs follow, which settings win, and what is refused."""
 
 import pytest
+from data_fixtures import write_images
 
 from bench.cli import gather
 from bench.options import Options, Row, chosen_rows, load_suite, options_of, resolve, row_budgets, suites
@@ -148,6 +149,52 @@ def test_the_paper_suite_states_the_rows_of_the_paper():
         "simclr_free": ("167ep", 2, None, 3),
         "cf_amc_ssl": ("10ep", 16, None, 3),
     }
+
+
+class TestEncoderAndImages:
+    """What an encoder cannot take is refused before anything runs; the images are 256 pixels here."""
+
+    @pytest.fixture
+    def folders(self, tmp_path):
+        write_images(tmp_path / "net", 4, 2, ("n00000001", "n00000002"), ("train", "val"), ".JPEG")
+        write_images(tmp_path / "photos", 4, 2)
+        return tmp_path
+
+    def resolved(self, data, encoder, **more):
+        given = {"data": data, "encoder": encoder, "methods": "simclr", "budget": ("1up",), "device": "cpu"}
+        return resolve(gather(given | {"settings": ("all.batch=4",)} | more))[0]
+
+    def test_views_and_centres_of_224_pixels_are_taken(self, folders):
+        (spec,) = self.resolved(f"imagenet:{folders / 'net'}", "torchvision:vit_b_16", image_size=256)
+        assert spec.encoder == "torchvision:vit_b_16"
+
+    @pytest.mark.parametrize(
+        ("data", "more", "message"),
+        [
+            ("imagenet:net", {"image_size": 128}, "such as 224 x 224 pixels, got images to evaluate on of 112 x 112"),
+            ("imagenet:net", {"settings": ("all.batch=4", "all.view_share=1")}, "got views of simclr of 256 x 256"),
+            ("folder:photos", {"image_size": 256}, "got images to evaluate on of 256 x 256"),
+            ("synthetic", {}, "got images to evaluate on of 16 x 16 pixels"),
+            ("digits", {}, "expected RGB images for torchvision:vit_b_16, got 1 channel; choose resnet18 or resnet8"),
+        ],
+    )
+    def test_others_are_refused(self, folders, data, more, message):
+        with pytest.raises(UsageError, match=message):
+            self.resolved(data.replace(":", f":{folders}/"), "torchvision:vit_b_16", **more)
+
+    def test_a_method_with_views_of_its_own_is_asked_for_the_images_alone(self, folders, tmp_path):
+        own = "import methods.simclr as s\nConfig = s.Config\nclass Method(s.Method):\n    def augment(self, *a): ...\n"
+        (tmp_path / "own.py").write_text('"""Own."""\n' + own, encoding="utf-8")
+        settings = ("all.batch=4", "all.view_share=1")
+        data = f"imagenet:{folders / 'net'}"
+        (spec,) = self.resolved(data, "torchvision:vit_b_16", methods=str(tmp_path / "own.py"), settings=settings)
+        assert spec.method == "own"
+
+    def test_a_name_that_does_not_exist_is_refused_before_the_data_is_looked_for(self):
+        with pytest.raises(UsageError, match=r"unknown encoder 'timm:nothing'; .*timm has"):
+            self.resolved("folder:/nowhere", "timm:nothing")
+        with pytest.raises(UsageError, match="unknown encoder 'torchvision:vit_b_61'; did you mean vit_b_16"):
+            self.resolved("folder:/nowhere", "torchvision:vit_b_61")
 
 
 class TestGpusPerRun:

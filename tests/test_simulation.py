@@ -78,7 +78,7 @@ class TestTheDriver:
             name = out.popleft()
             if name.endswith("7") and name not in lost:
                 lost.add(name)
-                schedule.lose(name)
+                schedule.lose(name, 0)
             else:
                 schedule.end(name)
 
@@ -164,6 +164,38 @@ class TestSmallClusters:
         assert best * (1 - 1e-12) <= cluster.now <= (2 - 1 / gpus) * best * (1 + 1e-12)
 
 
+class TestLosses:
+    """One cell of a hundred hours on one node, which is taken away about once an hour."""
+
+    @staticmethod
+    def run(rates: Rates, schedule: type[Schedule] = Schedule) -> FailingCluster:
+        jobs = [Job("m-s0", 0)]
+        cluster = FailingCluster(jobs, {"m-s0": 360_000.0}, 1, 1, rates)
+        cluster.schedule = schedule(jobs, 1)
+        cluster.run()
+        return cluster
+
+    @pytest.mark.parametrize("rates", [Rates(preemptions=1), Rates(node_losses=1), Rates(worker_kills=1)])
+    def test_while_it_moves_on_it_is_not_given_up(self, rates: Rates) -> None:
+        cluster = self.run(rates)
+        assert cluster.committed == {"m-s0": 1}
+        assert cluster.counts.starts > 60
+        assert cluster.schedule.given_up == set()
+
+    def test_what_saves_nothing_is_given_up_after_ten(self) -> None:
+        cluster = self.run(Rates(node_losses=1, checkpoint=1e9))
+        assert (cluster.committed, cluster.schedule.given_up) == ({"m-s0": 0}, {"m-s0"})
+        assert cluster.counts.starts == 10
+
+    def test_one_that_does_not_see_the_progress_gives_it_up(self) -> None:
+        class Blind(Schedule):
+            def lose(self, name: str, reached: float) -> bool:
+                return super().lose(name, 0)
+
+        cluster = self.run(Rates(preemptions=1), Blind)
+        assert (cluster.counts.starts, cluster.schedule.given_up) == (10, {"m-s0"})
+
+
 class TestTheSimulationNotices:
     """A scheduler with a fault is found out."""
 
@@ -176,7 +208,7 @@ class TestTheSimulationNotices:
 
     def test_one_that_forgets_what_is_lost(self) -> None:
         class Forgetful(Schedule):
-            def lose(self, name: str) -> bool:
+            def lose(self, name: str, reached: float) -> bool:
                 self.running.remove(name)
                 return False
 
@@ -184,9 +216,9 @@ class TestTheSimulationNotices:
 
     def test_one_that_starts_a_cell_twice(self) -> None:
         class Twice(Schedule):
-            def lose(self, name: str) -> bool:
+            def lose(self, name: str, reached: float) -> bool:
                 self._waiting.insert(0, self._place(name, lost=True))
-                return super().lose(name)
+                return super().lose(name, reached)
 
         with pytest.raises(AssertionError, match="runs twice at a time"):
             self.run(Twice)

@@ -61,6 +61,36 @@ def test_record_of_a_run_that_is_in_training(run):
     assert run.trained() is None
 
 
+def test_how_far_a_run_has_come_grows_with_all_that_is_stored(run):
+    """A checkpoint of the same updates, which every start of a training saves, is no step."""
+    steps = [
+        (lambda: run.save_record(RECORD), 0),
+        (lambda: run.save_checkpoint({"updates": 0, "method": {"weight": torch.ones(2)}}), 0),
+        (lambda: run.save_checkpoint({"updates": 2, "method": {"weight": torch.ones(2)}}), 2),
+        (lambda: run.save_checkpoint({"updates": 2, "method": {"weight": torch.ones(2)}}), 2),
+        (lambda: run.save_beat(Beat(seconds=9.0, updates=3)), 2),  # not saved, so it is made again
+        (lambda: run.save_trained(TRAINED, {"weight": torch.ones(2)}), 4),
+        (lambda: run.save_probe(probe(), {"weight": torch.ones(2)}), 5),
+        (lambda: run.save_result(result()), 6),
+        (lambda: run.save_result(result(attack="autoattack", complete=False, stages=[("apgd-ce", 2)])), 8),
+        (lambda: run.save_result(result(attack="autoattack", stages=[("apgd-ce", 2), ("square", 1)])), 9),
+        (lambda: run.save_audits([Audit(protocol="linear", level="core", eps=0.1, checks=[])]), 10),
+    ]
+    assert run.reached() == 0
+    for step, expected in steps:
+        step()
+        assert run.reached() == expected
+
+
+def test_how_far_a_run_has_come_leaves_out_what_is_damaged(run):
+    run.save_checkpoint({"updates": 2})
+    run.save_checkpoint({"updates": 3})
+    spoil(run.path / "checkpoints" / "000002" / "state.json")
+    assert run.reached() == 2
+    spoil(run.path / "checkpoints" / "000001" / "state.json")
+    assert run.reached() == 0
+
+
 def test_two_results_for_one_cell_are_refused(run):
     run.save_record(RECORD)
     run.save_result(result(outcomes="0110"))

@@ -5,15 +5,34 @@ tells what happens to it. Results are in the store when an engine says that a ru
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from bench.spec import RunSpec
+from bench.spec import DataInfo, RunSpec
+from bench.store import MANIFEST, load_manifest
 
 Name = Literal["local", "ray", "slurm"]
 NAMES: tuple[Name, ...] = ("local", "ray", "slurm")
 Event = dict[str, Any]
 EXIT = "exit"  # the last event of a run: it has ended by itself, with ``code``
 LOST = "lost"  # or: its worker or node is gone, as ``message`` says; it can be started again
+
+
+def run_task(
+    out: Path, spec: RunSpec, save_every: float, images: DataInfo | None, visible: str | None = None
+) -> dict[str, Any]:
+    """One run as the process that makes it is told (bench.engine). ``images``: those that it has to find there.
+
+    ``visible`` is what CUDA_VISIBLE_DEVICES is to be; None: as it is.
+    """
+    told = {"task": "run", "out": str(out), "spec": spec.model_dump(mode="json"), "save_every": save_every}
+    told |= {"images": images.model_dump(mode="json")} if images is not None else {}
+    return told | ({"visible": visible} if visible is not None else {})
+
+
+def images_of(out: Path) -> DataInfo | None:
+    """The images that the runs of a folder are asked for on; None where it has no manifest. Raises UsageError."""
+    return load_manifest(out).data if (out / MANIFEST).is_file() else None
 
 
 class Engine(Protocol):

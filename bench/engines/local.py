@@ -6,7 +6,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from bench.engine import PATIENCE, Child
-from bench.engines import EXIT, Event
+from bench.engines import EXIT, Event, images_of, run_task
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
 
@@ -22,20 +22,16 @@ class LocalEngine:
             raise ValueError(f"expected a GPU for each of {jobs} jobs, got {len(gpus)}")
         self.slots = jobs
         self._out, self._save_every, self._lock = out, save_every, lock
+        self._images = images_of(out)
         self._free = list(gpus)
         self._children: dict[str, Child] = {}
         self._gpu: dict[str, str] = {}
 
     def start(self, spec: RunSpec) -> None:
         """See Engine."""
-        task = {
-            "task": "run",
-            "out": str(self._out),
-            "spec": spec.model_dump(mode="json"),
-            "save_every": self._save_every,
-        }
         if self._free:
-            task["visible"] = self._gpu[spec.name] = self._free.pop(0)
+            self._gpu[spec.name] = self._free.pop(0)
+        task = run_task(self._out, spec, self._save_every, self._images, self._gpu.get(spec.name))
         self._children[spec.name] = Child(task, RunFolder(self._out, spec).place("log.txt"), self._lock)
 
     def poll(self, seconds: float) -> list[tuple[str, Event]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine import PATIENCE
-from bench.engines import EXIT, LOST, Event
+from bench.engines import EXIT, LOST, Event, images_of
 from bench.engines.worker import Order, Outcome, ended, manifest_hash, work
 from bench.parcel import Parcel, names, pack
 from bench.spec import RunSpec, UsageError
@@ -76,7 +76,7 @@ class RayEngine:
         self._ray: Any = ray
         self._out, self._save_every = out, save_every
         self._needs = {"num_gpus": gpus, "num_cpus": max(1, ranks, threads)}
-        self._manifest = manifest_hash(out)
+        self._manifest, self._images = manifest_hash(out), images_of(out)
         self._refs: dict[Any, RunSpec] = {}
         self._stopping = False
         try:
@@ -108,15 +108,17 @@ class RayEngine:
     def start(self, spec: RunSpec) -> None:
         """See Engine."""
         visible = None if self._needs["num_gpus"] else ""  # Ray says which GPU; with none it leaves all to be seen
+        begun = RunFolder(self._out, spec)
         order = Order(
             spec=spec,
             out=str(self._out.resolve()),
             manifest=self._manifest,
+            images=self._images,
             save_every=self._save_every,
+            reached=begun.reached(),
             visible=visible,
         )
-        begun = RunFolder(self._out, spec).path
-        parcel = [self._ray.put(pack(begun))] if names(begun) else []
+        parcel = [self._ray.put(pack(begun.path))] if names(begun.path) else []
         made = self._task.options(**self._needs)
         self._refs[made.remote(order.model_dump(mode="json"), self._mailbox, parcel)] = spec
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.disk import is_there, write_bytes
 from bench.engine import PATIENCE
-from bench.engines import EXIT, LOST, Event
+from bench.engines import EXIT, LOST, Event, images_of
 from bench.engines.worker import Order, Outcome, ended, manifest_hash, work
 from bench.parcel import Parcel, pack
 from bench.spec import RunSpec, UsageError
@@ -57,7 +57,8 @@ class SlurmEngine:
             import submitit
         except ImportError:
             raise UsageError("--engine slurm needs submitit; pip install 'robust-ssl-bench[slurm]'") from None
-        self._out, self._save_every, self._manifest = out, save_every, manifest_hash(out)
+        self._out, self._save_every = out, save_every
+        self._manifest, self._images = manifest_hash(out), images_of(out)
         ranks = max(spec.gpus_per_run for spec in specs)
         gpus = ranks if specs[0].device.startswith("cuda") else 0
         asked = {
@@ -100,7 +101,13 @@ class SlurmEngine:
 
     def _submit(self) -> None:
         orders = [
-            Order(spec=spec, out=str(self._out.resolve()), manifest=self._manifest, save_every=self._save_every)
+            Order(
+                spec=spec,
+                out=str(self._out.resolve()),
+                manifest=self._manifest,
+                images=self._images,
+                save_every=self._save_every,
+            )
             for spec in self._waiting
         ]
         with self._executor.batch():

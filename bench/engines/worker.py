@@ -12,16 +12,14 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from platformdirs import user_cache_path
-from pydantic import JsonValue
 
 from bench.disk import DiskError, cannot
 from bench.engine import PATIENCE, Child
-from bench.engines import EXIT, LOST, Event
-from bench.files import Damaged
+from bench.engines import EXIT, LOST, Event, run_task
 from bench.lock import owned
 from bench.parcel import Parcel, pack, unpack
 from bench.signals import EXIT_INTERRUPTED
-from bench.spec import Data, RunSpec
+from bench.spec import Data, DataInfo, RunSpec
 from bench.store import MANIFEST, RunFolder
 
 TELL_EVERY = 2.0  # seconds between two calls home: thousands of workers have one home
@@ -34,7 +32,9 @@ class Order(Data):
     spec: RunSpec
     out: str  # the folder of all runs, where the worker may or may not see it
     manifest: str  # SHA-256 of the manifest that is there
+    images: DataInfo | None = None  # that the worker has to have
     save_every: float
+    reached: int = 0  # how much of the run there is at home (RunFolder.reached)
     visible: str | None = None  # what CUDA_VISIBLE_DEVICES is to be; None: as it is
 
 
@@ -63,13 +63,14 @@ def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]
     except OSError as error:
         raise cannot("write", folder.path, error) from error
     with owned(folder.path, moves=True) as lock:
-        if not shared and not furthest(folder):
+        if not shared and folder.reached() < order.reached:  # another machine has come further than this one
             unpack(folder.path, parcel())
         try:
-            code = attend(order, out, folder.path / "log.txt", lock, tell)
+            code, message = attend(order, out, folder.path / "log.txt", lock, tell)
         except DiskError as error:
             return Outcome(code=1, message=str(error), node=platform.node()), {}
-        return Outcome(code=code, node=platform.node()), {} if shared else pack(folder.path)
+        files = {} if shared else pack(folder.path)
+        return Outcome(code=code, message=message, node=platform.node()), files
 
 
 def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) -> Event:
@@ -84,25 +85,19 @@ def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) ->
     return {"event": EXIT, "code": outcome.code, "message": outcome.message, "node": outcome.node}
 
 
-def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[Event]], bool]) -> int:
-    """Run the child and tell what it says: its exit code."""
-    task: dict[str, JsonValue] = {
-        "task": "run",
-        "out": str(out),
-        "spec": order.spec.model_dump(mode="json"),
-        "save_every": order.save_every,
-    }
-    if order.visible is not None:
-        task["visible"] = order.visible
-    child = Child(task, log, lock)
+def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[Event]], bool]) -> tuple[int, str]:
+    """Run the child and tell what it says: its exit code and its last error, since not all who ask hear events."""
+    child = Child(run_task(out, order.spec, order.save_every, order.images, order.visible), log, lock)
     try:
         untold: list[Event] = []
+        message = ""
         told = 0.0
         stopping = False
         while True:
             ready = wait([child.events], TELL_EVERY)
             events = child.heard() if ready else []
             for event in events or ():
+                message = event["message"] if event.get("event") == "error" else message
                 if untold and untold[-1].get("event") == event.get("event") in LOUD:
                     untold.pop()
                 untold.append(event)
@@ -112,21 +107,13 @@ def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[E
                     stopping = True
                     child.pass_on(signal.SIGTERM)
             if events is None:
-                return child.ended()
+                return child.ended(), message
     except BaseException:
         child.pass_on(signal.SIGTERM)
         child.leave(PATIENCE)
         raise
     finally:
         child.close()
-
-
-def furthest(folder: RunFolder) -> bool:
-    """Whether a worker was here before: then its own files are further than those at home."""
-    try:
-        return folder.record([]).status != "pending"
-    except Damaged:
-        return False
 
 
 def manifest_hash(out: Path) -> str:

@@ -100,6 +100,10 @@ class BaseConfig:
         views = {1: "single", 2: "pair"}.get(self.views, "multi")
         return {"all", views, "patch" if self.crop_scale[0] == self.crop_scale[1] else "crop", self.adversary}
 
+    def view_side(self, side: int) -> int:
+        """Pixels of a side of the square views of images that are so wide."""
+        return round(self.view_share * side)
+
     @property
     def updates_per_batch(self) -> int:
         """Each replay of free adversarial training is an update."""
@@ -167,7 +171,7 @@ class BaseMethod(nn.Module):
             images,
             draws,
             views=c.views,
-            size=round(c.view_share * images.shape[-1]),
+            size=c.view_side(images.shape[-1]),
             scale=c.crop_scale,
             ratio=c.crop_ratio,
             flip=c.flip,
