@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from zoo import healthy
+from zoo import healthy, overfitted
 
 from attacks import pgd
 from bench.checks.subject import Counted, Subject
 from bench.encoder import fold_batch_norm
 from bench.files import sha256
-from bench.protocols import Classifier, MultiPatch, build_classifier, fixed_boxes
+from bench.protocols import MultiPatch, build_classifier, fixed_boxes
 from bench.repro import stream
 from bench.spec import ThreatModel
 
@@ -167,35 +167,6 @@ def different_crops(model: type[OtherCrops]) -> Subject:
     return healthy.subject(broken.eval().requires_grad_(False), probe, protocol="multi_patch", audited=32)
 
 
-# ---------------------------------------------------------------- training that misleads
-
-
-def overfitted() -> Classifier:
-    """A small network trained against FGSM of radius .3, where one step overfits (Wong et al., 2020, arXiv:2001.03994):
-    at the main eps it stands FGSM on half of the images and PGD on a tenth."""
-    train = healthy.digits()[0]
-    images, labels = train.images.float() / 255, train.labels
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(),
-            nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 10),
-        )  # fmt: skip
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    generator = stream(0, "overfitted")
-    for _ in range(15):
-        for ids in torch.randperm(len(images), generator=generator).split(100):
-            clean, truth = images[ids].requires_grad_(), labels[ids]
-            gradient = torch.autograd.grad(F.cross_entropy(network(clean), truth), clean)[0]
-            moved = (clean.detach() + 0.3 * gradient.sign()).clamp(0, 1)
-            optimizer.zero_grad()
-            F.cross_entropy(network(moved), truth).backward()
-            optimizer.step()
-    found = Classifier(network[:-1])
-    found.probe = network[-1]
-    return found.eval().requires_grad_(False)
-
-
 # ---------------------------------------------------------------- evaluations that mislead
 
 
@@ -291,7 +262,7 @@ BROKEN = {
     "input noise": Broken(lambda: around(Noisy), ("S10",)),
     "softmax output": Broken(lambda: around(Probabilities), ("S9",)),
     "test-time optimisation": Broken(lambda: around(Purified), ("S11",)),
-    "catastrophic overfitting": Broken(lambda: healthy.subject(overfitted()), ("A16",), "WARN"),
+    "catastrophic overfitting": Broken(lambda: healthy.subject(overfitted.classifier()), ("A16",), "WARN"),
     "2-step attack": Broken(two_steps, ("S2",)),
     "train-mode batch norm": Broken(batch_statistics, ("S6",)),
     "wrong unit of eps": Broken(wrong_unit, ("S4", "A10")),
