@@ -24,7 +24,7 @@ from bench.progress import Display
 from bench.repair import settle
 from bench.schedule import TRIES, Job, Schedule
 from bench.signals import EXIT_INTERRUPTED, Interrupted
-from bench.spec import Budget, DataInfo, Manifest, RunSpec, UsageError
+from bench.spec import Budget, DataInfo, Manifest, Record, RunSpec, UsageError
 from bench.store import MANIFEST, RunFolder, load_manifest
 from bench.tracking import Tracking
 
@@ -172,10 +172,9 @@ def run_all(
                 if event["event"] == LOST and schedule.lose(name, folder.reached()):
                     display.line(f"{name}: {event['message']}; it goes on elsewhere", "yellow")
                 elif event["event"] in (LOST, EXIT):
-                    conclude(folder, event, messages[name])
+                    record = conclude(folder, event, messages[name])
                     if event["event"] == EXIT:
                         schedule.end(name)
-                    record = folder.record()
                     display.ended(folder.spec, record.status, record.message)
                     tracking.ended(record)
                 else:
@@ -194,7 +193,7 @@ def run_all(
             with contextlib.suppress(DiskError):
                 mark_stopped(folders[name])
                 tracking.ended(folders[name].record([]))
-    unfinished = [name for name, folder in folders.items() if folder.record().status != "finished"]
+    unfinished = [name for name, folder in folders.items() if not finished(folder)]
     if time.monotonic() >= deadline:
         return unfinished
     return unfinished + ["transfer"] * (not run_transfer(out, specs, display, lock))
@@ -211,13 +210,24 @@ def settled(folder: RunFolder, display: Display) -> bool:
     return done and not damaged
 
 
-def conclude(folder: RunFolder, last: Event, messages: list[str]) -> None:
-    """Mark a run that has ended without saying how as failed. ``last``: the engine's EXIT or LOST. Raises DiskError."""
-    code, record = last.get("code", 1), folder.record()
+def finished(folder: RunFolder) -> bool:
+    """Whether this run has come to its end, and what it left can be read; its evaluation may have run out of time."""
+    damaged: list[Damaged] = []
+    return folder.record(damaged).status == "finished" and not damaged
+
+
+def conclude(folder: RunFolder, last: Event, messages: list[str]) -> Record:
+    """The record of a run that has ended, as it is stored; marked as failed where the run has not said how it ended.
+
+    ``last``: the engine's EXIT or LOST. A damaged file fails this run and no other. Raises DiskError.
+    """
+    damaged: list[Damaged] = []
+    code, record = last.get("code", 1), folder.record(damaged)
     stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"  # a signal to the child alone
     refused = code == REFUSED  # by a machine that could not even look at what was stored before
-    if record.status == "pending" or refused or (code and not stopped and record.status not in ENDED):
+    if damaged or record.status == "pending" or refused or (code and not stopped and record.status not in ENDED):
         said = [*messages, *filter(None, [last.get("message")])]
+        said += [f"{damage}; the same command makes it again" for damage in damaged]
         if last["event"] == LOST:
             said.append(
                 f"lost {TRIES} times in a row and no further than the first time; the last time: {said[-1]}; "
@@ -225,7 +235,9 @@ def conclude(folder: RunFolder, last: Event, messages: list[str]) -> None:
             )
         where = f" on {last['node']}" if last.get("node") else ""
         message = said[-1] if said else f"the process ended with code {code}{where}; see {folder.place('log.txt')}"
-        folder.save_record(record.model_copy(update={"status": "failed", "message": message}))
+        record = record.model_copy(update={"status": "failed", "message": message})
+        folder.save_record(record)
+    return record
 
 
 def mark_stopped(folder: RunFolder) -> None:

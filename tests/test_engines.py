@@ -109,3 +109,20 @@ def test_runs_in_time_have_their_cores_alone(tmp_path, monkeypatch):
     assert check_cores(cells(1), 5) == 5  # in updates
     with pytest.raises(ValueError, match="a GPU for each of 2 jobs"):
         LocalEngine(tmp_path, 1.0, None, jobs=2, gpus=("0",))
+
+
+def test_a_damaged_file_fails_its_run_and_no_other(tmp_path):
+    class Spoiling(Losing):
+        def poll(self, seconds):
+            if self.starts == 1:
+                self.folders[0].path.mkdir(parents=True)
+                (self.folders[0].path / "audit.json").write_bytes(b"{}")
+            return super().poll(seconds)
+
+    spoilt, sound = cells(2)
+    display = Heard()
+    assert run_all(tmp_path, [spoilt, sound], display, None, Spoiling(tmp_path, losses=0, moves=0)) == [spoilt.name]
+    assert display.finished == {f"{spoilt.name} failed": 1, f"{sound.name} finished": 1}
+    message = RunFolder(tmp_path, spoilt).record([]).message
+    assert "audit.json is damaged" in message
+    assert message.endswith("; the same command makes it again")
