@@ -1,9 +1,13 @@
 """What the engines share on a worker's return, and what the local one refuses."""
 
+import signal
+from multiprocessing import Pipe
+
 import pytest
 from cluster_fixtures import cells
 
-from bench.engines import EXIT, LOST
+from bench.engine import PATIENCE
+from bench.engines import EXIT, LOST, worker
 from bench.engines.local import LocalEngine, check_cores
 from bench.engines.worker import Outcome, ended
 from bench.parcel import pack, unpack
@@ -20,6 +24,47 @@ def test_a_signal_on_a_worker_is_a_loss_unless_it_came_from_here(tmp_path, code,
     last = ended(Outcome(code=code, node="far"), {"train.json": b"{}"}, folder, stopping)
     assert last["event"] == event
     assert (folder.path / "train.json").read_bytes() == b"{}"
+
+
+class Training:
+    """A child that reports, until a signal ends it or it has ``left`` nothing to do."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.signals = left, []
+        self.events, self.sender = Pipe(duplex=False)
+        self.sender.send("something to hear")
+
+    def heard(self):
+        self.left -= 1
+        return [{"event": "train"}] if self.left >= 0 else None
+
+    def pass_on(self, signum):
+        self.signals.append(signum)
+
+    def leave(self, seconds):
+        assert seconds == PATIENCE
+
+    def ended(self):
+        return 0
+
+    def close(self):
+        self.events.close()
+        self.sender.close()
+
+
+@pytest.mark.parametrize(("left", "code"), [(1000, 143), (0, 0)])
+def test_a_worker_that_is_cut_off_saves_and_ends(tmp_path, monkeypatch, left, code):
+    child = Training(left)
+    monkeypatch.setattr(worker, "Child", lambda *given: child)
+
+    def tell(events):
+        raise ConnectionError("no answer")
+
+    order = worker.Order(spec=cells(1)[0], out=str(tmp_path), manifest="", save_every=1.0)
+    outcome, _ = worker.work(order, dict, tell)
+    assert outcome.code == code  # what had ended by itself is a result all the same
+    assert child.signals == [signal.SIGTERM]
+    assert child.events.closed
 
 
 def test_a_parcel_makes_a_folder_what_was_packed_and_nothing_else(tmp_path):

@@ -49,7 +49,8 @@ class Outcome(Data):
 def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]], bool]) -> tuple[Outcome, Parcel]:
     """Make one run: how it ended, and its files where the folder is not shared.
 
-    ``parcel`` gives what the asking side has of it; ``tell`` takes events and says whether to stop.
+    ``parcel`` gives what the asking side has of it; ``tell`` takes events and says whether to stop, or raises
+    ConnectionError when nobody has answered: the run saves and ends here, since it is about to start elsewhere.
     """
     import platform
 
@@ -85,7 +86,7 @@ def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) ->
 
 
 def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[Event]], bool]) -> int:
-    """Run the child and tell what it says: its exit code."""
+    """Run the child and tell what it says: its exit code, as of a run that was stopped where it was cut off."""
     task: dict[str, JsonValue] = {
         "task": "run",
         "out": str(out),
@@ -113,9 +114,11 @@ def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[E
                     child.pass_on(signal.SIGTERM)
             if events is None:
                 return child.ended()
-    except BaseException:
+    except BaseException as error:
         child.pass_on(signal.SIGTERM)
         child.leave(PATIENCE)
+        if isinstance(error, ConnectionError):
+            return child.ended() if events is None else EXIT_INTERRUPTED[signal.SIGTERM]
         raise
     finally:
         child.close()
