@@ -99,6 +99,7 @@ def environment(device: str, precision: str, ranks: int = 1) -> Environment:
         precision=precision,
         commit=commit,
         dirty=dirty,
+        node=platform.node(),
     )
 
 

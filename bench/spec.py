@@ -210,6 +210,7 @@ class Environment(Data):
     precision: str
     commit: str | None = None
     dirty: bool | None = None
+    node: str = ""  # host name, of rank 0 and the last machine of a run that moved; "" in records without it
 
 
 class DataInfo(Data):

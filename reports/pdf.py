@@ -88,6 +88,7 @@ def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) ->
     eps = sorted({eps for spec in manifest.runs for eps in spec.eval.eps})
     named = budget_of(records)
     budget = " or ".join(dict.fromkeys(named.values())) or manifest.budget or "each row its own"
+    nodes = {record.environment.node for record in records if record.environment} - {""}
     methods = {base(spec.row, named[spec.row]) if named else spec.row for spec in manifest.runs}
     facts = {
         "Data set": f"{data.label}: {data.train} training and {data.test} test images, {data.classes} classes, {shape}",
@@ -98,6 +99,7 @@ def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) ->
         "Runs": f"{len(methods)} method{'s' * (len(methods) != 1)}, seeds {', '.join(map(str, manifest.seeds))}",
         "Evaluation": f"{', '.join(sorted(set(rows['eval'])))}; eps {', '.join(map(format_eps, eps))}",
         "Hardware": f"{machine.device_name} ({machine.device}, {machine.precision})",
+        "Nodes": f"{len(nodes)}; results.csv has that of each run" if len(nodes) > 1 else "",
         "Processor": f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads used",
         "System": machine.platform,
         "Software": software(manifest),

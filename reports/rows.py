@@ -57,6 +57,7 @@ COLUMNS = {
     "calibration_ratio": "float64",
     "eval_seconds": "float64",
     "device": "object",
+    "node": "object",  # names a machine, and never decides a class of hardware
     "precision": "object",
     "eval": "object",
     "config_hash": "object",
@@ -123,6 +124,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         "seed": spec.seed,
         "budget": None if spec.foreign else str(spec.budget),
         "device": record.environment.device_name if record.environment else None,
+        "node": (record.environment.node or None) if record.environment else None,
         "precision": spec.precision,
         "eval": spec.eval.level,
         "status": record.status,

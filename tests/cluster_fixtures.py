@@ -1,7 +1,10 @@
-"""Runs that take seconds, what is measured in them, and a display that counts."""
+"""Runs that take seconds, what is measured in them, a display that counts, and the command on a cluster of Ray."""
 
 import io
+import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -66,3 +69,26 @@ def opened(out: Path, specs: list[RunSpec], images: DataInfo = IMAGES) -> Path:
     out.mkdir()
     open_folder(out, make_manifest(specs, specs[0].budget, None, images, ["bench", "run"]))
     return out
+
+
+def bench_run(out: Path, address: str, *more: str) -> list[str]:
+    """The words of a command that makes such runs on the Ray cluster at ``address``."""
+    given = "--methods emp_ssl --seeds 1 --data synthetic --train-images 32 --test-images 16 --encoder resnet8 "
+    given += "--set emp_ssl.batch=16 --set emp_ssl.views=2 --protocols linear --attacks pgd --eps 0.05 --audit off "
+    given += "--curve off --device cpu --threads 1 --checkpoint-every 0.5s --engine ray"
+    words = [sys.executable, "-m", "bench", "run", *given.split()]
+    return [*words, "--address", address, "--out", str(out), *more]
+
+
+def updates_saved(run: RunFolder) -> int:
+    """In its newest checkpoint; 0 without one."""
+    state, _ = run.checkpoint()
+    return state["updates"] if state else 0
+
+
+def wait_for(what: Callable[[], bool], seconds: float) -> None:
+    """Raises AssertionError when it does not come true."""
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.1)

@@ -369,6 +369,13 @@ def test_machines_and_a_band_that_was_not_measured():
     assert len(found.hardware) == 2
 
 
+def test_the_nodes_of_a_cluster_are_one_class_of_hardware():
+    nodes = [MACHINE.model_copy(update={"node": name}) for name in ("a", "b")]
+    changes = {f"cf_amc_ssl_s{seed}": {"environment": node} for seed, node in enumerate(nodes)}
+    (found,) = outcomes(found_of(("cf_amc_ssl",), 2, **changes), 0.1, [("cf_amc_ssl", "linear")])["linear"]
+    assert found.hardware == ("AMD EPYC 9654, AMD EPYC 9654, 2 cores, 2 threads, torch 2.8.0",)
+
+
 def test_from_records_to_claims():
     names = ("cf_amc_ssl", "simclr", "emp_ssl")
     asked = manifest(names, seeds=5, level="full")

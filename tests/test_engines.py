@@ -1,11 +1,17 @@
-"""What the engines share on a worker's return, and what the local one refuses."""
+"""What the engines share on a worker's return, when a worker or the command is silent, what the local one refuses."""
+
+import signal
+from multiprocessing import Pipe
+from types import SimpleNamespace
 
 import pytest
 from cluster_fixtures import Heard, cells
 
+from bench.engine import PATIENCE
 from bench.engines import EXIT, LOST, worker
 from bench.engines.local import LocalEngine, check_cores
-from bench.engines.worker import Outcome, ended
+from bench.engines.ray import ANSWER, SILENT, RayEngine
+from bench.engines.worker import TELL_EVERY, Outcome, ended
 from bench.parcel import pack, unpack
 from bench.run import run_all
 from bench.spec import Budget, Record, UsageError
@@ -79,6 +85,86 @@ def test_a_worker_goes_on_from_whichever_is_further(tmp_path, monkeypatch, there
     assert outcome.code == 0
     unpack(asking.path, files)
     assert asking.checkpoint()[0] == {"updates": goes_on_from}
+
+
+class Training:
+    """A child that reports, until a signal ends it or it has ``left`` nothing to do."""
+
+    def __init__(self, left: int) -> None:
+        self.left, self.signals = left, []
+        self.events, self.sender = Pipe(duplex=False)
+        self.sender.send("something to hear")
+
+    def heard(self):
+        self.left -= 1
+        return [{"event": "train"}] if self.left >= 0 else None
+
+    def pass_on(self, signum):
+        self.signals.append(signum)
+
+    def leave(self, seconds):
+        assert seconds == PATIENCE
+
+    def ended(self):
+        return 0
+
+    def close(self):
+        self.events.close()
+        self.sender.close()
+
+
+@pytest.mark.parametrize(("left", "code"), [(1000, 143), (0, 0)])
+def test_a_worker_that_is_cut_off_saves_and_ends(tmp_path, monkeypatch, left, code):
+    child = Training(left)
+    monkeypatch.setattr(worker, "Child", lambda *given: child)
+
+    def tell(events):
+        raise ConnectionError("no answer")
+
+    order = worker.Order(spec=cells(1)[0], out=str(tmp_path), manifest="", save_every=1.0)
+    outcome, _ = worker.work(order, dict, tell)
+    assert outcome.code == code  # what had ended by itself is a result all the same
+    assert child.signals == [signal.SIGTERM]
+    assert child.events.closed
+
+
+class Quiet:
+    """Stands in for Ray and for the mailbox: no task ends, and ``letters`` are what workers have written."""
+
+    def __init__(self) -> None:
+        self.letters, self.cancelled = [], []
+        self.take = self
+
+    def remote(self):
+        taken, self.letters = self.letters, []
+        return taken
+
+    def wait(self, refs, num_returns, timeout):
+        return [], refs
+
+    def get(self, letters):
+        return letters
+
+    def cancel(self, ref, force):
+        assert force
+        self.cancelled.append(ref)
+
+
+def test_a_run_is_lost_25_seconds_after_its_last_word_and_one_that_waits_is_not(monkeypatch):
+    now, quiet, (talks, silent, waits) = [0.0], Quiet(), cells(3)
+    monkeypatch.setattr("bench.engines.ray.time", SimpleNamespace(monotonic=lambda: now[0]))
+    engine = object.__new__(RayEngine)
+    engine._ray = engine._mailbox = quiet
+    engine._refs, engine._heard = {"talks": talks, "silent": silent, "waits": waits}, {}
+    quiet.letters = [(talks.name, [{"event": "train"}]), (silent.name, [])]
+    assert engine.poll(0.0) == [(talks.name, {"event": "train"})]
+    now[0] = 24.9
+    quiet.letters = [(talks.name, [])]
+    assert engine.poll(0.0) == []
+    now[0] = 25.1
+    assert engine.poll(0.0) == [(silent.name, {"event": LOST, "message": "silent for 25 s"})]
+    assert (quiet.cancelled, list(engine._refs)) == (["silent"], ["talks", "waits"])
+    assert ANSWER + PATIENCE + 2 * TELL_EVERY < SILENT  # its worker has ended before
 
 
 def test_a_parcel_makes_a_folder_what_was_packed_and_nothing_else(tmp_path):

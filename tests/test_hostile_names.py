@@ -123,7 +123,12 @@ def test_free_text_comes_alive_nowhere(tmp_path, capsys):
     asked = manifest(("simclr", "cf_amc_ssl"), seeds=15)
     label = NAMES[0] + NAMES[20] + NAMES[15]
     machine = asked.environment.model_copy(
-        update={"versions": dict(zip(NAMES, NAMES, strict=True)), "cpu": NAMES[20], "device_name": NAMES[1]}
+        update={
+            "versions": dict(zip(NAMES, NAMES, strict=True)),
+            "cpu": NAMES[20],
+            "device_name": NAMES[1],
+            "node": NAMES[2],
+        }
     )
     asked = asked.model_copy(
         update={

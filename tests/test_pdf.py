@@ -214,6 +214,19 @@ def test_same_records_same_bytes():
     assert rendered(asked, records(asked), figures) == rendered(asked, records(asked), figures)
 
 
+def test_several_nodes_are_counted_and_one_is_not():
+    asked = manifest(("simclr",), seeds=3)
+    found = records(asked)
+
+    def told(*nodes):
+        made = zip(found, nodes, strict=True)
+        placed = [r.model_copy(update={"environment": r.environment.model_copy(update={"node": n})}) for r, n in made]
+        return dict(pdf._facts(asked, placed, rows(asked, placed))).get("Nodes")
+
+    assert told("a", "b", "a") == "2; results.csv has that of each run"
+    assert told("a", "a", "a") is told("", "", "a") is None
+
+
 def test_hostile_names_are_text():
     names = ("#panic()", "<script>", "=cmd|' /C calc'!A0", "*bold* $x$ @ref", '"; #eval("1")', "x" * 120)
     asked = manifest(names).model_copy(update={"command": ["bench", "run", "#panic()", "\\", "//", "--root=/a/b"]})

@@ -1,5 +1,6 @@
 """Random streams: golden values, uniform, independent, functions of their keys alone; and the stamp of a machine."""
 
+import platform
 import random
 import subprocess
 
@@ -149,6 +150,7 @@ class TestEnvironment:
         assert found.cores >= 1
         assert found.threads == torch.get_num_threads()
         assert (found.device, found.precision) == ("cpu", "float32")
+        assert found.node == platform.node() != ""
         assert Environment.model_validate_json(found.model_dump_json()) == found
 
     def test_a_missing_package_is_left_out(self, monkeypatch):

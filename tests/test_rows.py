@@ -92,6 +92,17 @@ def test_order_is_fixed(table, asked):
     pd.testing.assert_frame_equal(table, rows(asked, records(asked)[::-1]))
 
 
+def test_the_node_of_each_run_and_none_in_records_that_are_older(asked):
+    older, made = records(asked)[:2]
+    machine = older.environment.model_dump()
+    del machine["node"]
+    older = Record.model_validate(older.model_dump() | {"environment": machine})
+    made = made.model_copy(update={"environment": made.environment.model_copy(update={"node": "gpu-7"})})
+    table = rows(asked, [older, made])
+    assert table[table["method"] == older.spec.row]["node"].isna().all()
+    assert set(table[table["method"] == made.spec.row]["node"]) == {"gpu-7"}
+
+
 def test_a_run_that_has_not_begun_is_shown(asked):
     table = rows(asked, [Record(spec=spec) for spec in asked.runs])
     assert len(table) == 18

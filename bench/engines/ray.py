@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from bench.engine import PATIENCE
@@ -17,6 +18,8 @@ from bench.parcel import Parcel, names, pack
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
 
+ANSWER = 10.0  # seconds in which the mailbox answers; a worker that is cut off saves and ends
+SILENT = 25.0  # seconds without a word from a worker: by then it has ended, and its run may start elsewhere
 AHEAD = 2  # tasks in flight for each that can run: the next is there when one ends
 
 
@@ -24,15 +27,15 @@ class Mailbox:
     """An actor beside the conductor: workers leave events, and learn whether to stop."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[str, Event]] = []
+        self.letters: list[tuple[str, list[Event]]] = []
         self.stopping = False
 
     def put(self, name: str, events: list[Event]) -> bool:
-        self.events += [(name, event) for event in events]
+        self.letters.append((name, events))
         return self.stopping
 
-    def take(self) -> list[tuple[str, Event]]:
-        taken, self.events = self.events, []
+    def take(self) -> list[tuple[str, list[Event]]]:
+        taken, self.letters = self.letters, []
         return taken
 
     def stop(self) -> None:
@@ -40,17 +43,23 @@ class Mailbox:
 
 
 def task(order: dict[str, Any], mailbox: Any, parcel: list[Any]) -> tuple[dict[str, Any], Parcel]:
-    """What runs on a worker. ``parcel`` holds a reference, so that its content travels only where it is asked for."""
+    """What runs on a worker. ``parcel`` holds a reference, so that its content travels only where it is asked for.
+
+    Nothing here calls ray.get: while a task waits in it, Ray gives its cores to another one.
+    """
     import ray
 
     asked = Order.model_validate(order)
     name = asked.spec.name
 
     def tell(events: list[Event]) -> bool:
-        return bool(ray.get(mailbox.put.remote(name, events)))
+        try:
+            return bool(mailbox.put.remote(name, events).future().result(ANSWER))
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            raise ConnectionError(f"no answer from the command: {type(error).__name__}") from error
 
     def fetch() -> Parcel:
-        found: Parcel = ray.get(parcel[0]) if parcel else {}
+        found: Parcel = parcel[0].future().result() if parcel else {}
         return found
 
     outcome, files = work(asked, fetch, tell)
@@ -78,6 +87,7 @@ class RayEngine:
         self._needs = {"num_gpus": gpus, "num_cpus": max(1, ranks, threads)}
         self._manifest, self._images = manifest_hash(out), images_of(out)
         self._refs: dict[Any, RunSpec] = {}
+        self._heard: dict[str, float] = {}  # name of a run -> when its worker last wrote, on time.monotonic
         self._stopping = False
         try:
             ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False,
@@ -120,6 +130,7 @@ class RayEngine:
         )
         parcel = [self._ray.put(pack(begun.path))] if names(begun.path) else []
         made = self._task.options(**self._needs)
+        self._heard.pop(spec.name, None)
         self._refs[made.remote(order.model_dump(mode="json"), self._mailbox, parcel)] = spec
 
     def poll(self, seconds: float) -> list[tuple[str, Event]]:
@@ -127,11 +138,23 @@ class RayEngine:
         ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=seconds)
         if ready:  # and all others that are ready too
             ready, _ = self._ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
-        found: list[tuple[str, Event]] = self._ray.get(self._mailbox.take.remote())
+        found: list[tuple[str, Event]] = []
+        for name, events in self._ray.get(self._mailbox.take.remote()):
+            self._heard[name] = time.monotonic()
+            found += [(name, event) for event in events]
         for ref in ready:
             spec = self._refs.pop(ref)
             found.append((spec.name, self._ended(ref, spec)))
-        return found
+        return found + self._silent()
+
+    def _silent(self) -> list[tuple[str, Event]]:
+        """The runs whose workers are not heard of any more. Ray itself may take minutes to notice a silent node."""
+        now = time.monotonic()
+        gone = {ref: spec for ref, spec in self._refs.items() if now - self._heard.get(spec.name, now) > SILENT}
+        for ref in gone:
+            self._ray.cancel(ref, force=True)  # so that a worker that was only asleep does not go on
+            del self._refs[ref]
+        return [(spec.name, {"event": LOST, "message": f"silent for {SILENT:g} s"}) for spec in gone.values()]
 
     def _ended(self, ref: Any, spec: RunSpec) -> Event:
         failures = self._ray.exceptions
@@ -140,7 +163,7 @@ class RayEngine:
         except failures.RayTaskError as error:
             return {"event": EXIT, "code": 1, "message": str(error.cause or error).splitlines()[-1]}
         except failures.RayError as error:
-            return {"event": LOST, "message": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+            return {"event": LOST, "message": shorten(f"{type(error).__name__}: {error}", 140, placeholder=" ...")}
         return ended(Outcome.model_validate(told), files, RunFolder(self._out, spec), self._stopping)
 
     def stop(self, signum: int) -> None:

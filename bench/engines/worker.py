@@ -49,7 +49,8 @@ class Outcome(Data):
 def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]], bool]) -> tuple[Outcome, Parcel]:
     """Make one run: how it ended, and its files where the folder is not shared.
 
-    ``parcel`` gives what the asking side has of it; ``tell`` takes events and says whether to stop.
+    ``parcel`` gives what the asking side has of it; ``tell`` takes events and says whether to stop, or raises
+    ConnectionError when nobody has answered: the run saves and ends here, since it is about to start elsewhere.
     """
     import platform
 
@@ -86,7 +87,10 @@ def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) ->
 
 
 def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[Event]], bool]) -> tuple[int, str]:
-    """Run the child and tell what it says: its exit code and its last error, since not all who ask hear events."""
+    """Run the child and tell what it says: its exit code and its last error, since not all who ask hear events.
+
+    Cut off from those, it is stopped, and has the exit code of a run that a signal has stopped.
+    """
     child = Child(run_task(out, order.spec, order.save_every, order.images, order.visible), log, lock)
     try:
         untold: list[Event] = []
@@ -108,9 +112,11 @@ def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[E
                     child.pass_on(signal.SIGTERM)
             if events is None:
                 return child.ended(), message
-    except BaseException:
+    except BaseException as error:
         child.pass_on(signal.SIGTERM)
         child.leave(PATIENCE)
+        if isinstance(error, ConnectionError):
+            return child.ended() if events is None else EXIT_INTERRUPTED[signal.SIGTERM], message
         raise
     finally:
         child.close()

@@ -8,18 +8,19 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from cluster_fixtures import Heard, cells, measured, opened
+from cluster_fixtures import Heard, bench_run, cells, measured, opened, updates_saved, wait_for
 
 from bench.engine import SAVE_EVERY
 from bench.engines.local import LocalEngine
 from bench.engines.ray import RayEngine
 from bench.run import run_all
 from bench.spec import UsageError
-from bench.store import RunFolder
+from bench.store import MANIFEST, RunFolder, load_manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
 ray = pytest.importorskip("ray")
@@ -52,15 +53,28 @@ def cluster(monkeypatch, tmp_path):
     made.shutdown()
 
 
-def workers() -> list[int]:
-    """Processes of Ray that make a run."""
-    found = []
+def family(ancestors: set[int]) -> set[int]:
+    """These processes and all that have come from them."""
+    parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if (entry / "cmdline").read_bytes().startswith(b"ray::task"):
-                    found.append(int(entry.name))
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found, more = set[int](), ancestors
+    while more:
+        found |= more
+        more = {child for child, parent in parents.items() if parent in more} - found
     return found
+
+
+def workers() -> list[int]:
+    """Processes of a cluster of this test that make a run."""
+    found = []
+    for pid in family({os.getpid()}):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::task"):
+                found.append(pid)
+    return sorted(found)
 
 
 class Harassed(RayEngine):
@@ -68,13 +82,14 @@ class Harassed(RayEngine):
 
     def fight(self, cluster, kills: int, losses: int) -> None:
         self.cluster, self.kills, self.losses = cluster, kills, losses
-        self.killed = self.lost = 0
+        self.killed = self.lost = self.most = 0
         self.chance, self.next = random.Random(0), 0.0
 
     def poll(self, seconds):
         if time.monotonic() >= self.next:
             self.strike()
             self.next = time.monotonic() + self.chance.uniform(0.2, 1.2)
+        self.most = max(self.most, len(workers()))
         return super().poll(0.2)
 
     def strike(self) -> None:
@@ -102,6 +117,7 @@ def test_kills_and_lost_nodes_cost_no_result(cluster, serial, tmp_path, count, k
     with contextlib.closing(engine):
         assert run_all(out, specs, display, None, engine) == []
     assert (engine.killed, engine.lost) == (kills, losses)
+    assert engine.most <= 4  # a run has its core alone
     assert display.finished == {f"{spec.name} finished": 1 for spec in specs}
     assert measured(out, specs) == expected
 
@@ -118,6 +134,37 @@ def test_without_a_shared_folder_results_come_home(cluster, serial, tmp_path):
     assert measured(out, specs) == expected
     made = tmp_path / "cache" / "robust-ssl-bench" / "cells" / ("0" * 16)
     assert sorted(path.name for path in (made / "runs").iterdir()) == sorted(spec.name for spec in specs)
+
+
+def driver(out: Path, address: str) -> subprocess.Popen:
+    """``bench run`` of a short cell and a long one, in a process of its own; what it says goes to a file."""
+    with open(out.parent / "said.txt", "a", encoding="utf-8") as said:
+        return subprocess.Popen(bench_run(out, address, "--budget", "10up,300up"), stdout=said, stderr=said)
+
+
+def stored(folder: RunFolder) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of every file of a run."""
+    files = [path for path in folder.path.rglob("*") if path.is_file()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_a_killed_driver_costs_no_result(cluster, serial, tmp_path):
+    out = tmp_path / "out"
+    first = driver(out, cluster.address)
+    wait_for((out / MANIFEST).exists, 60)
+    short, long = (RunFolder(out, spec) for spec in load_manifest(out).runs)
+    wait_for(lambda: short.record([]).status == "finished" and updates_saved(long) > 0, 120)
+    made = stored(short)
+    theirs = family(set(workers()))
+    assert len(theirs) > 1
+    first.kill()
+    first.wait()
+    assert driver(out, cluster.address).wait() == 0, (tmp_path / "said.txt").read_text()
+    assert stored(short) == made
+    assert long.record().train.preemptions == 1
+    assert not {pid for pid in theirs if Path(f"/proc/{pid}").exists()}
+    specs = [short.spec, long.spec]
+    assert measured(out, specs) == serial(specs)
 
 
 def test_at_the_deadline_runs_save_and_stop(cluster, serial, tmp_path):
