@@ -24,11 +24,11 @@ from bench.train import Keeper, train
 def assist(spec: RunSpec, device: torch.device, flag: StopFlag, ranks: Ranks) -> None:
     """Do what rank 0 does in bench.execute, on its word. Raises Interrupted where the training was stopped.
 
-    Raises UsageError where a rank has other images.
+    Raises UsageError where a rank has other code or images.
     """
     dataset = registry.load("dataset", spec.data.name).Dataset()
     train_set, test_set = load_data(dataset, spec.data)
-    check_copies(data_info(train_set, test_set), ranks=ranks)
+    check_copies(spec, data_info(train_set, test_set), ranks=ranks)
     method, _ = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
     with flag.in_training():
         order: dict[str, Any] | None = ranks.tell()

@@ -1,19 +1,22 @@
-"""Whether each machine has the images that were asked for: numbers from other copies of them would look comparable."""
+"""Whether each machine has the code and the images that were asked for: numbers from others would look comparable."""
 
 import platform
 
+from bench import source
 from bench.ranks import ALONE, Ranks
-from bench.spec import DataInfo, UsageError
+from bench.spec import DataInfo, RunSpec, UsageError
 
 
-def check_copies(own: DataInfo, expected: DataInfo | None = None, ranks: Ranks = ALONE) -> None:
-    """Raises UsageError, on every rank, where one of them has other images than ``expected``, or else than rank 0.
+def check_copies(spec: RunSpec, own: DataInfo, expected: DataInfo | None = None, ranks: Ranks = ALONE) -> None:
+    """Raises UsageError, on every rank, where one of them has other code for this run than rank 0, or other images.
 
-    What is expected counts on rank 0. All ranks have to call it.
+    The images are to be those ``expected`` on rank 0, or else its own. All ranks have to call it.
     """
-    found = ranks.collect((platform.node(), own))
-    complaint = ranks.tell(next(filter(None, [difference(node, each, expected or own) for node, each in found]), ""))
-    if complaint:
+    code, images = source.source_hash(spec), expected or own
+    complaint = ""
+    for node, other, data in ranks.collect((platform.node(), code, own)):
+        complaint = complaint or source.difference(node, other, code) or difference(node, data, images)
+    if complaint := ranks.tell(complaint):
         raise UsageError(complaint)
 
 

@@ -27,6 +27,7 @@ from bench.spec import DataInfo, RunSpec, UsageError
 
 Report = Callable[[dict[str, Any]], None]
 PATIENCE = 6.0  # seconds that an interrupted child has to save: the whole command ends within 10
+REFUSED = 2  # exit code of a process that has found a mistake of the user's
 SAVE_EVERY = 300.0  # seconds of training between two checkpoints
 PRELOAD = ["torch", "torchvision.models", "sklearn.datasets", "pydantic"]  # what a run imports slowly
 
@@ -207,7 +208,7 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
         return EXIT_INTERRUPTED[signal.Signals(interrupted.signum)]
     except UsageError as error:
         report({"event": "error", "message": str(error), "usage": True})
-        return 2
+        return REFUSED
     except DiskError as error:
         report({"event": "disk", "message": str(error)})
         return 1

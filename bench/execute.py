@@ -43,7 +43,8 @@ def execute(
     """Do a run as far as it goes; its status is in its record at the end.
 
     This is rank 0 of the ``ranks``; the others are told what to do (bench.assist). Audit and curve are made here alone.
-    Where this machine, or that of a rank, has other ``images`` than the run is asked for on, nothing is done.
+    Where this machine, or that of a rank, has other ``images`` than the run is asked for on, or other code than rank 0,
+    nothing is done.
 
     Raises Interrupted after a signal, with what can go on saved; UsageError, DiskError and what a method raises.
     """
@@ -55,7 +56,7 @@ def execute(
     dataset = registry.load("dataset", spec.data.name).Dataset()
     train_set, test_set = load_data(dataset, spec.data)
     data = data_info(train_set, test_set)
-    check_copies(data, images, ranks)
+    check_copies(spec, data, images, ranks)
     method, settings = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
     record = Record(
         spec=spec,

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import __version__, registry
 from bench.disk import DiskError, put_aside
-from bench.engine import run_child
+from bench.engine import REFUSED, run_child
 from bench.engines import EXIT, LOST, Engine, Event
 from bench.files import Damaged, save
 from bench.lock import LOCK, owned
@@ -41,7 +41,6 @@ def default_out(options: Options, specs: list[RunSpec]) -> Path:
 # ---------------------------------------------------------------- the run
 
 ENDED = ("finished", "diverged", "oom")  # whatever became of the process afterwards
-REFUSED = 2  # exit code of a process that found a mistake of the user's
 POLL = 1.0  # seconds between two looks at the deadline and at the size of the cluster
 
 

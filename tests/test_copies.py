@@ -1,4 +1,4 @@
-"""Images that are not those of the command: refused before anything is done, wherever a run is made."""
+"""Code or images that are not those of the command: refused before anything is done, wherever a run is made."""
 
 import pytest
 from cluster_fixtures import IMAGES, Heard, cells, opened
@@ -13,6 +13,7 @@ from bench.run import conclude, run_all
 from bench.spec import Record, UsageError
 from bench.store import RunFolder
 
+(RUN,) = cells(1)
 OTHER = IMAGES.model_copy(update={"train_sha256": "b" * 64})
 OWN = f"train {IMAGES.train_sha256[:12]}, test {IMAGES.test_sha256[:12]}"  # of the synthetic images of cells()
 WRONG = f"train {'b' * 12}, test {IMAGES.test_sha256[:12]}"
@@ -25,12 +26,12 @@ def refused(asked, got):
 
 
 def test_the_hashes_alone_decide():
-    check_copies(OTHER)
-    check_copies(OTHER, OTHER.model_copy(update={"label": "elsewhere", "train": 31}))
+    check_copies(RUN, OTHER)
+    check_copies(RUN, OTHER, OTHER.model_copy(update={"label": "elsewhere", "train": 31}))
     with pytest.raises(UsageError, match=refused(OWN, WRONG)):
-        check_copies(OTHER, IMAGES)
+        check_copies(RUN, OTHER, IMAGES)
     with pytest.raises(UsageError, match=r"test dddddddddddd\) on every"):
-        check_copies(IMAGES, IMAGES.model_copy(update={"test_sha256": "d" * 64}))
+        check_copies(RUN, IMAGES, IMAGES.model_copy(update={"test_sha256": "d" * 64}))
 
 
 def complaints(ranks):
@@ -38,11 +39,27 @@ def complaints(ranks):
     said = []
     for data, expected in (((IMAGES, IMAGES), None), ((IMAGES, OTHER), None), ((OTHER, OTHER), IMAGES)):
         try:
-            check_copies(data[ranks.rank], expected if ranks.rank == 0 else None, ranks)
+            check_copies(RUN, data[ranks.rank], expected if ranks.rank == 0 else None, ranks)
             said.append("")
         except UsageError as error:
             said.append(str(error))
     return said
+
+
+def complaint_of_other_code(ranks):
+    """What a rank says where the second has changed a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.source.packages", lambda: f"those of rank {ranks.rank}")
+        try:
+            check_copies(RUN, IMAGES, ranks=ranks)
+        except UsageError as error:
+            return str(error)
+
+
+def test_all_ranks_refuse_code_that_is_not_that_of_the_first():
+    first, second = on_ranks(2, complaint_of_other_code)
+    assert first == second
+    assert "expected the code of the command (" in first
 
 
 def test_all_ranks_refuse_what_one_of_them_has():

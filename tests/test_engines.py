@@ -2,6 +2,7 @@
 
 import signal
 from multiprocessing import Pipe
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +12,11 @@ from bench.engine import PATIENCE
 from bench.engines import EXIT, LOST, worker
 from bench.engines.local import LocalEngine, check_cores
 from bench.engines.ray import ANSWER, SILENT, RayEngine
-from bench.engines.worker import TELL_EVERY, Outcome, ended
+from bench.engines.worker import HOME, TELL_EVERY, Outcome, ended
+from bench.lock import owned
 from bench.parcel import pack, unpack
 from bench.run import run_all
+from bench.source import source_hash
 from bench.spec import Budget, Record, UsageError
 from bench.store import RunFolder
 
@@ -80,8 +83,8 @@ def test_a_worker_goes_on_from_whichever_is_further(tmp_path, monkeypatch, there
         if updates is not None:
             folder.save_record(Record(spec=spec, status="preempted"))
             folder.save_checkpoint({"updates": updates})
-    order = worker.Order(spec=spec, out="/nowhere", manifest="0" * 64, save_every=1.0, reached=asking.reached())
-    outcome, files = worker.work(order, lambda: pack(asking.path), lambda events: False)
+    asked = order(tmp_path, spec=spec, out="/nowhere", manifest="0" * 64, reached=asking.reached())
+    outcome, files = worker.work(asked, lambda: pack(asking.path), lambda events: False)
     assert outcome.code == 0
     unpack(asking.path, files)
     assert asking.checkpoint()[0] == {"updates": goes_on_from}
@@ -121,15 +124,65 @@ def test_a_worker_that_is_cut_off_saves_and_ends(tmp_path, monkeypatch, left, co
     def tell(events):
         raise ConnectionError("no answer")
 
-    order = worker.Order(spec=cells(1)[0], out=str(tmp_path), manifest="", save_every=1.0)
-    outcome, _ = worker.work(order, dict, tell)
+    outcome, _ = worker.work(order(tmp_path), dict, tell)
     assert outcome.code == code  # what had ended by itself is a result all the same
     assert child.signals == [signal.SIGTERM]
     assert child.events.closed
 
 
+def order(tmp_path, **changes):
+    """One run of a command that is given where its folder is."""
+    told = {"spec": cells(1)[0], "out": str(tmp_path), "manifest": "", "save_every": 1.0}
+    return worker.Order(**told | changes)
+
+
+def test_a_run_whose_folder_is_still_held_is_lost_not_failed(tmp_path, monkeypatch):
+    """A worker that was given up may take longer to end than the next one waits."""
+    monkeypatch.setattr(worker, "owned", lambda folder, moves: owned(folder, patience=0.0, moves=moves))
+    asked = order(tmp_path)
+    folder = RunFolder(tmp_path, asked.spec)
+    folder.path.mkdir(parents=True)
+    with owned(folder.path):
+        outcome, files = worker.work(asked, dict, lambda events: False)
+    last = ended(outcome, files, folder, stopping=False)
+    assert last["event"] == LOST
+    assert "is in use by process" in last["message"]
+
+
+def test_a_worker_with_other_code_refuses(tmp_path):
+    outcome, files = worker.work(order(tmp_path, source="c" * 64), dict, lambda events: False)
+    own = source_hash(cells(1)[0])
+    assert (outcome.code, files) == (2, {})
+    assert f"the code of the command (cccccccccccc) on every machine, got other ({own[:12]}) on" in outcome.message
+
+
+def test_a_worker_without_the_users_own_file_refuses(tmp_path):
+    spec = cells(1)[0].model_copy(update={"method": "mine", "method_path": "mine.py"})
+    outcome, _ = worker.work(order(tmp_path, spec=spec, folder=str(tmp_path)), dict, lambda events: False)
+    assert (outcome.code, outcome.message) == (
+        2,
+        "cannot read mine.py: No such file or directory; copy it to where the run is made",
+    )
+
+
+def test_relative_names_start_where_the_command_was_given(tmp_path, monkeypatch):
+    seen, before = [], Path.cwd()
+
+    def attend(*given):
+        seen.append(Path.cwd())
+        return 0, ""
+
+    monkeypatch.setattr(worker, "attend", attend)
+    worker.work(order(tmp_path, folder=str(tmp_path)), dict, lambda events: False)
+    worker.work(order(tmp_path, folder="/not/on/this/machine"), dict, lambda events: False)
+    assert [path.resolve() for path in seen] == [tmp_path.resolve(), before.resolve()]
+    assert Path.cwd() == before
+
+
 class Quiet:
     """Stands in for Ray and for the mailbox: no task ends, and ``letters`` are what workers have written."""
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
 
     def __init__(self) -> None:
         self.letters, self.cancelled = [], []
@@ -142,7 +195,9 @@ class Quiet:
     def wait(self, refs, num_returns, timeout):
         return [], refs
 
-    def get(self, letters):
+    def get(self, letters, timeout):
+        if letters is None:
+            raise RuntimeError("the actor died")
         return letters
 
     def cancel(self, ref, force):
@@ -150,21 +205,45 @@ class Quiet:
         self.cancelled.append(ref)
 
 
-def test_a_run_is_lost_25_seconds_after_its_last_word_and_one_that_waits_is_not(monkeypatch):
-    now, quiet, (talks, silent, waits) = [0.0], Quiet(), cells(3)
+@pytest.fixture
+def quiet(monkeypatch):
+    """(the engine of three runs that are out, what stands in for Ray, the time)."""
+    now, ray = [0.0], Quiet()
     monkeypatch.setattr("bench.engines.ray.time", SimpleNamespace(monotonic=lambda: now[0]))
     engine = object.__new__(RayEngine)
-    engine._ray = engine._mailbox = quiet
-    engine._refs, engine._heard = {"talks": talks, "silent": silent, "waits": waits}, {}
-    quiet.letters = [(talks.name, [{"event": "train"}]), (silent.name, [])]
+    engine._ray = engine._mailbox = ray
+    engine._refs, engine._heard = dict(zip(("talks", "silent", "waits"), cells(3), strict=True)), {}
+    return engine, ray, now
+
+
+def test_a_run_is_lost_25_seconds_after_its_last_word_and_one_that_waits_is_not(quiet):
+    engine, ray, now = quiet
+    talks, silent = engine._refs["talks"], engine._refs["silent"]
+    ray.letters = [(talks.name, [{"event": "train"}]), (silent.name, [])]
     assert engine.poll(0.0) == [(talks.name, {"event": "train"})]
     now[0] = 24.9
-    quiet.letters = [(talks.name, [])]
+    ray.letters = [(talks.name, [])]
     assert engine.poll(0.0) == []
     now[0] = 25.1
     assert engine.poll(0.0) == [(silent.name, {"event": LOST, "message": "silent for 25 s"})]
-    assert (quiet.cancelled, list(engine._refs)) == (["silent"], ["talks", "waits"])
+    assert (ray.cancelled, list(engine._refs)) == (["silent"], ["talks", "waits"])
     assert ANSWER + PATIENCE + 2 * TELL_EVERY < SILENT  # its worker has ended before
+
+
+def test_a_run_whose_files_are_on_their_way_is_not_silent(quiet):
+    engine, ray, now = quiet
+    name = engine._refs["talks"].name
+    ray.letters = [(name, [{"event": "train"}, {"event": HOME}])]
+    assert engine.poll(0.0) == [(name, {"event": "train"})]
+    now[0] = 1000.0
+    assert engine.poll(0.0) == []
+
+
+def test_a_cluster_that_is_gone_is_said(quiet):
+    engine, ray, _ = quiet
+    ray.letters = None
+    with pytest.raises(ConnectionError, match=r"the Ray cluster is gone \(RuntimeError\); with a cluster, the same"):
+        engine.poll(0.0)
 
 
 def test_a_parcel_makes_a_folder_what_was_packed_and_nothing_else(tmp_path):

@@ -12,14 +12,16 @@ from textwrap import shorten
 from typing import Any
 
 from bench.engine import PATIENCE
-from bench.engines import EXIT, LOST, Event, images_of
-from bench.engines.worker import Order, Outcome, ended, manifest_hash, work
+from bench.engines import EXIT, LOST, Event
+from bench.engines.worker import HOME, Order, Outcome, common, ended, work
 from bench.parcel import Parcel, names, pack
+from bench.source import source_hash
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
 
 ANSWER = 10.0  # seconds in which the mailbox answers; a worker that is cut off saves and ends
 SILENT = 25.0  # seconds without a word from a worker: by then it has ended, and its run may start elsewhere
+GO_ON = "with a cluster, the same command goes on"
 AHEAD = 2  # tasks in flight for each that can run: the next is there when one ends
 
 
@@ -83,9 +85,8 @@ class RayEngine:
         if not gpus and not threads:
             raise UsageError("expected --threads with --engine ray on CPUs: so many cores are kept for each run")
         self._ray: Any = ray
-        self._out, self._save_every = out, save_every
+        self._out, self._common = out, common(out, save_every)
         self._needs = {"num_gpus": gpus, "num_cpus": max(1, ranks, threads)}
-        self._manifest, self._images = manifest_hash(out), images_of(out)
         self._refs: dict[Any, RunSpec] = {}
         self._heard: dict[str, float] = {}  # name of a run -> when its worker last wrote, on time.monotonic
         self._stopping = False
@@ -119,33 +120,36 @@ class RayEngine:
         """See Engine."""
         visible = None if self._needs["num_gpus"] else ""  # Ray says which GPU; with none it leaves all to be seen
         begun = RunFolder(self._out, spec)
-        order = Order(
-            spec=spec,
-            out=str(self._out.resolve()),
-            manifest=self._manifest,
-            images=self._images,
-            save_every=self._save_every,
-            reached=begun.reached(),
-            visible=visible,
-        )
+        order = Order(spec=spec, source=source_hash(spec), reached=begun.reached(), visible=visible, **self._common)
         parcel = [self._ray.put(pack(begun.path))] if names(begun.path) else []
         made = self._task.options(**self._needs)
         self._heard.pop(spec.name, None)
         self._refs[made.remote(order.model_dump(mode="json"), self._mailbox, parcel)] = spec
 
     def poll(self, seconds: float) -> list[tuple[str, Event]]:
-        """See Engine."""
+        """See Engine. Raises ConnectionError where the cluster is gone."""
         ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=seconds)
         if ready:  # and all others that are ready too
             ready, _ = self._ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
         found: list[tuple[str, Event]] = []
-        for name, events in self._ray.get(self._mailbox.take.remote()):
+        for name, events in self._letters():
             self._heard[name] = time.monotonic()
-            found += [(name, event) for event in events]
+            for event in events:
+                if event["event"] == HOME:  # its files may take longer than a worker may be silent
+                    del self._heard[name]
+                else:
+                    found.append((name, event))
         for ref in ready:
             spec = self._refs.pop(ref)
             found.append((spec.name, self._ended(ref, spec)))
         return found + self._silent()
+
+    def _letters(self) -> list[tuple[str, list[Event]]]:
+        try:
+            letters: list[tuple[str, list[Event]]] = self._ray.get(self._mailbox.take.remote(), timeout=SILENT)
+            return letters
+        except self._ray.exceptions.RayError as error:
+            raise ConnectionError(f"the Ray cluster is gone ({type(error).__name__}); {GO_ON}") from error
 
     def _silent(self) -> list[tuple[str, Event]]:
         """The runs whose workers are not heard of any more. Ray itself may take minutes to notice a silent node."""

@@ -12,9 +12,10 @@ from typing import Any
 
 from bench.disk import is_there, write_bytes
 from bench.engine import PATIENCE
-from bench.engines import EXIT, LOST, Event, images_of
-from bench.engines.worker import Order, Outcome, ended, manifest_hash, work
+from bench.engines import EXIT, LOST, Event
+from bench.engines.worker import Order, Outcome, common, ended, work
 from bench.parcel import Parcel, pack
+from bench.source import source_hash
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
 
@@ -57,8 +58,7 @@ class SlurmEngine:
             import submitit
         except ImportError:
             raise UsageError("--engine slurm needs submitit; pip install 'robust-ssl-bench[slurm]'") from None
-        self._out, self._save_every = out, save_every
-        self._manifest, self._images = manifest_hash(out), images_of(out)
+        self._out, self._common = out, common(out, save_every)
         ranks = max(spec.gpus_per_run for spec in specs)
         gpus = ranks if specs[0].device.startswith("cuda") else 0
         asked = {
@@ -100,16 +100,7 @@ class SlurmEngine:
         self._waiting.append(spec)
 
     def _submit(self) -> None:
-        orders = [
-            Order(
-                spec=spec,
-                out=str(self._out.resolve()),
-                manifest=self._manifest,
-                images=self._images,
-                save_every=self._save_every,
-            )
-            for spec in self._waiting
-        ]
+        orders = [Order(spec=spec, source=source_hash(spec), **self._common) for spec in self._waiting]
         with self._executor.batch():
             jobs = [self._executor.submit(Job(order.model_dump(mode="json"))) for order in orders]
         for spec, job in zip(self._waiting, jobs, strict=True):

@@ -4,26 +4,31 @@ A run has one owner wherever it is made (bench.lock), so the worker that takes t
 is left of it, and goes on from what that one has saved.
 """
 
+import contextlib
 import hashlib
+import platform
 import signal
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
 from bench.disk import DiskError, cannot
-from bench.engine import PATIENCE, Child
-from bench.engines import EXIT, LOST, Event, run_task
+from bench.engine import PATIENCE, REFUSED, Child
+from bench.engines import EXIT, LOST, Event, images_of, run_task
 from bench.lock import owned
 from bench.parcel import Parcel, pack, unpack
 from bench.signals import EXIT_INTERRUPTED
-from bench.spec import Data, DataInfo, RunSpec
+from bench.source import difference, source_hash
+from bench.spec import Data, DataInfo, RunSpec, UsageError
 from bench.store import MANIFEST, RunFolder
 
 TELL_EVERY = 2.0  # seconds between two calls home: thousands of workers have one home
 LOUD = ("train", "attack", "probe")  # events of progress: of several in a row only the last is told
+HOME = "home"  # the last event that a worker tells: the run has ended, and its files are on their way
 
 
 class Order(Data):
@@ -32,10 +37,23 @@ class Order(Data):
     spec: RunSpec
     out: str  # the folder of all runs, where the worker may or may not see it
     manifest: str  # SHA-256 of the manifest that is there
+    source: str = ""  # hash of the code that the worker has to have (bench.source)
     images: DataInfo | None = None  # that the worker has to have
+    folder: str = "."  # where the command was given: relative names of data and of the user's files start there
     save_every: float
     reached: int = 0  # how much of the run there is at home (RunFolder.reached)
     visible: str | None = None  # what CUDA_VISIBLE_DEVICES is to be; None: as it is
+
+
+def common(out: Path, save_every: float) -> dict[str, Any]:
+    """What all orders of one command say. Raises UsageError."""
+    return {
+        "out": str(out.resolve()),
+        "manifest": manifest_hash(out),
+        "images": images_of(out),
+        "folder": str(Path.cwd()),
+        "save_every": save_every,
+    }
 
 
 class Outcome(Data):
@@ -52,9 +70,7 @@ def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]
     ``parcel`` gives what the asking side has of it; ``tell`` takes events and says whether to stop, or raises
     ConnectionError when nobody has answered: the run saves and ends here, since it is about to start elsewhere.
     """
-    import platform
-
-    out = Path(order.out)
+    out, node = Path(order.out), platform.node()
     shared = manifest_hash(out) == order.manifest
     if not shared:
         out = user_cache_path("robust-ssl-bench") / "cells" / order.manifest[:16]
@@ -63,15 +79,27 @@ def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot("write", folder.path, error) from error
-    with owned(folder.path, moves=True) as lock:
+    with contextlib.ExitStack() as held:
+        if Path(order.folder).is_dir():
+            held.enter_context(contextlib.chdir(order.folder))
+        try:
+            own = source_hash(order.spec)
+            complaint = difference(node, own, order.source or own)
+        except UsageError as error:
+            complaint = str(error)
+        if complaint:
+            return Outcome(code=REFUSED, message=complaint, node=node), {}
+        try:
+            lock = held.enter_context(owned(folder.path, moves=True))
+        except UsageError as error:  # what is left of a lost worker takes longer to end than this one waits
+            return Outcome(code=EXIT_INTERRUPTED[signal.SIGTERM], message=str(error), node=node), {}
         if not shared and folder.reached() < order.reached:  # another machine has come further than this one
             unpack(folder.path, parcel())
         try:
             code, message = attend(order, out, folder.path / "log.txt", lock, tell)
         except DiskError as error:
-            return Outcome(code=1, message=str(error), node=platform.node()), {}
-        files = {} if shared else pack(folder.path)
-        return Outcome(code=code, message=message, node=platform.node()), files
+            return Outcome(code=1, message=str(error), node=node), {}
+        return Outcome(code=code, message=message, node=node), {} if shared else pack(folder.path)
 
 
 def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) -> Event:
@@ -82,7 +110,7 @@ def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) ->
     if files:
         unpack(folder.path, files)
     if outcome.code in EXIT_INTERRUPTED.values() and not stopping:
-        return {"event": LOST, "message": f"it was stopped on {outcome.node}"}
+        return {"event": LOST, "message": outcome.message or f"it was stopped on {outcome.node}"}
     return {"event": EXIT, "code": outcome.code, "message": outcome.message, "node": outcome.node}
 
 
@@ -105,6 +133,8 @@ def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[E
                 if untold and untold[-1].get("event") == event.get("event") in LOUD:
                     untold.pop()
                 untold.append(event)
+            if events is None:
+                untold.append({"event": HOME})
             if events is None or time.monotonic() - told >= TELL_EVERY:
                 stop, untold, told = tell(untold), [], time.monotonic()
                 if stop and not stopping:

@@ -128,7 +128,7 @@ def test_without_a_shared_folder_results_come_home(cluster, serial, tmp_path):
     out = opened(tmp_path / "out", specs)
     engine = Harassed(out, 1.0, specs, cluster.address)
     engine.fight(cluster, 2, 0)
-    engine._manifest = "0" * 64  # no worker finds the folder
+    engine._common["manifest"] = "0" * 64  # no worker finds the folder
     with contextlib.closing(engine):
         assert run_all(out, specs, Heard(), None, engine) == []
     assert measured(out, specs) == expected

@@ -1,0 +1,45 @@
+"""Which code makes a number: one hash of the packages and of the user's own files, the same on every machine."""
+
+import hashlib
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from bench.spec import RunSpec, UsageError
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("bench", "methods", "attacks")  # reports read what these have made
+
+
+def source_hash(spec: RunSpec) -> str:
+    """SHA-256 of all that trains and scores the run. Raises UsageError where a file of the user's is not there."""
+    own = [Path(name) for name in (spec.method_path, *spec.eval.attacks) if name is not None and name.endswith(".py")]
+    try:
+        return digest([("packages", packages().encode()), *((file.name, file.read_bytes()) for file in own)])
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename}: {error.strerror}; copy it to where the run is made") from None
+
+
+def difference(node: str, found: str, expected: str) -> str:
+    """What to say of the code on a node, by its hash; "" where it is the one that is expected."""
+    if found == expected:
+        return ""
+    return (
+        f"expected the code of the command ({expected[:12]}) on every machine, got other ({found[:12]}) on {node}; "
+        "install the same version there, copy the files of your own, and give the same command again"
+    )
+
+
+@cache
+def packages() -> str:
+    """SHA-256 of every module of PACKAGES."""
+    files = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+    return digest((file.relative_to(ROOT).as_posix(), file.read_bytes()) for file in files)
+
+
+def digest(parts: Iterable[tuple[str, bytes]]) -> str:
+    """SHA-256 of named contents."""
+    whole = hashlib.sha256()
+    for name, content in parts:
+        whole.update(f"{name}\0{len(content)}\0".encode() + content)
+    return whole.hexdigest()
