@@ -23,6 +23,7 @@ MOST = 1000  # jobs in one array: what Slurm allows where nobody has changed it 
 FOREVER = 4320  # minutes: three days, where --slurm has no time
 JOBS = "slurm/jobs.json"  # name of a run -> its last job
 LOOK_EVERY = 5.0  # seconds
+ARRIVES = 15.0  # seconds that the result of a job that is over may need to be seen, on a slow file system
 
 
 class Job:
@@ -78,7 +79,7 @@ class SlurmEngine:
         self._jobs: dict[str, Any] = {}
         self._specs: dict[str, RunSpec] = {}
         self._known = self._read_known()
-        self._stopping = False
+        self._over: dict[str, float] = {}  # name of a run -> when its job was first seen to be over
 
     def _read_known(self) -> dict[str, str]:
         path = self._out / JOBS
@@ -115,34 +116,44 @@ class SlurmEngine:
             self._submit()
         until = time.monotonic() + seconds
         while True:
-            over = [name for name, job in self._jobs.items() if job.done()]
+            over = [name for name in self._jobs if self._is_over(name)]
             left = until - time.monotonic()
             if over or left <= 0:
                 return [(name, self._ended(name)) for name in over]
             time.sleep(min(left, LOOK_EVERY))
+
+    def _is_over(self, name: str) -> bool:
+        """Whether its job has ended, and its result is there or will not come. Never waits, as job.result would."""
+        job = self._jobs[name]
+        if not job.done():
+            return False
+        since = self._over.setdefault(name, time.monotonic())
+        return bool(job.paths.result_pickle.exists()) or time.monotonic() - since > ARRIVES
 
     def _ended(self, name: str) -> Event:
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
         job = self._jobs.pop(name)
         self._known.pop(name)
+        del self._over[name]
+        if not job.paths.result_pickle.exists():
+            return {"event": LOST, "message": f"job {job.job_id} has ended without a result ({job.state})"}
         try:
             told, files = job.result()
         except FailedJobError as error:
             return {"event": EXIT, "code": 1, "message": str(error).strip().splitlines()[-1]}
         except (UncompletedJobError, OSError, EOFError) as error:
             return {"event": LOST, "message": f"job {job.job_id}: {str(error).strip().splitlines()[0]}"}
-        return ended(Outcome.model_validate(told), files, RunFolder(self._out, self._specs[name]), self._stopping)
+        return ended(Outcome.model_validate(told), files, RunFolder(self._out, self._specs[name]), stopping=False)
 
     def stop(self, signum: int) -> None:
         """See Engine: the jobs are cancelled, which lets them save."""
-        self._stopping = True
         self._waiting.clear()
         for job in self._jobs.values():
             job.cancel(check=False)
         until = time.monotonic() + PATIENCE
-        while self._jobs and time.monotonic() < until:
-            self.poll(0.5)
+        while time.monotonic() < until and not all(job.done() for job in self._jobs.values()):
+            time.sleep(0.5)
 
     def close(self) -> None:
         """See Engine. Jobs that run are left to Slurm: the same command finds them again."""

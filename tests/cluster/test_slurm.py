@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cluster_fixtures import Heard, cells, measured, opened
 
-from bench.engine import SAVE_EVERY
+from bench.engine import PATIENCE, SAVE_EVERY
 from bench.engines.local import LocalEngine
 from bench.engines.slurm import SlurmEngine, parse_parameters
 from bench.run import run_all
@@ -52,7 +52,8 @@ def begun(engine: SlurmEngine, name: str) -> bool:
     return RunFolder(engine._out, engine._specs[name]).checkpoint()[0] is not None
 
 
-def test_preempted_and_lost_jobs_go_on(tmp_path):
+def test_preempted_and_lost_jobs_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.engines.slurm.ARRIVES", 1.0)
     specs = cells(3, updates=500)
     serial = tmp_path / "serial"
     assert run_all(serial, specs, Heard(), None, LocalEngine(serial, SAVE_EVERY, None)) == []
@@ -71,7 +72,9 @@ def test_at_the_deadline_jobs_are_cancelled_and_have_saved(tmp_path):
     out = opened(tmp_path / "out", specs)
     engine = SlurmEngine(out, 0.2, specs, {}, cluster="local")
     with contextlib.closing(engine):
-        assert run_all(out, specs, Heard(), None, engine, time.monotonic() + 25) == [spec.name for spec in specs]
+        deadline = time.monotonic() + 20
+        assert run_all(out, specs, Heard(), None, engine, deadline) == [spec.name for spec in specs]
+        assert time.monotonic() - deadline < PATIENCE + 3
     for spec in specs:
         assert RunFolder(out, spec).record().status == "preempted"
         assert RunFolder(out, spec).checkpoint()[0] is not None
