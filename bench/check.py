@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.engine import SAVE_EVERY, run_child
 from bench.engines.local import LocalEngine
 from bench.files import read
 from bench.options import load_suite, options_of, resolve
+from bench.process import SAVE_EVERY, run_child
 from bench.progress import Display
 from bench.run import make_manifest, opened, run_all
 from bench.signals import signals_raise

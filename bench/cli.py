@@ -19,7 +19,7 @@ from bench.commands.check import check
 from bench.commands.compare import compare
 from bench.commands.evaluate import evaluate
 from bench.commands.where import Where, engine, engine_options
-from bench.engine import SAVE_EVERY
+from bench.process import SAVE_EVERY
 from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
 

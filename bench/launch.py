@@ -19,8 +19,8 @@ from typing import Any
 
 from bench import device as devices
 from bench.assist import assist
-from bench.engine import PATIENCE, PRELOAD, SAVE_EVERY, expected_images, forked
 from bench.execute import execute
+from bench.process import PATIENCE, PRELOAD, SAVE_EVERY, expected_images, forked
 from bench.ranks import joined
 from bench.signals import Interrupted, StopFlag
 from bench.spec import RunSpec

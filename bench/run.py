@@ -14,12 +14,12 @@ from typing import Any
 
 from bench import __version__, registry
 from bench.disk import DiskError, put_aside
-from bench.engine import REFUSED, run_child
 from bench.engines import EXIT, LOST, Engine, Event
 from bench.files import Damaged, save
 from bench.lock import LOCK, owned
 from bench.options import Options
 from bench.plan import Estimate, Measured, estimate
+from bench.process import REFUSED, run_child
 from bench.progress import Display
 from bench.repair import settle
 from bench.schedule import TRIES, Job, Schedule

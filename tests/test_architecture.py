@@ -112,7 +112,7 @@ def loads(target):
         (r"bench\.batch_norm", r"bench\.(ranks|spec)|methods\.common\.losses"),
         (r"bench\.protocols", r"bench\.(pixels|repro|spec)|methods\.common\.\w+"),
         (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
-        (r"bench\.train", r"bench\.(?!evaluate|protocols|engine|run|cli|store)\w+|methods\.common\.\w+|bench"),
+        (r"bench\.train", r"bench\.(?!evaluate|protocols|process|engines|run|cli|store)\w+|methods\.common\.\w+|bench"),
         (r"bench\.evaluate", r"bench\.(data|encoder|protocols|registry|search|spec)|attacks\.common\.\w+|bench"),
         (
             r"bench\.checks\.\w+",
@@ -209,7 +209,7 @@ def test_the_command_line_and_the_reports_load_no_torch():
 # ---------------------------------------------------------------- one home for each thing
 
 WRITES = {  # file: what it may do there
-    "bench/engine.py": {"open"},  # the log of a child, which is appended to line by line
+    "bench/process.py": {"open"},  # the log of a child, which is appended to line by line
     "bench/tracking.py": {"open"},  # the same of a hook
     "bench/datasets/cifar10.py": {"open"},  # the download, which is checked before it is used
     "bench/unpack.py": {"open"},  # what an archive holds, into a scratch folder

@@ -2,13 +2,13 @@
 
 import pytest
 from cluster_fixtures import IMAGES, Heard, cells, opened
-from engine_fixtures import handlers_given_back, in_process
+from process_fixtures import handlers_given_back, in_process
 from ranks_fixtures import on_ranks
 
 from bench.copies import check_copies
-from bench.engine import SAVE_EVERY
 from bench.engines import EXIT, images_of, worker
 from bench.engines.local import LocalEngine
+from bench.process import SAVE_EVERY
 from bench.run import conclude, run_all
 from bench.spec import Record, UsageError
 from bench.store import RunFolder

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 from cluster_fixtures import Heard, cells
 
-from bench.engine import PATIENCE
 from bench.engines import EXIT, LOST, worker
 from bench.engines.local import LocalEngine, check_cores
 from bench.engines.ray import ANSWER, SILENT, RayEngine
 from bench.engines.worker import HOME, TELL_EVERY, Outcome, ended
 from bench.lock import owned
 from bench.parcel import pack, unpack
+from bench.process import PATIENCE
 from bench.run import run_all
 from bench.source import source_hash
 from bench.spec import Budget, Record, UsageError

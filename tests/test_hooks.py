@@ -9,15 +9,15 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from engine_fixtures import CELLS, spec
+from process_fixtures import CELLS, spec
 from rich.console import Console
 from store_fixtures import MACHINE, RECORD, SPEC, TRAINED
 
 from bench import tracking
 from bench.cli import cli
-from bench.engine import SAVE_EVERY
 from bench.engines.local import LocalEngine
 from bench.hooks import Accuracy, Hook, Progress, Run, costs
+from bench.process import SAVE_EVERY
 from bench.progress import Display
 from bench.registry import load, names
 from bench.run import run_all

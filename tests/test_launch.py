@@ -7,10 +7,10 @@ import signal
 import threading
 
 import pytest
-from engine_fixtures import EVAL, spec
+from process_fixtures import EVAL, spec
 
-from bench.engine import SAVE_EVERY
 from bench.launch import OUT_OF_MEMORY, RESTARTS, launch
+from bench.process import SAVE_EVERY
 from bench.signals import Interrupted, signals_raise
 from bench.store import RunFolder
 

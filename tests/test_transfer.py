@@ -17,10 +17,10 @@ from bench.audit import run_check
 from bench.checks import transfer as check
 from bench.checks.transfer import adversarial_images, sources_of
 from bench.data import data_info, load_data
-from bench.engine import SAVE_EVERY, main
 from bench.engines.local import LocalEngine
 from bench.execute import execute
 from bench.files import load_tensors
+from bench.process import SAVE_EVERY, main
 from bench.progress import Display
 from bench.run import make_manifest, open_folder, run_all
 from bench.signals import Interrupted, StopFlag

@@ -94,8 +94,8 @@ def conduct(request: "Request") -> Path:
 
     Raises UsageError for a model that is refused, and Exit for a failure.
     """
-    from bench.engine import run_child
     from bench.foreign_run import run_spec
+    from bench.process import run_child
     from bench.progress import Display
     from bench.signals import signals_raise
 

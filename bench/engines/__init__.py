@@ -21,7 +21,7 @@ LOST = "lost"  # or: its worker or node is gone, as ``message`` says; it can be 
 def run_task(
     out: Path, spec: RunSpec, save_every: float, images: DataInfo | None, visible: str | None = None
 ) -> dict[str, Any]:
-    """One run as the process that makes it is told (bench.engine). ``images``: those that it has to find there.
+    """One run as the process that makes it is told (bench.process). ``images``: those that it has to find there.
 
     ``visible`` is what CUDA_VISIBLE_DEVICES is to be; None: as it is.
     """

@@ -5,8 +5,8 @@ import time
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from bench.engine import PATIENCE, Child
 from bench.engines import EXIT, Event, images_of, run_task
+from bench.process import PATIENCE, Child
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from bench.engine import PATIENCE
 from bench.engines import EXIT, LOST, Event
 from bench.engines.worker import HOME, Order, Outcome, common, ended, work
 from bench.parcel import Parcel, names, pack
+from bench.process import PATIENCE
 from bench.source import source_hash
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
@@ -103,7 +103,7 @@ class RayEngine:
             ray.get_runtime_context().get_node_id(), soft=False
         )
         self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-        self._task = ray.remote(max_retries=0)(task)  # a run has a process of its own under Ray's (bench.engine)
+        self._task = ray.remote(max_retries=0)(task)  # a run has a process of its own under Ray's (bench.process)
 
     def _capacity(self) -> int:
         """How many runs the cluster can make at a time."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.disk import is_there, write_bytes
-from bench.engine import PATIENCE
 from bench.engines import EXIT, LOST, Event
 from bench.engines.worker import Order, Outcome, common, ended, work
 from bench.parcel import Parcel, pack
+from bench.process import PATIENCE
 from bench.source import source_hash
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder

@@ -17,10 +17,10 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from bench.disk import DiskError, cannot
-from bench.engine import PATIENCE, REFUSED, Child
 from bench.engines import EXIT, LOST, Event, images_of, run_task
 from bench.lock import owned
 from bench.parcel import Parcel, pack, unpack
+from bench.process import PATIENCE, REFUSED, Child
 from bench.signals import EXIT_INTERRUPTED
 from bench.source import difference, source_hash
 from bench.spec import Data, DataInfo, RunSpec, UsageError

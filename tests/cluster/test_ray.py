@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from cluster_fixtures import Heard, bench_run, cells, measured, opened, updates_saved, wait_for
 
-from bench.engine import SAVE_EVERY
 from bench.engines.local import LocalEngine
 from bench.engines.ray import RayEngine
+from bench.process import SAVE_EVERY
 from bench.run import run_all
 from bench.spec import UsageError
 from bench.store import MANIFEST, RunFolder, load_manifest

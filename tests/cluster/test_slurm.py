@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from cluster_fixtures import Heard, cells, measured, opened
 
-from bench.engine import PATIENCE, SAVE_EVERY
 from bench.engines.local import LocalEngine
 from bench.engines.slurm import SlurmEngine, parse_parameters
+from bench.process import PATIENCE, SAVE_EVERY
 from bench.run import run_all
 from bench.spec import UsageError
 from bench.store import RunFolder

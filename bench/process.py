@@ -1,8 +1,8 @@
-"""The engine: runs each cell of the plan in a fresh process, so that memory peaks and generators are its own.
+"""One task in a fresh process, a run above all, so that memory peaks and generators are its own.
 
 The process is forked from a server that has imported torch and has run nothing, which saves seconds per run. It reads
 one JSON document and writes one JSON event per line: progress for whoever shows it, never a result. Results go to the
-store only. It notices when its parent dies, and stops as by SIGTERM. ``python -m bench.engine`` does the same without
+store only. It notices when its parent dies, and stops as by SIGTERM. ``python -m bench.process`` does the same without
 a server, from standard input to standard output.
 """
 

@@ -1,4 +1,4 @@
-"""What the tests of the engine share: a small run, the child's main function in this process, and who listens to it."""
+"""What the tests of processes share: a small run, the child's main function in this process, and who listens to it."""
 
 import contextlib
 import io
@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from bench.engine import main
+from bench.process import main
 from bench.progress import Display
 from bench.signals import EXIT_INTERRUPTED
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec

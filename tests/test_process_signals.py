@@ -11,11 +11,11 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 import pytest
-from engine_fixtures import CELLS, Shown, handlers_given_back, in_process, spec, task, weights
+from process_fixtures import CELLS, Shown, handlers_given_back, in_process, spec, task, weights
 
-from bench.engine import SAVE_EVERY, run_child
 from bench.engines.local import LocalEngine
 from bench.lock import owned
+from bench.process import SAVE_EVERY, run_child
 from bench.run import run_all
 from bench.signals import EXIT_INTERRUPTED, Interrupted
 from bench.spec import UsageError
@@ -36,7 +36,7 @@ def own_signal_handlers():
 def start(out, run):
     """A real child that has been given its task."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "bench.engine"],
+        [sys.executable, "-m", "bench.process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -194,7 +194,7 @@ def test_a_killed_server_costs_nothing(tmp_path):
 PARENT = """
 import json, sys
 from pathlib import Path
-from bench.engine import run_child
+from bench.process import run_child
 from bench.lock import owned
 if __name__ == "__main__":
     out = Path(sys.argv[1])

@@ -1,4 +1,4 @@
-"""The engine with real children and, where a process adds nothing, with the child's main function in this one."""
+"""Processes of runs: real children and, where a process adds nothing, with the child's main function in this one."""
 
 import errno
 import os
@@ -7,12 +7,12 @@ import signal
 
 import pytest
 import torch
-from engine_fixtures import CELLS, Shown, handlers_given_back, in_process, own_method, spec, task, weights
+from process_fixtures import CELLS, Shown, handlers_given_back, in_process, own_method, spec, task, weights
 
 from bench import calibration, disk
 from bench.disk import Disk, DiskError
-from bench.engine import SAVE_EVERY, run_child
 from bench.engines.local import LocalEngine
+from bench.process import SAVE_EVERY, run_child
 from bench.run import run_all
 from bench.spec import DataSpec
 from bench.store import RunFolder
