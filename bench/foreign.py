@@ -82,7 +82,7 @@ def check_source(source: str, architecture: str | None) -> None:
             f"{path.stem + '.safetensors'!r})"
         )
     if architecture is None:
-        raise UsageError(f"expected --architecture resnet18 or resnet8 with the file {path}, got none")
+        raise UsageError(f"expected --architecture, such as resnet18 or timm:NAME, with the file {path}, got none")
 
 
 def load_module(source: str, architecture: str | None, channels: int, normalize: tuple[float, ...]) -> nn.Module:

@@ -117,7 +117,7 @@ def test_what_is_neither_a_file_nor_a_factory_is_refused(source, architecture, m
 
 
 def test_a_file_needs_an_architecture(weights, tmp_path):
-    assert "expected --architecture resnet18 or resnet8" in refused(check_source, saved(weights, tmp_path), None)
+    assert "expected --architecture, such as resnet18 or timm:NAME, with the file" in refused(check_source, saved(weights, tmp_path), None)
 
 
 # ---------------------------------------------------------------- a factory

@@ -18,7 +18,7 @@ FAILED_CELLS = 3
 
 @click.command("evaluate")
 @click.argument("source", metavar="FILE.safetensors|package.module:factory")
-@click.option("--architecture", help="of a FILE: resnet18 or resnet8")
+@click.option("--architecture", help="of a FILE: resnet18, resnet8, torchvision:NAME or timm:NAME")
 @click.option("--kind", type=click.Choice(["encoder", "classifier"]), default="encoder", show_default=True,
               help="an encoder gets the probe and both protocols; a classifier's own logits are scored")  # fmt: skip
 @click.option("--input-range", default="0,1", show_default=True, help="pixels that the model takes: only 0,1")
