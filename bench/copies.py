@@ -4,20 +4,20 @@ import platform
 
 from bench import source
 from bench.ranks import ALONE, Ranks
-from bench.spec import DataInfo, RunSpec, UsageError
+from bench.spec import DataInfo, RunSpec
 
 
 def check_copies(spec: RunSpec, own: DataInfo, expected: DataInfo | None = None, ranks: Ranks = ALONE) -> None:
-    """Raises UsageError, on every rank, where one of them has other code for this run than rank 0, or other images.
+    """Raises Unfit, on every rank, where one of them has other code for this run than rank 0, or other images.
 
     The images are to be those ``expected`` on rank 0, or else its own. All ranks have to call it.
     """
-    code, images = source.source_hash(spec), expected or own
+    code, images = source.source_hash(spec) if ranks.size > 1 else "", expected or own
     complaint = ""
     for node, other, data in ranks.collect((platform.node(), code, own)):
         complaint = complaint or source.difference(node, other, code) or difference(node, data, images)
     if complaint := ranks.tell(complaint):
-        raise UsageError(complaint)
+        raise source.Unfit(complaint)
 
 
 def difference(node: str, found: DataInfo, expected: DataInfo) -> str:

@@ -11,8 +11,19 @@ Parcel = dict[str, bytes]  # name in the folder, as results/linear-pgd-0.100000.
 
 
 def pack(folder: Path) -> Parcel:
-    """All files of the folder of a run, but for locks, half-written and damaged ones. Raises DiskError."""
-    return {name: (folder / name).read_bytes() for name in names(folder)}
+    """All files of the folder of a run, but for locks, half-written and damaged ones. Raises DiskError.
+
+    What is left of a lost worker may still save there: a checkpoint that goes meanwhile is left out.
+    """
+    parcel: Parcel = {}
+    for name in names(folder):
+        try:
+            parcel[name] = (folder / name).read_bytes()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise cannot("read", folder / name, error) from error
+    return parcel
 
 
 def unpack(folder: Path, parcel: Parcel) -> None:

@@ -23,11 +23,12 @@ from typing import Any, TextIO
 
 from bench.disk import DiskError, cannot
 from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag
+from bench.source import Unfit
 from bench.spec import DataInfo, RunSpec, UsageError
 
 Report = Callable[[dict[str, Any]], None]
 PATIENCE = 6.0  # seconds that an interrupted child has to save: the whole command ends within 10
-REFUSED = 2  # exit code of a process that has found a mistake of the user's
+UNFIT = 5  # exit code of a process whose machine cannot make the run, while another may (bench.source)
 SAVE_EVERY = 300.0  # seconds of training between two checkpoints
 PRELOAD = ["torch", "torchvision.models", "sklearn.datasets", "pydantic"]  # what a run imports slowly
 
@@ -208,7 +209,7 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
         return EXIT_INTERRUPTED[signal.Signals(interrupted.signum)]
     except UsageError as error:
         report({"event": "error", "message": str(error), "usage": True})
-        return REFUSED
+        return UNFIT if isinstance(error, Unfit) else 2
     except DiskError as error:
         report({"event": "disk", "message": str(error)})
         return 1

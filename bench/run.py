@@ -19,7 +19,7 @@ from bench.files import Damaged, save
 from bench.lock import LOCK, owned
 from bench.options import Options
 from bench.plan import Estimate, Measured, estimate
-from bench.process import REFUSED, run_child
+from bench.process import UNFIT, run_child
 from bench.progress import Display
 from bench.repair import settle
 from bench.schedule import TRIES, Job, Schedule
@@ -45,8 +45,8 @@ POLL = 1.0  # seconds between two looks at the deadline and at the size of the c
 
 
 @contextlib.contextmanager
-def opened(out: Path, manifest: Manifest) -> Iterator[int]:
-    """Own the folder of a run, made now or found: yields the handle of its lock (see bench.lock).
+def opened(out: Path, manifest: Manifest, moves: bool = False) -> Iterator[int]:
+    """Own the folder of a run, made now or found: yields the handle of its lock (see bench.lock, also ``moves``).
 
     Raises UsageError if the folder holds another run's settings or other files, cannot be written, or is in use.
     """
@@ -59,7 +59,7 @@ def opened(out: Path, manifest: Manifest) -> Iterator[int]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
-    with owned(out) as lock:
+    with owned(out, moves=moves) as lock:
         settle(out)
         open_folder(out, manifest)
         yield lock
@@ -159,10 +159,11 @@ def run_all(
     seconds = {f"{each.row}-s{each.seed}": each.seconds for each in estimates or () if engine.slots > 1}
     schedule = Schedule([Job(spec.name, spec.seed, seconds.get(spec.name, 0.0)) for spec in todo], engine.slots)
     messages: dict[str, list[str]] = {spec.name: [] for spec in todo}
+    refused: list[str] = []  # a machine that cannot make one run cannot make the next, and would be given all of them
     try:
-        while not schedule.over and time.monotonic() < deadline:
+        while not schedule.over and time.monotonic() < deadline and not (refused and not schedule.running):
             schedule.in_flight = max(1, engine.slots)
-            while (name := schedule.next()) is not None:
+            while not refused and (name := schedule.next()) is not None:
                 display.started(folders[name].spec)
                 tracking.started(folders[name].spec)
                 engine.start(folders[name].spec)
@@ -174,6 +175,10 @@ def run_all(
                     record = conclude(folder, event, messages[name])
                     if event["event"] == EXIT:
                         schedule.end(name)
+                    if event.get("code") == UNFIT:
+                        refused.append(name)
+                        why = complaint(folder, event, messages[name])
+                        display.line(f"{name}: {why}; no other run is begun", "red")
                     display.ended(folder.spec, record.status, record.message)
                     tracking.ended(record)
                 else:
@@ -192,7 +197,7 @@ def run_all(
             with contextlib.suppress(DiskError):
                 mark_stopped(folders[name])
                 tracking.ended(folders[name].record([]))
-    unfinished = [name for name, folder in folders.items() if not finished(folder)]
+    unfinished = [name for name, folder in folders.items() if name in refused or not finished(folder)]
     if time.monotonic() >= deadline:
         return unfinished
     return unfinished + ["transfer"] * (not run_transfer(out, specs, display, lock))
@@ -223,20 +228,26 @@ def conclude(folder: RunFolder, last: Event, messages: list[str]) -> Record:
     damaged: list[Damaged] = []
     code, record = last.get("code", 1), folder.record(damaged)
     stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"  # a signal to the child alone
-    refused = code == REFUSED  # by a machine that could not even look at what was stored before
-    if damaged or record.status == "pending" or refused or (code and not stopped and record.status not in ENDED):
-        said = [*messages, *filter(None, [last.get("message")])]
-        said += [f"{damage}; the same command makes it again" for damage in damaged]
+    if damaged or record.status == "pending" or (code and not stopped and record.status not in ENDED):
+        message = complaint(folder, last, messages)
         if last["event"] == LOST:
-            said.append(
-                f"lost {TRIES} times in a row and no further than the first time; the last time: {said[-1]}; "
+            message = (
+                f"lost {TRIES} times in a row and no further than the first time; the last time: {message}; "
                 "the same command goes on from what is saved"
             )
-        where = f" on {last['node']}" if last.get("node") else ""
-        message = said[-1] if said else f"the process ended with code {code}{where}; see {folder.place('log.txt')}"
+        if damaged:
+            message = f"{damaged[0]}; the same command makes it again"
         record = record.model_copy(update={"status": "failed", "message": message})
         folder.save_record(record)
     return record
+
+
+def complaint(folder: RunFolder, last: Event, messages: list[str]) -> str:
+    """What a run, or else its worker, has said last of what is wrong, and where."""
+    log = f"the process ended with code {last.get('code', 1)}; see {folder.place('log.txt')}"
+    said = [log, *messages, *filter(None, [last.get("message")])][-1]
+    node = last.get("node")
+    return f"{said} (on {node})" if node and node not in said else said
 
 
 def mark_stopped(folder: RunFolder) -> None:

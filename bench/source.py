@@ -11,13 +11,21 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("bench", "methods", "attacks")  # reports read what these have made
 
 
+class Unfit(UsageError):
+    """This machine cannot make the run that was asked for, while another may: it has other code or other images."""
+
+
 def source_hash(spec: RunSpec) -> str:
-    """SHA-256 of all that trains and scores the run. Raises UsageError where a file of the user's is not there."""
-    own = [Path(name) for name in (spec.method_path, *spec.eval.attacks) if name is not None and name.endswith(".py")]
+    """SHA-256 of all that trains and scores the run. Raises Unfit where a file of the user's is not there.
+
+    What the user's files import, and plug-ins that come by entry point, are not in it.
+    """
+    names = (spec.method_path, spec.data.name, *spec.eval.attacks)
+    own = [Path(name) for name in names if name is not None and name.endswith(".py")]
     try:
         return digest([("packages", packages().encode()), *((file.name, file.read_bytes()) for file in own)])
     except OSError as error:
-        raise UsageError(f"cannot read {error.filename}: {error.strerror}; copy it to where the run is made") from None
+        raise Unfit(f"cannot read {error.filename}: {error.strerror}; copy it to where the run is made") from None
 
 
 def difference(node: str, found: str, expected: str) -> str:
@@ -32,8 +40,9 @@ def difference(node: str, found: str, expected: str) -> str:
 
 @cache
 def packages() -> str:
-    """SHA-256 of every module of PACKAGES."""
-    files = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+    """SHA-256 of every module of PACKAGES; what an editor keeps beside them has a dot in front."""
+    found = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+    files = sorted(file for file in found if file.is_file() and not file.name.startswith("."))
     return digest((file.relative_to(ROOT).as_posix(), file.read_bytes()) for file in files)
 
 

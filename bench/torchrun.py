@@ -4,7 +4,7 @@
         -m bench run --methods cf_amc_ssl --budget 2h --out /shared/runs/cf_amc_ssl
 
 torchrun starts the ranks, finds out who they are, and starts all again when one dies; the run goes on from its
-checkpoint. Rank 0 alone reads and writes the folder, which the first machine has to keep.
+checkpoint. Rank 0 alone reads and writes the folder; at a restart it may be on another machine, which has to see it.
 """
 
 import os
@@ -61,7 +61,7 @@ def run(
         if here.rank > 0:
             assist(spec, device, flag, ranks)
             return None
-        with opened(out, manifest), Display() as display:
+        with opened(out, manifest, moves=True), Display() as display:  # torchrun has one rank 0, now here, now there
             display.begin([spec], None)
             display.started(spec)
             execute(out, spec, lambda event: display.event(spec, event), flag, every, ranks)

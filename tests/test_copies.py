@@ -6,10 +6,11 @@ from process_fixtures import handlers_given_back, in_process
 from ranks_fixtures import on_ranks
 
 from bench.copies import check_copies
-from bench.engines import EXIT, images_of, worker
+from bench.engines import EXIT, worker
 from bench.engines.local import LocalEngine
-from bench.process import SAVE_EVERY
+from bench.process import SAVE_EVERY, UNFIT
 from bench.run import conclude, run_all
+from bench.source import source_hash
 from bench.spec import Record, UsageError
 from bench.store import RunFolder
 
@@ -76,7 +77,7 @@ def test_the_process_of_a_run_refuses_and_leaves_everything_as_it_was(tmp_path):
     before = (folder.path / "run.json").read_bytes()
     with handlers_given_back():
         code, events = in_process(tmp_path, run, images=OTHER.model_dump(mode="json"))
-    assert (code, len(events), events[0]["usage"]) == (2, 1, True)
+    assert (code, len(events), events[0]["usage"]) == (UNFIT, 1, True)
     assert f"got others ({OWN})" in events[0]["message"]
     assert [each.name for each in folder.path.iterdir()] == ["run.json"]
     assert (folder.path / "run.json").read_bytes() == before
@@ -94,17 +95,16 @@ def test_here_the_run_has_failed_and_what_was_finished_stays(tmp_path):
 
 
 def test_a_worker_sends_home_why_it_refuses(tmp_path, monkeypatch):
-    """Also where nobody hears its events, as with Slurm, and where the run was finished but for more time."""
+    """Also where nobody hears its events, as with Slurm; a run that was finished but for more time stays as it is."""
     (run,) = cells(1, updates=1)
     out = opened(tmp_path / "out", [run], OTHER)
     folder = RunFolder(out, run)
     folder.save_record(Record(spec=run, status="finished", message="the evaluation's 1 s are spent"))
     monkeypatch.setattr(worker, "user_cache_path", lambda name: tmp_path / "cache")
-    order = worker.Order(spec=run, out=str(out), manifest="0" * 64, images=images_of(out), save_every=1.0)
-    outcome, files = worker.work(order, dict, lambda events: False)
+    told = worker.common(out, 1.0) | {"manifest": "0" * 64, "spec": run, "source": source_hash(run)}
+    outcome, files = worker.work(worker.Order(**told), dict, lambda events: False)
     last = worker.ended(outcome, files, folder, stopping=False)
-    assert (last["event"], last["code"]) == (EXIT, 2)
-    conclude(folder, last, [])
-    record = folder.record()
-    assert record.status == "failed"
-    assert f"({WRONG}) on every machine, got others ({OWN})" in record.message
+    assert (last["event"], last["code"], files) == (EXIT, UNFIT, {})
+    assert f"({WRONG}) on every machine, got others ({OWN})" in last["message"]
+    assert conclude(folder, last, []) == folder.record()
+    assert folder.record().status == "finished"

@@ -10,11 +10,11 @@ from cluster_fixtures import Heard, cells
 
 from bench.engines import EXIT, LOST, worker
 from bench.engines.local import LocalEngine, check_cores
-from bench.engines.ray import ANSWER, SILENT, RayEngine
+from bench.engines.ray import ANSWER, ARRIVAL, SILENT, Mailbox, RayEngine, task
 from bench.engines.worker import HOME, TELL_EVERY, Outcome, ended
 from bench.lock import owned
 from bench.parcel import pack, unpack
-from bench.process import PATIENCE
+from bench.process import PATIENCE, UNFIT
 from bench.run import run_all
 from bench.source import source_hash
 from bench.spec import Budget, Record, UsageError
@@ -132,8 +132,8 @@ def test_a_worker_that_is_cut_off_saves_and_ends(tmp_path, monkeypatch, left, co
 
 def order(tmp_path, **changes):
     """One run of a command that is given where its folder is."""
-    told = {"spec": cells(1)[0], "out": str(tmp_path), "manifest": "", "save_every": 1.0}
-    return worker.Order(**told | changes)
+    told = {"spec": cells(1)[0], "out": str(tmp_path), "manifest": "", "save_every": 1.0, "images": None, "folder": "."}
+    return worker.Order(**told | {"source": source_hash(cells(1)[0])} | changes)
 
 
 def test_a_run_whose_folder_is_still_held_is_lost_not_failed(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_run_whose_folder_is_still_held_is_lost_not_failed(tmp_path, monkeypat
 def test_a_worker_with_other_code_refuses(tmp_path):
     outcome, files = worker.work(order(tmp_path, source="c" * 64), dict, lambda events: False)
     own = source_hash(cells(1)[0])
-    assert (outcome.code, files) == (2, {})
+    assert (outcome.code, files) == (UNFIT, {})
     assert f"the code of the command (cccccccccccc) on every machine, got other ({own[:12]}) on" in outcome.message
 
 
@@ -160,7 +160,7 @@ def test_a_worker_without_the_users_own_file_refuses(tmp_path):
     spec = cells(1)[0].model_copy(update={"method": "mine", "method_path": "mine.py"})
     outcome, _ = worker.work(order(tmp_path, spec=spec, folder=str(tmp_path)), dict, lambda events: False)
     assert (outcome.code, outcome.message) == (
-        2,
+        UNFIT,
         "cannot read mine.py: No such file or directory; copy it to where the run is made",
     )
 
@@ -179,13 +179,59 @@ def test_relative_names_start_where_the_command_was_given(tmp_path, monkeypatch)
     assert Path.cwd() == before
 
 
+def test_a_worker_of_another_version_says_so():
+    told, files = worker.answer({"spec": {}, "speed": "fast"}, dict, lambda events: False)
+    outcome = worker.Outcome.model_validate(told)
+    assert (outcome.code, files) == (UNFIT, {})
+    assert outcome.message.endswith("; install the same version on every machine")
+
+
+def test_after_a_refusal_no_other_run_is_begun(tmp_path):
+    """The machine that refuses is idle again at once, and would be handed one run after the other."""
+
+    class Refusing(Losing):
+        def poll(self, seconds):
+            folder = self.folders.pop()
+            return [(folder.spec.name, {"event": EXIT, "code": UNFIT, "message": "other images", "node": "far"})]
+
+    runs, display = cells(3), Heard()
+    engine = Refusing(tmp_path, losses=0, moves=0)
+    assert run_all(tmp_path, runs, display, None, engine) == [run.name for run in runs]
+    assert engine.starts == 1
+    assert [RunFolder(tmp_path, run).record().status for run in runs] == ["failed", "pending", "pending"]
+    assert RunFolder(tmp_path, runs[0]).record().message == "other images (on far)"
+    assert f"{runs[0].name}: other images (on far); no other run is begun" in display.lines
+
+
+def test_a_ray_worker_hands_on_the_gpu_that_it_was_given(tmp_path, monkeypatch):
+    """Its own process may have had another one before, and what it starts begins with the environment of the first."""
+    seen = []
+    monkeypatch.setattr("bench.engines.ray.answer", lambda order, fetch, tell: seen.append(order["visible"]))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    for visible in (None, ""):
+        task(order(tmp_path, visible=visible).model_dump(mode="json"), "run", 0, None, [])
+    assert seen == ["3", ""]
+
+
+def test_only_the_newest_try_of_a_run_is_heard():
+    box = Mailbox()
+    box.expect("a", 1)
+    assert not box.put("a", 1, [{"event": "train"}])
+    box.expect("a", 2)  # what the first has left there is of no use now
+    assert box.put("a", 1, [{"event": "late"}])  # and it is told to stop
+    assert not box.put("a", 2, [])
+    assert box.take() == [("a", [])]
+    box.stop()
+    assert box.put("a", 2, [])
+
+
 class Quiet:
-    """Stands in for Ray and for the mailbox: no task ends, and ``letters`` are what workers have written."""
+    """Stands in for Ray and for the mailbox: ``letters`` are what workers have written, ``ready`` whose tasks end."""
 
     exceptions = SimpleNamespace(RayError=RuntimeError)
 
     def __init__(self) -> None:
-        self.letters, self.cancelled = [], []
+        self.letters, self.cancelled, self.ready = [], [], []
         self.take = self
 
     def remote(self):
@@ -193,7 +239,7 @@ class Quiet:
         return taken
 
     def wait(self, refs, num_returns, timeout):
-        return [], refs
+        return self.ready, [ref for ref in refs if ref not in self.ready]
 
     def get(self, letters, timeout):
         if letters is None:
@@ -212,22 +258,22 @@ def quiet(monkeypatch):
     monkeypatch.setattr("bench.engines.ray.time", SimpleNamespace(monotonic=lambda: now[0]))
     engine = object.__new__(RayEngine)
     engine._ray = engine._mailbox = ray
-    engine._refs, engine._heard = dict(zip(("talks", "silent", "waits"), cells(3), strict=True)), {}
+    engine._refs, engine._due = dict(zip(("talks", "silent", "waits"), cells(3), strict=True)), {}
     return engine, ray, now
 
 
-def test_a_run_is_lost_25_seconds_after_its_last_word_and_one_that_waits_is_not(quiet):
+def test_a_run_is_lost_30_seconds_after_its_last_word_and_one_that_waits_is_not(quiet):
     engine, ray, now = quiet
     talks, silent = engine._refs["talks"], engine._refs["silent"]
     ray.letters = [(talks.name, [{"event": "train"}]), (silent.name, [])]
     assert engine.poll(0.0) == [(talks.name, {"event": "train"})]
-    now[0] = 24.9
+    now[0] = 29.9
     ray.letters = [(talks.name, [])]
     assert engine.poll(0.0) == []
-    now[0] = 25.1
-    assert engine.poll(0.0) == [(silent.name, {"event": LOST, "message": "silent for 25 s"})]
+    now[0] = 30.1
+    assert engine.poll(0.0) == [(silent.name, {"event": LOST, "message": "its worker is silent"})]
     assert (ray.cancelled, list(engine._refs)) == (["silent"], ["talks", "waits"])
-    assert ANSWER + PATIENCE + 2 * TELL_EVERY < SILENT  # its worker has ended before
+    assert ANSWER + 2 * PATIENCE + 2 * TELL_EVERY < SILENT  # worker, launcher and ranks have ended before
 
 
 def test_a_run_whose_files_are_on_their_way_is_not_silent(quiet):
@@ -235,8 +281,26 @@ def test_a_run_whose_files_are_on_their_way_is_not_silent(quiet):
     name = engine._refs["talks"].name
     ray.letters = [(name, [{"event": "train"}, {"event": HOME}])]
     assert engine.poll(0.0) == [(name, {"event": "train"})]
-    now[0] = 1000.0
+    now[0] = ARRIVAL - 0.1
     assert engine.poll(0.0) == []
+    now[0] = ARRIVAL + 0.1
+    assert engine.poll(0.0) == [(name, {"event": LOST, "message": "its worker is silent"})]
+
+
+def test_while_large_files_are_taken_in_nobody_is_taken_for_silent(quiet, monkeypatch):
+    engine, ray, now = quiet
+    ended, talks = engine._refs["waits"], engine._refs["talks"]
+    ray.letters, ray.ready = [(talks.name, []), (ended.name, [])], ["waits"]
+
+    def slow(ref, spec):
+        now[0] += 100.0
+        return {"event": EXIT, "code": 0}
+
+    monkeypatch.setattr(engine, "_ended", slow)
+    assert engine.poll(0.0) == [(ended.name, {"event": EXIT, "code": 0})]
+    ray.letters, ray.ready = [(talks.name, [])], []  # has come meanwhile
+    assert engine.poll(0.0) == []
+    assert ray.cancelled == []
 
 
 def test_a_cluster_that_is_gone_is_said(quiet):

@@ -4,15 +4,17 @@ A task is tried once by Ray: what was lost is started again by the conductor, as
 """
 
 import contextlib
+import itertools
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from bench.engines import EXIT, LOST, Event
-from bench.engines.worker import HOME, Order, Outcome, common, ended, work
+from bench.engines.worker import HOME, TELL_EVERY, Order, Outcome, answer, common, ended
 from bench.parcel import Parcel, names, pack
 from bench.process import PATIENCE
 from bench.source import source_hash
@@ -20,19 +22,29 @@ from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
 
 ANSWER = 10.0  # seconds in which the mailbox answers; a worker that is cut off saves and ends
-SILENT = 25.0  # seconds without a word from a worker: by then it has ended, and its run may start elsewhere
-GO_ON = "with a cluster, the same command goes on"
+SILENT = 30.0  # seconds without a word from a worker: by then it has ended with all that it has started
+ARRIVAL = 600.0  # seconds that the files of a run may be on their way home
 AHEAD = 2  # tasks in flight for each that can run: the next is there when one ends
 
 
 class Mailbox:
-    """An actor beside the conductor: workers leave events, and learn whether to stop."""
+    """An actor beside the conductor: workers leave events, and learn whether to stop.
+
+    Only the worker of a run's newest try is heard. One that was given up, and was only asleep, is told to stop.
+    """
 
     def __init__(self) -> None:
         self.letters: list[tuple[str, list[Event]]] = []
+        self.tries: dict[str, int] = {}  # name of a run -> its newest try
         self.stopping = False
 
-    def put(self, name: str, events: list[Event]) -> bool:
+    def expect(self, name: str, attempt: int) -> None:
+        self.letters = [letter for letter in self.letters if letter[0] != name]
+        self.tries[name] = attempt
+
+    def put(self, name: str, attempt: int, events: list[Event]) -> bool:
+        if self.tries.get(name) != attempt:
+            return True
         self.letters.append((name, events))
         return self.stopping
 
@@ -44,19 +56,21 @@ class Mailbox:
         self.stopping = True
 
 
-def task(order: dict[str, Any], mailbox: Any, parcel: list[Any]) -> tuple[dict[str, Any], Parcel]:
+def task(
+    order: dict[str, Any], name: str, attempt: int, mailbox: Any, parcel: list[Any]
+) -> tuple[dict[str, Any], Parcel]:
     """What runs on a worker. ``parcel`` holds a reference, so that its content travels only where it is asked for.
 
     Nothing here calls ray.get: while a task waits in it, Ray gives its cores to another one.
     """
     import ray
 
-    asked = Order.model_validate(order)
-    name = asked.spec.name
+    if order["visible"] is None:  # Ray has said it to this process; what this process starts has to hear of it too
+        order = order | {"visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
 
     def tell(events: list[Event]) -> bool:
         try:
-            return bool(mailbox.put.remote(name, events).future().result(ANSWER))
+            return bool(mailbox.put.remote(name, attempt, events).future().result(ANSWER))
         except (TimeoutError, ray.exceptions.RayError) as error:
             raise ConnectionError(f"no answer from the command: {type(error).__name__}") from error
 
@@ -64,8 +78,7 @@ def task(order: dict[str, Any], mailbox: Any, parcel: list[Any]) -> tuple[dict[s
         found: Parcel = parcel[0].future().result() if parcel else {}
         return found
 
-    outcome, files = work(asked, fetch, tell)
-    return outcome.model_dump(), files
+    return answer(order, fetch, tell)
 
 
 class RayEngine:
@@ -88,7 +101,8 @@ class RayEngine:
         self._out, self._common = out, common(out, save_every)
         self._needs = {"num_gpus": gpus, "num_cpus": max(1, ranks, threads)}
         self._refs: dict[Any, RunSpec] = {}
-        self._heard: dict[str, float] = {}  # name of a run -> when its worker last wrote, on time.monotonic
+        self._due: dict[str, float] = {}  # name of a run that a worker has begun -> when it is silent, time.monotonic
+        self._attempts = itertools.count()
         self._stopping = False
         try:
             ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False,
@@ -118,13 +132,15 @@ class RayEngine:
 
     def start(self, spec: RunSpec) -> None:
         """See Engine."""
-        visible = None if self._needs["num_gpus"] else ""  # Ray says which GPU; with none it leaves all to be seen
+        visible = None if self._needs["num_gpus"] else ""  # Ray says which GPU; where none is asked for it hides none
         begun = RunFolder(self._out, spec)
         order = Order(spec=spec, source=source_hash(spec), reached=begun.reached(), visible=visible, **self._common)
         parcel = [self._ray.put(pack(begun.path))] if names(begun.path) else []
         made = self._task.options(**self._needs)
-        self._heard.pop(spec.name, None)
-        self._refs[made.remote(order.model_dump(mode="json"), self._mailbox, parcel)] = spec
+        self._due.pop(spec.name, None)
+        attempt = next(self._attempts)
+        self._ask(self._mailbox.expect.remote(spec.name, attempt))
+        self._refs[made.remote(order.model_dump(mode="json"), spec.name, attempt, self._mailbox, parcel)] = spec
 
     def poll(self, seconds: float) -> list[tuple[str, Event]]:
         """See Engine. Raises ConnectionError where the cluster is gone."""
@@ -132,52 +148,61 @@ class RayEngine:
         if ready:  # and all others that are ready too
             ready, _ = self._ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
         found: list[tuple[str, Event]] = []
-        for name, events in self._letters():
-            self._heard[name] = time.monotonic()
-            for event in events:
-                if event["event"] == HOME:  # its files may take longer than a worker may be silent
-                    del self._heard[name]
-                else:
-                    found.append((name, event))
+        for name, events in self._ask(self._mailbox.take.remote()):
+            home = any(event["event"] == HOME for event in events)
+            self._due[name] = time.monotonic() + (ARRIVAL if home else SILENT)
+            found += [(name, event) for event in events if event["event"] != HOME]
+        found += self._silent(ready)  # before the files of those that are ready are taken in, which may take long
         for ref in ready:
             spec = self._refs.pop(ref)
             found.append((spec.name, self._ended(ref, spec)))
-        return found + self._silent()
+        return found
 
-    def _letters(self) -> list[tuple[str, list[Event]]]:
+    def _ask(self, answer: Any) -> Any:
+        """What the mailbox answers. Raises ConnectionError where the cluster is gone."""
         try:
-            letters: list[tuple[str, list[Event]]] = self._ray.get(self._mailbox.take.remote(), timeout=SILENT)
-            return letters
+            return self._ray.get(answer, timeout=SILENT)
         except self._ray.exceptions.RayError as error:
-            raise ConnectionError(f"the Ray cluster is gone ({type(error).__name__}); {GO_ON}") from error
+            raise ConnectionError(
+                f"the Ray cluster is gone ({type(error).__name__}); with a cluster, the same command goes on"
+            ) from error
 
-    def _silent(self) -> list[tuple[str, Event]]:
+    def _silent(self, ready: list[Any]) -> list[tuple[str, Event]]:
         """The runs whose workers are not heard of any more. Ray itself may take minutes to notice a silent node."""
         now = time.monotonic()
-        gone = {ref: spec for ref, spec in self._refs.items() if now - self._heard.get(spec.name, now) > SILENT}
+        gone = {ref: spec for ref, spec in self._refs.items() if self._due.get(spec.name, now) < now}
+        gone = {ref: spec for ref, spec in gone.items() if ref not in ready}
         for ref in gone:
             self._ray.cancel(ref, force=True)  # so that a worker that was only asleep does not go on
             del self._refs[ref]
-        return [(spec.name, {"event": LOST, "message": f"silent for {SILENT:g} s"}) for spec in gone.values()]
+        return [(spec.name, {"event": LOST, "message": "its worker is silent"}) for spec in gone.values()]
 
     def _ended(self, ref: Any, spec: RunSpec) -> Event:
         failures = self._ray.exceptions
         try:
             told, files = self._ray.get(ref)
         except failures.RayTaskError as error:
-            return {"event": EXIT, "code": 1, "message": str(error.cause or error).splitlines()[-1]}
+            cause = error.cause or error
+            return {"event": EXIT, "code": 1, "message": f"{type(cause).__name__}: {cause}".splitlines()[0]}
         except failures.RayError as error:
             return {"event": LOST, "message": shorten(f"{type(error).__name__}: {error}", 140, placeholder=" ...")}
         return ended(Outcome.model_validate(told), files, RunFolder(self._out, spec), self._stopping)
 
     def stop(self, signum: int) -> None:
-        """See Engine: workers learn of it within seconds."""
+        """See Engine: workers learn of it within seconds; files that are on their way are waited for."""
         self._stopping = True
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get(self._mailbox.stop.remote(), timeout=PATIENCE)
-        until = time.monotonic() + PATIENCE
-        while self._refs and time.monotonic() < until:
+        for ref in [ref for ref, spec in self._refs.items() if spec.name not in self._due]:
+            self._ray.cancel(ref)  # nobody has begun it
+        until = time.monotonic() + 2 * TELL_EVERY + PATIENCE
+        while self._refs and (time.monotonic() < until or self._coming()):
             self.poll(0.5)
+
+    def _coming(self) -> bool:
+        """Whether files of a run are on their way home."""
+        now = time.monotonic()
+        return any(self._due.get(spec.name, now) > now + SILENT for spec in self._refs.values())
 
     def close(self) -> None:
         """See Engine: what still runs is killed with the connection."""

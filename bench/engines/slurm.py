@@ -12,8 +12,8 @@ from typing import Any
 
 from bench.disk import is_there, write_bytes
 from bench.engines import EXIT, LOST, Event
-from bench.engines.worker import Order, Outcome, common, ended, work
-from bench.parcel import Parcel, pack
+from bench.engines.worker import TELL_EVERY, Order, Outcome, answer, common, ended
+from bench.parcel import Parcel
 from bench.process import PATIENCE
 from bench.source import source_hash
 from bench.spec import RunSpec, UsageError
@@ -22,6 +22,7 @@ from bench.store import RunFolder
 MOST = 1000  # jobs in one array: what Slurm allows where nobody has changed it (MaxArraySize)
 FOREVER = 4320  # minutes: three days, where --slurm has no time
 JOBS = "slurm/jobs.json"  # name of a run -> its last job
+WORD, STOP, GO = "slurm/word", b"stop", b"go on"  # what the command has to say to its jobs, in a file that they read
 LOOK_EVERY = 5.0  # seconds
 ARRIVES = 15.0  # seconds that the result of a job that is over may need to be seen, on a slow file system
 
@@ -33,15 +34,21 @@ class Job:
         self.order = order
 
     def __call__(self) -> tuple[dict[str, Any], Parcel]:
-        order = Order.model_validate(self.order)
-        outcome, files = work(order, lambda: pack(RunFolder(Path(order.out), order.spec).path), lambda events: False)
-        return outcome.model_dump(), files
+        return answer(self.order, dict, lambda events: asked_to_stop(Path(self.order["out"])))
 
     def checkpoint(self) -> Any:
         """What submitit queues when the job is preempted or out of time: the same."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def asked_to_stop(out: Path) -> bool:
+    """Whether the command wants its jobs to save and end. Read anew: a network may hide for long that a file is new."""
+    try:
+        return (out / WORD).read_bytes() == STOP
+    except OSError:
+        return False
 
 
 class SlurmEngine:
@@ -78,6 +85,7 @@ class SlurmEngine:
         self._waiting: list[RunSpec] = []
         self._jobs: dict[str, Any] = {}
         self._specs: dict[str, RunSpec] = {}
+        write_bytes(out / WORD, GO)
         self._known = self._read_known()
         self._over: dict[str, float] = {}  # name of a run -> when its job was first seen to be over
 
@@ -126,6 +134,7 @@ class SlurmEngine:
         """Whether its job has ended, and its result is there or will not come. Never waits, as job.result would."""
         job = self._jobs[name]
         if not job.done():
+            self._over.pop(name, None)  # queued again
             return False
         since = self._over.setdefault(name, time.monotonic())
         return bool(job.paths.result_pickle.exists()) or time.monotonic() - since > ARRIVES
@@ -137,23 +146,29 @@ class SlurmEngine:
         self._known.pop(name)
         del self._over[name]
         if not job.paths.result_pickle.exists():
+            job.cancel(check=False)  # so that Slurm does not start it once more beside the next one
             return {"event": LOST, "message": f"job {job.job_id} has ended without a result ({job.state})"}
         try:
             told, files = job.result()
         except FailedJobError as error:
-            return {"event": EXIT, "code": 1, "message": str(error).strip().splitlines()[-1]}
+            return {"event": EXIT, "code": 1, "message": (str(error).strip().splitlines() or [repr(error)])[-1]}
         except (UncompletedJobError, OSError, EOFError) as error:
             return {"event": LOST, "message": f"job {job.job_id}: {str(error).strip().splitlines()[0]}"}
         return ended(Outcome.model_validate(told), files, RunFolder(self._out, self._specs[name]), stopping=False)
 
     def stop(self, signum: int) -> None:
-        """See Engine: the jobs are cancelled, which lets them save."""
+        """See Engine: the jobs are told to save; those that have not ended then, or not begun, are cancelled.
+
+        scancel alone would kill them: submitit takes no notice of the signal that comes before.
+        """
         self._waiting.clear()
-        for job in self._jobs.values():
-            job.cancel(check=False)
-        until = time.monotonic() + PATIENCE
+        write_bytes(self._out / WORD, STOP)
+        until = time.monotonic() + 2 * TELL_EVERY + PATIENCE
         while time.monotonic() < until and not all(job.done() for job in self._jobs.values()):
             time.sleep(0.5)
+        for job in self._jobs.values():
+            if not job.done():
+                job.cancel(check=False)
 
     def close(self) -> None:
         """See Engine. Jobs that run are left to Slurm: the same command finds them again."""

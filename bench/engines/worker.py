@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
+from pydantic import ValidationError
 
 from bench.disk import DiskError, cannot
 from bench.engines import EXIT, LOST, Event, images_of, run_task
 from bench.lock import owned
 from bench.parcel import Parcel, pack, unpack
-from bench.process import PATIENCE, REFUSED, Child
+from bench.process import PATIENCE, UNFIT, Child
 from bench.signals import EXIT_INTERRUPTED
-from bench.source import difference, source_hash
+from bench.source import Unfit, difference, source_hash
 from bench.spec import Data, DataInfo, RunSpec, UsageError
 from bench.store import MANIFEST, RunFolder
 
@@ -37,9 +38,9 @@ class Order(Data):
     spec: RunSpec
     out: str  # the folder of all runs, where the worker may or may not see it
     manifest: str  # SHA-256 of the manifest that is there
-    source: str = ""  # hash of the code that the worker has to have (bench.source)
-    images: DataInfo | None = None  # that the worker has to have
-    folder: str = "."  # where the command was given: relative names of data and of the user's files start there
+    source: str  # hash of the code that the worker has to have (bench.source)
+    images: DataInfo | None  # that the worker has to have
+    folder: str  # where the command was given: relative names of data and of the user's files start there
     save_every: float
     reached: int = 0  # how much of the run there is at home (RunFolder.reached)
     visible: str | None = None  # what CUDA_VISIBLE_DEVICES is to be; None: as it is
@@ -64,6 +65,21 @@ class Outcome(Data):
     node: str = ""
 
 
+def answer(
+    order: dict[str, Any], parcel: Callable[[], Parcel], tell: Callable[[list[Event]], bool]
+) -> tuple[dict[str, Any], Parcel]:
+    """What a worker gives back for an order as it came, of which another version may understand nothing; see work."""
+    try:
+        understood = Order.model_validate(order)
+    except ValidationError as error:
+        wrong = ", ".join(str(part) for part in error.errors()[0]["loc"])
+        message = f"expected an order of the version of bench that is installed here, got another's ({wrong}); "
+        message += "install the same version on every machine"
+        return Outcome(code=UNFIT, message=message, node=platform.node()).model_dump(), {}
+    outcome, files = work(understood, parcel, tell)
+    return outcome.model_dump(), files
+
+
 def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]], bool]) -> tuple[Outcome, Parcel]:
     """Make one run: how it ended, and its files where the folder is not shared.
 
@@ -80,15 +96,14 @@ def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]
     except OSError as error:
         raise cannot("write", folder.path, error) from error
     with contextlib.ExitStack() as held:
-        if Path(order.folder).is_dir():
+        with contextlib.suppress(OSError):  # not there, or not for this user to see
             held.enter_context(contextlib.chdir(order.folder))
         try:
-            own = source_hash(order.spec)
-            complaint = difference(node, own, order.source or own)
-        except UsageError as error:
-            complaint = str(error)
+            complaint = difference(node, source_hash(order.spec), order.source)
+        except Unfit as unfit:
+            complaint = str(unfit)
         if complaint:
-            return Outcome(code=REFUSED, message=complaint, node=node), {}
+            return Outcome(code=UNFIT, message=complaint, node=node), {}
         try:
             lock = held.enter_context(owned(folder.path, moves=True))
         except UsageError as error:  # what is left of a lost worker takes longer to end than this one waits
@@ -99,7 +114,8 @@ def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]
             code, message = attend(order, out, folder.path / "log.txt", lock, tell)
         except DiskError as error:
             return Outcome(code=1, message=str(error), node=node), {}
-        return Outcome(code=code, message=message, node=node), {} if shared else pack(folder.path)
+        files = {} if shared or code == UNFIT else pack(folder.path)  # unfit: nothing was made
+        return Outcome(code=code, message=message, node=node), files
 
 
 def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) -> Event:

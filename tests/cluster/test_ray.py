@@ -7,6 +7,7 @@ of a serial run.
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ from bench.engines.local import LocalEngine
 from bench.engines.ray import RayEngine
 from bench.process import SAVE_EVERY
 from bench.run import run_all
+from bench.signals import Interrupted
 from bench.spec import UsageError
 from bench.store import MANIFEST, RunFolder, load_manifest
 
@@ -29,9 +31,10 @@ ray = pytest.importorskip("ray")
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
     """``serial(specs)``: measured one after the other in processes of this machine."""
-    out = tmp_path_factory.mktemp("serial")
+    folder = tmp_path_factory.mktemp("serial")
 
     def made(specs):
+        out = folder / str(specs[0].budget)  # runs of other budgets have the same names
         assert run_all(out, specs, Heard(), None, LocalEngine(out, SAVE_EVERY, None)) == []
         return measured(out, specs)
 
@@ -104,9 +107,19 @@ class Harassed(RayEngine):
                 self.killed += 1
 
 
+class Stopped(RayEngine):
+    """A signal comes when a run is in training."""
+
+    def poll(self, seconds):
+        found = super().poll(seconds)
+        if not self._stopping and any(event["event"] == "train" for _, event in found):
+            raise Interrupted(signal.SIGTERM)
+        return found
+
+
 @pytest.mark.parametrize(
     ("count", "kills", "losses"),
-    [(6, 4, 1), pytest.param(24, 50, 5, marks=pytest.mark.chaos)],
+    [(4, 3, 1), pytest.param(24, 50, 5, marks=pytest.mark.chaos)],
 )
 def test_kills_and_lost_nodes_cost_no_result(cluster, serial, tmp_path, count, kills, losses):
     specs = cells(count)
@@ -122,10 +135,18 @@ def test_kills_and_lost_nodes_cost_no_result(cluster, serial, tmp_path, count, k
     assert measured(out, specs) == expected
 
 
-def test_without_a_shared_folder_results_come_home(cluster, serial, tmp_path):
-    specs = cells(3)
+def test_without_a_shared_folder_results_come_home_and_go_on_where_there_is_nothing(cluster, serial, tmp_path):
+    """After a signal what is made comes home; the next command finds nodes that have nothing, and sends it there."""
+    specs = cells(2, updates=600)
     expected = serial(specs)
     out = opened(tmp_path / "out", specs)
+    engine = Stopped(out, 1.0, specs, cluster.address)
+    engine._common["manifest"] = "0" * 64  # no worker finds the folder
+    with contextlib.closing(engine), pytest.raises(Interrupted):
+        run_all(out, specs, Heard(), None, engine)
+    left = sorted(spec.name for spec in specs if RunFolder(out, spec).record().status != "finished")
+    assert max(RunFolder(out, spec).reached() for spec in specs if spec.name in left) > 0
+    shutil.rmtree(tmp_path / "cache")
     engine = Harassed(out, 1.0, specs, cluster.address)
     engine.fight(cluster, 2, 0)
     engine._common["manifest"] = "0" * 64  # no worker finds the folder
@@ -133,7 +154,8 @@ def test_without_a_shared_folder_results_come_home(cluster, serial, tmp_path):
         assert run_all(out, specs, Heard(), None, engine) == []
     assert measured(out, specs) == expected
     made = tmp_path / "cache" / "robust-ssl-bench" / "cells" / ("0" * 16)
-    assert sorted(path.name for path in (made / "runs").iterdir()) == sorted(spec.name for spec in specs)
+    assert sorted(path.name for path in (made / "runs").iterdir()) == left
+    assert max(RunFolder(out, spec).record().train.preemptions for spec in specs) >= 1
 
 
 def driver(out: Path, address: str) -> subprocess.Popen:
