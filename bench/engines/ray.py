@@ -194,7 +194,7 @@ class RayEngine:
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get(self._mailbox.stop.remote(), timeout=PATIENCE)
         for ref in [ref for ref, spec in self._refs.items() if spec.name not in self._due]:
-            self._ray.cancel(ref)  # nobody has begun it
+            self._ray.cancel(ref)  # waits, or has only just begun
         until = time.monotonic() + 2 * TELL_EVERY + PATIENCE
         while self._refs and (time.monotonic() < until or self._coming()):
             self.poll(0.5)
