@@ -24,6 +24,7 @@ from bench.store import RunFolder
 ANSWER = 10.0  # seconds in which the mailbox answers; a worker that is cut off saves and ends
 SILENT = 30.0  # seconds without a word from a worker: by then it has ended with all that it has started
 ARRIVAL = 600.0  # seconds that the files of a run may be on their way home
+SAME_MODE = "head, nodes and this command need the same RAY_AUTH_MODE, token or disabled (docs/cluster.md)"
 AHEAD = 2  # tasks in flight for each that can run: the next is there when one ends
 
 
@@ -104,11 +105,12 @@ class RayEngine:
         self._due: dict[str, float] = {}  # name of a run that a worker has begun -> when it is silent, time.monotonic
         self._attempts = itertools.count()
         self._stopping = False
+        nowhere = f"no Ray cluster at {address or 'this machine'}"
         try:
             ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False,
                      logging_level=logging.ERROR)  # fmt: skip
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UsageError(f"no Ray cluster at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
+            raise UsageError(f"{nowhere}: {str(error).splitlines()[0]}; {SAME_MODE}") from None
         if not self._capacity():
             there = {name: count for name, count in ray.cluster_resources().items() if name in ("CPU", "GPU")}
             ray.shutdown()
@@ -116,7 +118,13 @@ class RayEngine:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+        mailbox: Any = ray.remote(Mailbox)
+        self._mailbox = mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
+        try:
+            ray.get(self._mailbox.take.remote())
+        except ray.exceptions.RayError as error:
+            ray.shutdown()
+            raise UsageError(f"{nowhere} that starts a process ({type(error).__name__}); {SAME_MODE}") from None
         self._task = ray.remote(max_retries=0)(task)  # a run has a process of its own under Ray's (bench.process)
 
     def _capacity(self) -> int:

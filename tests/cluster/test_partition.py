@@ -6,6 +6,7 @@ Head and nodes are network namespaces of this machine, each with a host name of 
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,7 @@ class Network:
 
     head: str
     nodes: tuple[str, str]
+    token: Path
 
     def make(self) -> None:
         for name in (self.head, *self.nodes):
@@ -58,10 +60,9 @@ class Network:
     def start(self, name: str, words: list[str], said: Path) -> subprocess.Popen:
         """A process in the namespace ``name``, whose host has that name; what it prints goes to a file."""
         named = ["unshare", "--uts", "sh", "-c", f'echo {name} > /proc/sys/kernel/hostname; exec "$@"', "sh"]
+        env = os.environ | SETTINGS | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
         with open(said, "w", encoding="utf-8") as file:
-            return subprocess.Popen(
-                ["ip", "netns", "exec", name, *named, *words], stdout=file, stderr=file, env=os.environ | SETTINGS
-            )
+            return subprocess.Popen(["ip", "netns", "exec", name, *named, *words], stdout=file, stderr=file, env=env)
 
     def silence(self, node: str) -> None:
         ip("-n", self.head, "link", "set", f"to{self.nodes.index(node) + 2}", "down")
@@ -82,7 +83,9 @@ def network(tmp_path):
     """The cluster, one core on each node and none on the head."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("needs root and ip (iproute2) for network namespaces")
-    made = Network(f"bench-{os.getpid()}-head", (f"bench-{os.getpid()}-a", f"bench-{os.getpid()}-b"))
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32), encoding="utf-8")
+    made = Network(f"bench-{os.getpid()}-head", (f"bench-{os.getpid()}-a", f"bench-{os.getpid()}-b"), token)
     kept = tempfile.mkdtemp(prefix="ray-")  # short: sockets lie in it
     begun = []
     try:
@@ -97,7 +100,10 @@ def network(tmp_path):
             said = tmp_path / f"{name}.txt"
             words = [ray, "start", *words, "--node-ip-address", f"10.99.0.{place}", "--block"]
             begun.append(made.start(name, words, said))
-            wait_for(lambda said=said: "Ray runtime started" in said.read_text(encoding="utf-8"), 60)
+            try:
+                wait_for(lambda said=said: "Ray runtime started" in said.read_text(encoding="utf-8"), 60)
+            except AssertionError:
+                pytest.fail(said.read_text(encoding="utf-8"))
         yield made
     finally:
         made.close()

@@ -48,6 +48,7 @@ def cluster(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # unset it hangs on whether this user has ever had a token
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     made.add_node(num_cpus=2)
     made.add_node(num_cpus=2)
@@ -208,3 +209,12 @@ def test_what_a_cluster_does_not_have_is_said(cluster, tmp_path):
     specs = [spec.model_copy(update={"threads": None}) for spec in cells(1)]
     with pytest.raises(UsageError, match="expected --threads with --engine ray on CPUs"):
         RayEngine(tmp_path / "out", 1.0, specs, cluster.address)
+
+
+def test_a_token_that_the_cluster_does_not_ask_for_is_said(cluster, tmp_path):
+    words = bench_run(tmp_path / "out", cluster.address, "--budget", "2up")
+    env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a token"}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "need the same RAY_AUTH_MODE" in done.stderr
+    assert "Traceback" not in done.stderr
