@@ -18,7 +18,7 @@ chaos: $(VENV)/.installed-test  ## faults of disk, power and processes in full n
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --chaos -m chaos tests/chaos -n auto
 
 cluster: $(VENV)/.installed-test  ## runs on a Ray cluster and as jobs, both on this machine: workers killed, nodes lost
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cluster -m cluster tests/cluster
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cluster -m cluster tests/cluster -n 2 --dist loadfile
 
 mutants: $(VENV)/.installed-test  ## the mutation score, about 30 minutes on one core: make mutants SEED=0
 	$(PIP) mutmut==3.8.1

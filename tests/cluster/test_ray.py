@@ -138,7 +138,7 @@ def test_kills_and_lost_nodes_cost_no_result(cluster, serial, tmp_path, count, k
 
 def test_without_a_shared_folder_results_come_home_and_go_on_where_there_is_nothing(cluster, serial, tmp_path):
     """After a signal what is made comes home; the next command finds nodes that have nothing, and sends it there."""
-    specs = cells(2, updates=600)
+    specs = cells(2, updates=400)
     expected = serial(specs)
     out = opened(tmp_path / "out", specs)
     engine = Stopped(out, 1.0, specs, cluster.address)

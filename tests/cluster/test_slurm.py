@@ -55,7 +55,7 @@ def begun(engine: SlurmEngine, name: str) -> bool:
 
 def test_preempted_and_lost_jobs_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.engines.slurm.ARRIVES", 1.0)
-    specs = cells(3, updates=500)
+    specs = cells(2, updates=300)
     serial = tmp_path / "serial"
     assert run_all(serial, specs, Heard(), None, LocalEngine(serial, SAVE_EVERY, None)) == []
     out, display = opened(tmp_path / "out", specs), Heard()
