@@ -7,6 +7,7 @@ Differences, standard errors and accuracies are fractions in [0, 1]. Only lines 
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Literal
 
@@ -48,7 +49,7 @@ class Outcomes:
     levels: tuple[str, ...] = (LEVEL,)  # of the evaluation of its runs
     band: NDArray[np.float64] | None = None  # (S, 3): PGD accuracy with the probe at lambda/10, lambda, 10 lambda
 
-    @property
+    @cached_property
     def accuracies(self) -> NDArray[np.float64]:
         """(S,), one for each seed."""
         accuracies: NDArray[np.float64] = self.outcomes.mean(axis=1, dtype=float)

@@ -8,7 +8,7 @@ FORMULAS = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # how a cell begins
 def printable(value: Any) -> Any:
     """``value`` with a blank for every character that cannot be seen, in the texts of lists and dictionaries too."""
     if isinstance(value, str):
-        return "".join(c if c.isprintable() else " " for c in value)
+        return value if value.isprintable() else "".join(c if c.isprintable() else " " for c in value)
     if isinstance(value, dict):
         return {key: printable(each) for key, each in value.items()}
     return [printable(each) for each in value] if isinstance(value, list | tuple) else value

@@ -1,6 +1,7 @@
 """The rule of protocol 5.3: how often it claims what is not so, how often it sees what is, and why it calls a tie."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from reports.claims import (
     wins,
 )
 from reports.stats import holm, mcnemar
+
+MEAN = -0.6  # logit of an image of mean difficulty
 
 
 def method(name, outcomes, **others):
@@ -43,18 +46,23 @@ def reasons(*methods):
 # ---------------------------------------------------------------- simulation
 
 
+@cache
+def slope(sd):
+    """Accuracy per unit of logit, where logits are normal around MEAN."""
+    logits = MEAN + sd * np.random.default_rng(0).standard_normal(100_000)
+    return float((np.exp(-logits) / (1 + np.exp(-logits)) ** 2).mean())
+
+
 def drawn(rng, images, gains, difficulty, taste):
     """Methods of population accuracy about .43 + gain, five seeds each (sd 0.5 points), on images drawn afresh.
 
     An image stands with a chance whose logit is its difficulty (shared by all), what this method makes of it (taste),
     and the luck of the seed.
     """
-    mean, seed_sd = -0.6, 0.005
-    logits = mean + math.hypot(difficulty, taste) * np.random.default_rng(0).standard_normal(100_000)
-    slope = float((np.exp(-logits) / (1 + np.exp(-logits)) ** 2).mean())  # accuracy per unit of logit
-    shared = mean + difficulty * rng.standard_normal(images, dtype=np.float32)
+    shared = MEAN + difficulty * rng.standard_normal(images, dtype=np.float32)
     own = taste * rng.standard_normal((len(gains), 1, images), dtype=np.float32)
-    luck = (np.array(gains)[:, None] + seed_sd * rng.standard_normal((len(gains), 5))) / slope
+    luck = np.array(gains)[:, None] + 0.005 * rng.standard_normal((len(gains), 5))
+    luck = luck / slope(math.hypot(difficulty, taste))
     chance = 1 / (1 + np.exp(-(shared + own + luck[:, :, None].astype(np.float32))))
     return rng.random(chance.shape, dtype=np.float32) < chance
 

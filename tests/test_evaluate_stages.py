@@ -56,6 +56,7 @@ def key_of(result):
     return result.model_copy(update={"seconds": 0}).model_dump_json()
 
 
+@pytest.mark.ci  # by default tests/test_attack_oracles.py compares the attack alone
 def test_stages_on_the_images_still_standing_are_the_package_bit_for_bit(monkeypatch):
     stage = importlib.import_module("attacks.autoattack").Stage
     original, found = stage.perturb, {}

@@ -79,7 +79,7 @@ def test_a_run_is_finished_and_says_on_how_many_devices(undisturbed):
     assert multiprocessing.active_children() == []
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.ci)])
 def test_a_killed_rank_ends_the_others_and_the_run_goes_on_to_the_same_bytes(rank, undisturbed, tmp_path):
     killed = []
 
@@ -108,7 +108,7 @@ def test_a_rank_that_dies_each_time_ends_the_run(tmp_path):
     assert cell.folder.record().status == "pending"
 
 
-@pytest.mark.parametrize("to", ["all", pytest.param("one", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("to", [pytest.param("all", marks=pytest.mark.ci), pytest.param("one", marks=pytest.mark.slow)])
 def test_a_stop_is_saved_and_gone_on_from(to, undisturbed, tmp_path):
     sent = []
 

@@ -26,6 +26,7 @@ def without_memory(monkeypatch):
     monkeypatch.setattr(perf, "memory_ratio", lambda *arguments: 0.25)
 
 
+@pytest.mark.ci
 def test_json_has_one_row_for_each_name(capsys, without_memory):
     assert command("--json") == 0
     rows = json.loads(capsys.readouterr().out)

@@ -59,6 +59,7 @@ def undisturbed(tmp_path_factory):
     return out
 
 
+@pytest.mark.ci
 def test_a_child_that_is_terminated_in_training_goes_on_to_the_same_weights(tmp_path, undisturbed):
     run = LONG
     child = start(tmp_path / "a", run)
@@ -162,6 +163,7 @@ def blocked(pid):
     return {signum for signum in EXIT_INTERRUPTED if mask >> (signum - 1) & 1}
 
 
+@pytest.mark.ci
 def test_the_server_takes_no_signal_to_the_group_and_the_child_takes_all(tmp_path):
     found = {}
 

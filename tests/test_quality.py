@@ -42,21 +42,25 @@ def accuracy(rows: list[dict[str, str]], method: str, protocol: str, attack: str
     return float(row["accuracy"])
 
 
+@pytest.mark.ci
 def test_free_adversarial_training_makes_an_encoder_robust(trained: list[dict[str, str]]) -> None:
     assert accuracy(trained, "cf_amc_ssl", "linear", "pgd", 0.1) > 0.15
     assert accuracy(trained, "cf_amc_ssl", "multi_patch", "pgd", 0.1) > 0.15
 
 
+@pytest.mark.ci
 def test_clean_training_does_not(trained: list[dict[str, str]]) -> None:
     assert accuracy(trained, "emp_ssl", "linear", "pgd", 0.1) < 0.02
     assert accuracy(trained, "emp_ssl", "multi_patch", "pgd", 0.1) < 0.10
 
 
+@pytest.mark.ci
 def test_both_read_digits_well(trained: list[dict[str, str]]) -> None:
     for method in ("cf_amc_ssl", "emp_ssl"):
         assert accuracy(trained, method, "linear", "none", 0.0) > 0.95
 
 
+@pytest.mark.ci
 def test_robust_accuracy_falls_as_eps_grows(trained: list[dict[str, str]]) -> None:
     for method in ("cf_amc_ssl", "emp_ssl"):
         curve = [accuracy(trained, method, "linear", "pgd", eps) for eps in (0.025, 0.05, 0.075, 0.1, 0.15, 0.2)]

@@ -92,7 +92,12 @@ def test_a_healthy_model_is_accurate_and_robust(name):
 
 
 @pytest.mark.parametrize(
-    "name", [*FIRST_SEEDS, *(pytest.param(n, marks=pytest.mark.slow) for n in healthy.NAMES if n not in FIRST_SEEDS)]
+    "name",
+    [
+        FIRST_SEEDS[0],
+        *(pytest.param(name, marks=pytest.mark.ci) for name in FIRST_SEEDS[1:]),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in healthy.NAMES if name not in FIRST_SEEDS),
+    ],
 )
 def test_no_healthy_model_fails_and_the_checks_meant_for_broken_ones_are_silent(name):
     found = healthy_core(name)
