@@ -25,6 +25,7 @@ COSTS = {  # column of the rows -> (label, unit, what one unit is)
     "energy_joules": ("Energy", "kJ", 1e3),
 }
 SCORES = {"clean": "Clean", "robust": "Robust (PGD, one restart)"}
+MARK = " The open mark is the ranked worst case of PGD and AutoAttack, on the images that both attacked."
 LONGEST = 80  # points of a loss curve
 
 
@@ -70,12 +71,16 @@ def methods(rows: pd.DataFrame, board: pd.DataFrame) -> list[dict[str, Any]]:
 def scatter(
     manifest: Manifest, rows: pd.DataFrame, board: pd.DataFrame, places: dict[str, int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(panels, axes). A value is [mean over seeds] or, for an accuracy, [mean, lo, hi]; ``best``: 1 up, -1 down."""
+    """(panels, axes); the first two axes, clean and robust accuracy, are shown until others are chosen.
+
+    A value is [mean over seeds] or, for an accuracy, [mean, lo, hi]; ``best``: 1 up, -1 down.
+    """
     main = format_eps(manifest.main_eps)
-    axes = {
-        "clean": {"label": "Clean accuracy", "unit": "%", "best": 1},
-        "worst": {"label": f"Robust accuracy, worst case at eps {main}", "unit": "%", "best": 1},
-    }
+    axes = {"clean": {"label": "Clean accuracy", "unit": "%", "best": 1}}
+    if board["worst"].notna().any():
+        axes["worst"] = {"label": f"Robust accuracy, worst case at eps {main}", "unit": "%", "best": 1}
+    else:
+        axes[f"pgd:{main}"] = {"label": f"{ATTACKS['pgd']} at eps {main}", "unit": "%", "best": 1}
     panels = []
     for (protocol, budget), lines in board.groupby(["protocol", "budget"], sort=False, dropna=False):
         points = []
@@ -126,7 +131,7 @@ def robust_over_eps(manifest: Manifest, rows: pd.DataFrame, places: dict[str, in
     pgd = rows[(rows["attack"] == "none") | (rows["attack"].isin(["pgd", "worst"]) & image)]
     tried = sorted(pgd.loc[pgd["protocol"].isin(RANKED), "eps"].unique())
     unit = 255 if any("/" in format_eps(eps) for eps in tried) else 1
-    panels, table = [], []
+    panels, table, marked = [], [], False
     for protocol in (name for name in RANKED if (pgd["protocol"] == name).any()):
         series = []
         for method, cells in pgd[pgd["protocol"] == protocol].groupby("method", sort=False):
@@ -137,14 +142,15 @@ def robust_over_eps(manifest: Manifest, rows: pd.DataFrame, places: dict[str, in
             worst = cells[(cells["attack"] == "worst") & np.isclose(cells["eps"], manifest.main_eps)]["accuracy"].mean()
             mark = [] if pd.isna(worst) else [_short(manifest.main_eps * unit), _short(100 * worst)]
             series.append({"method": places[str(method)], "points": points, "mark": mark})
+            marked = marked or bool(mark)
             shown = {eps: f"{100 * mean:.1f}" for eps, mean in curve["mean"].items()}
             table.append([str(method), PROTOCOLS[protocol], *(shown.get(eps, "") for eps in tried)])
         panels.append({"title": PROTOCOLS[protocol], "series": series})
     return {
         "id": "eps",
         "title": "Robustness against eps",
-        "text": "Accuracy under PGD over the size of the ball, mean over seeds; the band is the range over seeds. The "
-        "open mark is the ranked worst case of PGD and AutoAttack, on the images that both attacked.",
+        "text": "Accuracy under PGD over the size of the ball, mean over seeds; the band is the range over seeds."
+        + MARK * marked,
         "x": "eps (255ths)" if unit == 255 else "eps",
         "y": "accuracy under PGD (%)",
         "percent": True,

@@ -28,6 +28,7 @@ MARKERS = {"none": "o", "pgd": "s", "free": "^"}
 NAMES = {"linear": "linear probe", "multi_patch": "multi-patch probe"}
 PERCENT = ("clean", "clean_lo", "clean_hi", "pgd", "autoattack", "worst", "worst_lo", "worst_hi")
 DARK = "#222222"
+ALONE = 0.4  # opacity of PGD alone: an upper bound, not ranked
 STYLE = seaborn.axes_style("ticks") | {  # type: ignore[no-untyped-call]
     "axes.grid": True,
     "axes.labelsize": 9,
@@ -66,9 +67,23 @@ class Material(NamedTuple):
     looks: dict[str, Look]
     curves: pd.DataFrame  # of reports/curves.py
 
+    @property
+    def judged(self) -> bool:
+        """Whether a line has the worst case of PGD and AutoAttack."""
+        return bool(self.board["worst"].notna().any())
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether a line has PGD alone."""
+        return bool((self.board["worst"].isna() & self.board["pgd"].notna()).any())
+
     def panels(self) -> list[tuple[str, pd.DataFrame]]:
-        """Each protocol with its lines; ``robust`` is the worst case, or PGD alone (drawn open) where there is none."""
-        board = self.board.assign(robust=self.board["worst"].fillna(self.board["pgd"]))
+        """Each protocol with its lines; ``robust``, on ``n`` images, is the worst case, or PGD alone without one."""
+        main = np.isclose(self.rows["eps"], self.manifest.main_eps) & (self.rows["threat_space"] == "image")
+        totals = self.rows[main & (self.rows["attack"] == "pgd")].groupby(["method", "protocol"])["total"].min()
+        lines = pd.MultiIndex.from_frame(self.board[["method", "protocol"]])
+        pgd = pd.Series(totals.reindex(lines).to_numpy(), self.board.index)
+        board = self.board.assign(robust=self.board["worst"].fillna(self.board["pgd"]), n=self.board["n"].fillna(pgd))
         return [(str(name), lines.dropna(subset=["clean"])) for name, lines in board.groupby("protocol", sort=False)]
 
 
@@ -111,8 +126,8 @@ def clean_vs_robust(material: Material) -> Figure:
             panel.plot(
                 point["clean"], point["robust"], marker, color=fill, mec=edge, mew=0.8, ms=size(point["train_seconds"])
             )
-        front = points[pareto(points[["clean", "worst"]])].sort_values("clean")
-        panel.plot(front["clean"], front["worst"], color="#555555", linewidth=1, linestyle="--", zorder=1.5)
+        best = points[pareto(points[["clean", "worst"]])].sort_values("clean")
+        panel.plot(best["clean"], best["worst"], color="#555555", linewidth=1, linestyle="--", zorder=1.5)
         panel.set(title=_title(protocol, points["n"]), xlabel="clean accuracy (%)")
     axes[0][0].set_ylabel(f"robust accuracy at eps {format_eps(material.manifest.main_eps)} (%)")
     drawn = material.board.loc[material.board["clean"].notna(), "train_seconds"]
@@ -121,7 +136,9 @@ def clean_vs_robust(material: Material) -> Figure:
     trained = [_dot("o", "white", text, size(seconds)) for text, seconds in times.items()]
     front_line = Line2D([], [], color="#555555", linestyle="--", linewidth=1, label="Pareto front")
     sizes = {"training time": trained} if trained else {}
-    _legend(figure, material, sizes | {"dashed line": [front_line]})
+    front = {"dashed line": [front_line]} if material.judged else {}
+    alone = {"open mark": [_dot("o", "white", "PGD alone", 6)]} if material.unjudged else {}
+    _legend(figure, material, sizes | front | alone)
     return figure
 
 
@@ -148,7 +165,7 @@ def robust_vs_eps(material: Material) -> Figure:
         panel.set_ylim(-3, 103)
     axes[0][0].set_ylabel("accuracy under PGD (%)")
     worst = f"worst of PGD and\nAutoAttack at {format_eps(main)},\n{_count(material.board['n'])}"
-    _legend(figure, material, {"open mark": [_dot("o", "white", worst, 8)]})
+    _legend(figure, material, {"open mark": [_dot("o", "white", worst, 8)]} if material.judged else {})
     return figure
 
 
@@ -166,15 +183,21 @@ def accuracy_vs_cost(material: Material) -> Figure:
         for panel, (label, cost) in zip(line, costs.items(), strict=True):
             for point, x in zip(points.to_dict("records"), cost, strict=True):
                 colour, marker, _ = material.looks[point["method"]]
-                panel.plot([x, x], [point["worst"], point["clean"]], color=colour, linewidth=1.2, alpha=0.5, zorder=1.5)
+                panel.plot(
+                    [x, x], [point["robust"], point["clean"]], color=colour, linewidth=1.2, alpha=0.5, zorder=1.5
+                )
                 panel.plot(x, point["clean"], marker, color="white", mec=colour, mew=1.4, ms=7)
-                panel.plot(x, point["worst"], marker, color=colour, mec=DARK, mew=0.6, ms=7)
+                shade = 1.0 if point["worst"] == point["robust"] else ALONE
+                panel.plot(x, point["robust"], marker, color=colour, mec=DARK, mew=0.6, ms=7, alpha=shade)
             panel.set(title=_title(protocol, points["n"]), xlabel=label, ylim=(-3, 103))
             panel.label_outer()
             _scale(panel, cost)
         line[0].set_ylabel("accuracy (%)")
-    robust = f"robust at eps {format_eps(material.manifest.main_eps)}"
-    _legend(figure, material, {"accuracy": [_dot("o", "white", "clean", 7), _dot("o", "#555555", robust, 7)]})
+    main = format_eps(material.manifest.main_eps)
+    dots = [_dot("o", "white", "clean", 7)]
+    dots += [_dot("o", "#555555", f"robust at eps {main}", 7)] * material.judged
+    dots += [_dot("o", "#555555", f"PGD alone at eps {main}", 7, ALONE)] * material.unjudged
+    _legend(figure, material, {"accuracy": dots})
     return figure
 
 
@@ -203,8 +226,9 @@ def frontier(material: Material) -> Figure:
     """Accuracy on test images against the budget, a training for each: solid; open marks are not ranked."""
     figure, axes = _figure(material, 2, len(material.panels()), sharex="col")
     budgets = {text: Budget.parse(text) for text in material.board["budget"].dropna().unique()}
-    worst = (material.rows["attack"] == "worst") & np.isclose(material.rows["eps"], material.manifest.main_eps)
-    scores = {"clean": material.rows["attack"] == "none", "worst": worst}
+    attack, eps = material.rows["attack"], material.rows["eps"]
+    robust = (attack == ("worst" if material.judged else "pgd")) & np.isclose(eps, material.manifest.main_eps)
+    scores = {"clean": attack == "none", "robust": robust}
     for place, (protocol, points) in enumerate(material.panels()):
         points = points.assign(amount=[budgets[text].amount for text in points["budget"]])
         points = points.assign(base=[base(*each) for each in points[["method", "budget"]].to_numpy()])
@@ -304,8 +328,10 @@ def _count(totals: pd.Series) -> str:
     return "n = " + (" to ".join(str(count) for count in dict.fromkeys([counts[0], counts[-1]])) if counts else "0")
 
 
-def _dot(marker: str, colour: str, label: str, size: float) -> Line2D:
-    return Line2D([], [], linestyle="", marker=marker, color=colour, mec=DARK, mew=0.8, ms=size, label=label)
+def _dot(marker: str, colour: str, label: str, size: float, shade: float = 1.0) -> Line2D:
+    return Line2D(
+        [], [], linestyle="", marker=marker, color=colour, mec=DARK, mew=0.8, ms=size, label=label, alpha=shade
+    )
 
 
 def _legend(figure: Figure, material: Material, others: dict[str, list[Line2D]]) -> None:

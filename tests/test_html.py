@@ -325,6 +325,20 @@ def test_axes_and_values_of_the_plot():
     assert len(loss["panels"][0]["series"][0]["points"]) == 80
 
 
+def test_without_autoattack_the_plot_begins_with_pgd():
+    wanted = asked(("simclr", "cf_amc_ssl"))
+    alone = [
+        record.model_copy(update={"results": [r for r in record.results if r.attack in ("none", "pgd")], "audits": []})
+        for record in found(wanted)
+    ]
+    table = rows(wanted, alone)
+    drawn = charts(wanted, alone, table, leaderboard(table, alone, wanted.main_eps))
+    assert [axis["key"] for axis in drawn["axes"][:3]] == ["clean", "pgd:8/255", "pgd:4/255"]
+    assert all(point["values"].keys() >= {"clean", "pgd:8/255"} for point in drawn["panels"][0]["points"])
+    assert not any(point["ranked"] for point in drawn["panels"][0]["points"])
+    assert "open mark" not in drawn["lines"][0]["text"]
+
+
 def clean(table, method):
     """Mean, least and most clean accuracy of the linear probe over seeds."""
     accuracy = table[(table["method"] == method) & (table["protocol"] == "linear") & (table["attack"] == "none")][

@@ -86,3 +86,35 @@ def test_hostile_names_and_gaps(name):
     assert not [node for node in ElementTree.fromstring(pictures["svg"]).iter() if node.tag.endswith("script")]
     nothing = records(asked, diverged=tuple(f"{name}-s0" for name in names))
     assert "$x_{" in words(drawn(name, asked, nothing)["svg"])
+
+
+def without_autoattack(found, *methods):
+    """As ``--attacks pgd`` leaves them, whose number is PGD's on all its images."""
+    left = lambda record: [each for each in record.results if each.attack in ("none", "pgd")]  # noqa: E731
+    return [
+        record.model_copy(update={"results": left(record), "audits": []}) if record.spec.method in methods else record
+        for record in found
+    ]
+
+
+def test_pgd_alone_is_drawn_with_its_own_images_and_is_no_worst_case():
+    asked = manifest(("simclr_adv", "cf_amc_ssl"))
+    found = without_autoattack(records(asked), "simclr_adv", "cf_amc_ssl")
+    for name, said in [
+        ("clean_vs_robust", "PGD alone"),
+        ("accuracy_vs_cost", "PGD alone at eps 0.1"),
+        ("robust_vs_eps", None),
+    ]:
+        text = set(words(drawn(name, asked, found)["svg"]))
+        assert {"linear probe, n = 300", "multi-patch probe, n = 300"} <= text
+        assert said is None or said in text
+        assert not text & {"Pareto front", "robust at eps 0.1", "worst of PGD and", "n = 0"}
+
+
+def test_pgd_alone_beside_worst_cases_is_told_apart():
+    asked = manifest(("simclr_adv", "cf_amc_ssl"))
+    found = without_autoattack(records(asked), "simclr_adv")
+    text = set(words(drawn("clean_vs_robust", asked, found)["svg"]))
+    assert {"linear probe, n = 64 to 300", "Pareto front", "PGD alone"} <= text
+    text = set(words(drawn("accuracy_vs_cost", asked, found)["svg"]))
+    assert {"robust at eps 0.1", "PGD alone at eps 0.1"} <= text

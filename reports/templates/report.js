@@ -48,7 +48,7 @@ function draw() {
   for (const figure of Charts.data.lines) Charts.lines($(`[data-chart=${figure.id}]`), figure);
 }
 
-for (const [name, first] of [["x", "clean"], ["y", "worst"]]) {
+for (const [name, first] of [["x", Charts.data.axes[0].key], ["y", Charts.data.axes[1].key]]) {
   for (const axis of Charts.data.axes) axes.elements[name].add(new Option(Charts.titled(axis), axis.key, false, axis.key === first));
 }
 axes.hidden = false;
