@@ -47,6 +47,34 @@ def signals_raise() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """The first that comes inside is sent again at the end, for what has to be done whole; a second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+        if len(came) == 2:
+            send_again()
+
+    def send_again() -> None:
+        for signum, previous in before.items():
+            signal.signal(signum, previous)
+        first = came[:1]
+        came.clear()
+        for each in first:
+            signal.raise_signal(each)
+
+    before = {signum: signal.signal(signum, handler) for signum in EXIT_INTERRUPTED}
+    try:
+        yield
+    finally:
+        send_again()
+
+
 def raise_again(lost: "sys.UnraisableHookArgs") -> None:
     """Python drops what is raised in a finalizer or the callback of a weak reference: Interrupted comes once more."""
     stopped = lost.exc_value

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import signals
-from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag, signals_raise
+from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag, signals_raise, signals_wait
 
 ROOT = Path(__file__).parent.parent
 ALL = list(EXIT_INTERRUPTED)
@@ -45,6 +45,43 @@ def test_they_raise_and_are_given_back(signum):
 
 def test_an_interruption_is_no_exception_that_a_method_could_swallow():
     assert not issubclass(Interrupted, Exception)
+
+
+def test_what_has_to_be_done_whole_is_and_then_they_raise():
+    before, done = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with signals_raise(), signals_wait():
+            send(signal.SIGTERM)
+            done.append("whole")
+
+    with pytest.raises(Interrupted) as raised:
+        work()
+    assert (raised.value.signum, done) == (signal.SIGTERM, ["whole"])
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_one_waits_for_nothing():
+    done = []
+
+    def work():
+        with signals_raise(), signals_wait():
+            send(signal.SIGINT)
+            done.append("after one")
+            send(signal.SIGTERM)
+            done.append("after two")
+
+    with pytest.raises(Interrupted) as raised:
+        work()
+    assert (raised.value.signum, done) == (signal.SIGINT, ["after one"])
+
+
+def test_without_one_nothing_is_raised():
+    with signals_raise():
+        handler = signal.getsignal(signal.SIGINT)
+        with signals_wait():
+            assert signal.getsignal(signal.SIGINT) != handler
+        assert signal.getsignal(signal.SIGINT) == handler
 
 
 class Finalized:

@@ -15,6 +15,7 @@ from bench.engines import EXIT, LOST, Event
 from bench.engines.worker import TELL_EVERY, Order, Outcome, answer, common, ended
 from bench.parcel import Parcel
 from bench.process import PATIENCE
+from bench.signals import signals_wait
 from bench.source import source_hash
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
@@ -110,13 +111,14 @@ class SlurmEngine:
 
     def _submit(self) -> None:
         orders = [Order(spec=spec, source=source_hash(spec), **self._common) for spec in self._waiting]
-        with self._executor.batch():
-            jobs = [self._executor.submit(Job(order.model_dump(mode="json"))) for order in orders]
-        for spec, job in zip(self._waiting, jobs, strict=True):
-            self._jobs[spec.name] = job
-            self._known[spec.name] = job.job_id
-        self._waiting.clear()
-        write_bytes(self._out / JOBS, json.dumps(self._known, indent=1).encode())
+        with signals_wait():  # no job without its place in the list, by which it is stopped and found again
+            with self._executor.batch():
+                jobs = [self._executor.submit(Job(order.model_dump(mode="json"))) for order in orders]
+            for spec, job in zip(self._waiting, jobs, strict=True):
+                self._jobs[spec.name] = job
+                self._known[spec.name] = job.job_id
+            self._waiting.clear()
+            write_bytes(self._out / JOBS, json.dumps(self._known, indent=1).encode())
 
     def poll(self, seconds: float) -> list[tuple[str, Event]]:
         """See Engine. Of a job that runs there is nothing to hear but that it has ended."""

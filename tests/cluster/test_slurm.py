@@ -1,19 +1,22 @@
 """Runs as jobs: submitit's local executor, whose jobs are preempted, queued again and lost as those of Slurm."""
 
 import contextlib
+import json
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cluster_fixtures import Heard, cells, measured, opened
 
 from bench.engines.local import LocalEngine
-from bench.engines.slurm import SlurmEngine, parse_parameters
+from bench.engines.slurm import JOBS, SlurmEngine, parse_parameters
 from bench.engines.worker import TELL_EVERY
 from bench.process import PATIENCE, SAVE_EVERY
 from bench.run import run_all
+from bench.signals import Interrupted, signals_raise
 from bench.spec import UsageError
 from bench.store import RunFolder
 
@@ -80,6 +83,24 @@ def test_at_the_deadline_jobs_save_and_end_without_being_cancelled(tmp_path, mon
     for spec in specs:
         assert RunFolder(out, spec).record().message.startswith("stopped in the training")
         assert RunFolder(out, spec).checkpoint()[0] is not None
+
+
+def test_a_signal_between_the_jobs_and_their_list_comes_after_the_list(tmp_path, monkeypatch):
+    specs = cells(2)
+    engine = SlurmEngine(opened(tmp_path / "out", specs), 0.2, specs, {}, cluster="local")
+    made = []
+
+    def submit(job):
+        made.append(SimpleNamespace(job_id=str(len(made))))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made[-1]
+
+    monkeypatch.setattr(engine, "_executor", SimpleNamespace(batch=contextlib.nullcontext, submit=submit))
+    engine.start(specs[0])
+    with pytest.raises(Interrupted), signals_raise():
+        engine.poll(0)
+    assert json.loads((tmp_path / "out" / JOBS).read_bytes()) == {specs[0].name: "0"}
+    assert engine._jobs == {specs[0].name: made[0]}
 
 
 def test_parameters():
