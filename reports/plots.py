@@ -227,8 +227,8 @@ def frontier(material: Material) -> Figure:
     figure, axes = _figure(material, 2, len(material.panels()), sharex="col")
     budgets = {text: Budget.parse(text) for text in material.board["budget"].dropna().unique()}
     attack, eps = material.rows["attack"], material.rows["eps"]
-    robust = (attack == ("worst" if material.judged else "pgd")) & np.isclose(eps, material.manifest.main_eps)
-    scores = {"clean": attack == "none", "robust": robust}
+    robust, label = ("worst", "robust accuracy") if material.judged else ("pgd", "accuracy under PGD")
+    scores = {"clean": attack == "none", robust: (attack == robust) & np.isclose(eps, material.manifest.main_eps)}
     for place, (protocol, points) in enumerate(material.panels()):
         points = points.assign(amount=[budgets[text].amount for text in points["budget"]])
         points = points.assign(base=[base(*each) for each in points[["method", "budget"]].to_numpy()])
@@ -251,7 +251,7 @@ def frontier(material: Material) -> Figure:
             panel.set_xticks([each.amount for each in budgets.values()], list(budgets))
             panel.label_outer()
     axes[0][0].set_ylabel("clean accuracy (%)")
-    axes[1][0].set_ylabel(f"robust accuracy at eps {format_eps(material.manifest.main_eps)} (%)")
+    axes[1][0].set_ylabel(f"{label} at eps {format_eps(material.manifest.main_eps)} (%)")
     _legend(figure, material, {"open mark": [_dot("o", "white", "not ranked", 6)]})
     return figure
 

@@ -121,7 +121,7 @@ class RayEngine:
         mailbox: Any = ray.remote(Mailbox)
         self._mailbox = mailbox.options(num_cpus=0, scheduling_strategy=here).remote()
         try:
-            ray.get(self._mailbox.take.remote())
+            ray.get(self._mailbox.take.remote(), timeout=2 * SILENT)
         except ray.exceptions.RayError as error:
             ray.shutdown()
             raise UsageError(f"{nowhere} that starts a process ({type(error).__name__}); {SAME_MODE}") from None
