@@ -9,7 +9,6 @@ was not touched since, there is nothing to do. Sources that have changed (a name
 import contextlib
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.blocks import BLOCK, Block, Image, Task, checksum, decode_blocks
+from bench.cores import cores
 from bench.disk import cannot, listed, make_folders, remove_file, sync_file, write_bytes, write_part
 from bench.files import read, read_bytes, save
 from bench.lock import owned
@@ -182,11 +182,6 @@ def decoder() -> str:
     from PIL import features
 
     return f"Pillow {PIL.__version__}, libjpeg {features.version('jpg')}"
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_room(array: Path, needed: int) -> None:

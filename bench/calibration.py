@@ -93,6 +93,30 @@ def read_machine(
     return {"unit": unit, "load_average": load_average, "processes": processes, "throttling": throttling}
 
 
+def thread_gain(
+    device: torch.device,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    now: Callable[[], int] = time.monotonic_ns,
+) -> float | None:
+    """How many times as fast the load is on all threads of this process as on one.
+
+    None on a GPU, for one thread, or where ``stop()`` cut it short. Below 1 the threads stall: each operation waits for
+    its slowest thread, which shares a core with other work.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        return None
+    load = Load(device, "fp32")
+    together = measure(load, SHORTEST / 2, stop=stop, now=now)
+    torch.set_num_threads(1)
+    try:
+        alone = measure(load, SHORTEST / 2, stop=stop, now=now)
+    finally:
+        torch.set_num_threads(threads)
+    return alone / together if alone and together else None
+
+
 def probed(result: TrainResult, before: Reading | None, after: Reading | None) -> TrainResult:
     """The result with both readings; as it is where one of them is missing."""
     if before is None or after is None:
@@ -107,13 +131,3 @@ def probed(result: TrainResult, before: Reading | None, after: Reading | None) -
             "throttling": tuple(sorted({name for each in reasons for name in each})) if reasons else None,
         }
     )
-
-
-def complaint(result: TrainResult) -> str:
-    """One line about a machine that was not the same after the training as before; "" where it was, or is unknown."""
-    if result.calibration is None or not result.disturbed():
-        return ""
-    before, after = result.calibration
-    change = f"{abs(after / before - 1):.0%}".replace("%", " %")
-    pace = "slower" if after > before else "faster"
-    return f"disturbed: this machine was {change} {pace} after the training than before; run it again for a fair time"

@@ -20,7 +20,7 @@ from bench.commands.compare import compare
 from bench.commands.evaluate import evaluate
 from bench.commands.where import Where, engine, engine_options
 from bench.process import SAVE_EVERY
-from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
+from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table, too_short
 from bench.spec import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--test-images", type=int, help="the first N of a fixed balanced shuffle"),
         click.option("--seeds", help="how many, from 0; or a list with a comma: 0,7  [1]"),
         click.option("--attacks", help="names with commas  [pgd,autoattack]"),
+        click.option(
+            "--attack-images", help="of a quick evaluation: pgd=100,curve=50,autoattack=32,autoattack.multi_patch=16"
+        ),
         click.option("--eps", help="radii of evaluation: 4/255,8/255  [the dataset's]"),
         click.option("--protocols", help="linear, multi_patch, published_eval  [all three]"),
         click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),
@@ -61,7 +64,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--encoder", help="resnet18, resnet8, torchvision:NAME or timm:NAME  [the dataset's]"),
         click.option("--suite", help="options from a file: a name of `bench list suites` or a .toml"),
         click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),
-        click.option("--threads", type=int, help="CPU threads of torch  [all cores]"),
+        click.option("--threads", type=int, help="CPU threads of each run  [1 on a CPU]"),
         click.option("--device", help="auto, cpu or cuda:0  [auto]"),
         click.option("--gpus-per-run", type=int, help="GPUs that share each batch of a run (on a CPU: processes)  [1]"),
         click.option("--precision", help="of training: fp32 or bf16  [bf16 on CUDA, else fp32]"),
@@ -108,25 +111,34 @@ def gather(given: dict[str, Any]) -> "Options":
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
 def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None, dry_run: bool, **given: Any) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
-    from bench import torchrun
+    from bench import door
     from bench.options import parse_seconds, resolve
+
+    options = gather(given)
+    door.check(options)
+    every = parse_seconds(checkpoint_every, "--checkpoint-every")
+    until = where.until()
+    trackers: list[str] = []
+    if track is not None:
+        from bench.tracking import parse_trackers
+
+        trackers = parse_trackers(track)
+
+    # what is slow to import comes after what can be refused
+    from bench import torchrun
     from bench.progress import Display
     from bench.run import default_out, make_manifest, measure_plan, opened, run_all
     from bench.store import load_manifest, load_records
-    from bench.tracking import Tracking, parse_trackers
+    from bench.tracking import Tracking
     from reports.build import build
 
-    options = gather(given)
-    every = parse_seconds(checkpoint_every, "--checkpoint-every")
     if (here := torchrun.place()) is not None:
         taken = torchrun.run(options, here, out, every, ["bench", *sys.argv[1:]])
         if taken is None:
             return 0
         build(taken[0])
         return show_run(*taken)
-    trackers = parse_trackers(track) if track is not None else []
     specs, budget, total, data = resolve(options, where.here)
-    until = where.until()
     if dry_run:
         return show_plan(specs, total, data.label, as_json=False)
     out = out or default_out(options, specs)
@@ -135,13 +147,15 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
         estimates = measure_plan(todo, out / "plan-log.txt") if todo and where.here else []
-        if estimates:
-            display.line(summary(estimates))
-            check_cap(total, estimates)
+        check_cap(total, estimates)
         with (
             engine(where, options, out, specs, every, lock) as made_by,
             Tracking(trackers, out, display.line, load_manifest(out).model_dump_json()) as tracking,
         ):
+            if estimates:
+                display.line(summary(estimates, made_by.slots))
+                for line in too_short(estimates, todo):
+                    display.line(line, "yellow")
             unfinished = run_all(out, specs, display, estimates, made_by, until, lock, tracking)
         display.line("building tables and figures")
         warnings = build(out)
@@ -168,11 +182,14 @@ def show_run(out: Path, unfinished: list[str]) -> int:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
     """What a run would take: cells, time, memory; on a cluster also schedule, cost and where more GPUs stop helping."""
+    from bench import door
     from bench.cluster import load_cluster
     from bench.options import resolve
 
     nodes = load_cluster(cluster) if cluster else None
-    specs, _, total, data = resolve(gather(given))
+    options = gather(given)
+    door.check(options)
+    specs, _, total, data = resolve(options)
     return show_plan(specs, total, data.label, as_json, nodes)
 
 
@@ -182,6 +199,10 @@ def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
 @click.option("--device", default="auto", help="auto, cpu or cuda:0  [auto]")
 def verify(folder: Path, data_root: str | None, device: str) -> int:
     """Recompute the published numbers from stored weights, probes and adversarial images: exit 1 on any difference."""
+    from bench.store import check_folder
+
+    check_folder(folder)
+
     from bench.verify import verify
 
     checked, differences = verify(folder, data_root, device)
@@ -225,11 +246,16 @@ def list_(kind: str, as_json: bool) -> int:
 @click.option("--md", is_flag=True, help="also leaderboard.md, for a repository")
 def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> int:
     """Rebuild all tables, figures and both reports of a run, or merge several runs into one report in --out."""
-    from reports.build import build, build_merged
+    from bench.store import check_folder
 
+    for folder in folders:
+        check_folder(folder)
     if len(folders) > 1 and out is None:
         raise UsageError(f"expected --out DIR for a report over {len(folders)} folders, got none")
     target = out or folders[0]
+
+    from reports.build import build, build_merged
+
     try:
         texts = ["tex"] * tex + ["md"] * md
         several = len(folders) > 1

@@ -15,6 +15,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from bench.cache import Listing, decoded
+from bench.names import check_data
 from bench.pixels import Index, Pixels, central
 from bench.spec import DataInfo, DataSpec, Level, UsageError
 
@@ -176,7 +177,6 @@ def load_data(dataset: BaseDataset, spec: DataSpec) -> tuple[ImageSet, ImageSet]
     Where a dataset is evaluated on the centre of its images, the test images are that.
     """
     root = data_root(dataset, spec)
-    check_options(dataset, spec)
     if isinstance(dataset, EncodedDataset):
         train, test = dataset.decoded(root, "train", spec), dataset.decoded(root, "test", spec)
     else:
@@ -196,20 +196,17 @@ def load_data(dataset: BaseDataset, spec: DataSpec) -> tuple[ImageSet, ImageSet]
     return train, test
 
 
-def check_options(dataset: BaseDataset, spec: DataSpec) -> None:
-    """Raises UsageError for options that the dataset does not take."""
-    if spec.image_size is not None and not isinstance(dataset, EncodedDataset):
-        raise UsageError(f"expected {spec.name!r} without --image-size, got {spec.image_size}; its images have a size")
-    if spec.classes is not None and not (isinstance(dataset, EncodedDataset) and dataset.takes_classes):
-        raise UsageError(f"expected {spec.name!r} without --classes, got {spec.classes}; it has all its classes")
-
-
 def data_root(dataset: BaseDataset, spec: DataSpec) -> Path:
-    """The folder that `dataset` reads: the one it is named with, else the root: given, BENCH_DATA_ROOT or the cache."""
-    if dataset.needs_path and spec.path is None:
-        raise UsageError(f"expected a folder after the name, got {spec.name!r}; write {spec.name}:DIR")
-    if not dataset.needs_path and spec.path is not None:
-        raise UsageError(f"expected {spec.name!r} alone, got {spec.name}:{spec.path}; this dataset takes no folder")
+    """The folder that `dataset` reads: the one it is named with, else the root: given, BENCH_DATA_ROOT or the cache.
+
+    Raises UsageError for options that the dataset does not take.
+    """
+    check_data(
+        spec,
+        needs_path=dataset.needs_path,
+        takes_size=isinstance(dataset, EncodedDataset),
+        takes_classes=isinstance(dataset, EncodedDataset) and dataset.takes_classes,
+    )
     return Path(spec.path).expanduser() if spec.path else storage(spec)
 
 

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
+from bench.cores import cores
+from bench.names import check_device_name
 from bench.spec import Precision, UsageError
 
 aten = torch.ops.aten
@@ -36,16 +38,12 @@ THROTTLE = {  # bits of nvmlClocksThrottleReasons
 
 def resolve(name: str) -> torch.device:
     """The device called ``auto`` (a GPU if there is one), ``cpu`` or ``cuda:0``. Raises UsageError if it is missing."""
+    check_device_name(name)
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"expected a device such as auto, cpu or cuda:0, got {name!r}") from None
+    device = torch.device(name)
     if device.type == "cpu":
         return torch.device("cpu")
-    if device.type != "cuda":
-        raise UsageError(f"expected a device such as auto, cpu or cuda:0, got {name!r}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
         raise UsageError(f"the device {name} is not available: this machine has {count} CUDA devices; try --device cpu")
@@ -87,9 +85,11 @@ def check_ranks(first: torch.device, ranks: int, compiled: bool) -> None:
 
 
 def prepare(device: torch.device, threads: int | None) -> None:
-    """Settings of the whole process: number of CPU threads; float32 means float32 (no TF32)."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """Settings of the whole process: number of CPU threads; float32 means float32 (no TF32).
+
+    Without a number torch's own holds, but for cores that this process may not use.
+    """
+    torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     if device.type == "cuda":

@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from bench.cores import cores
+
 EXTRAS = {
     "parquet": "pyarrow",
     "timm": "timm",
@@ -32,7 +34,7 @@ def examine(data_root: str | None) -> dict[str, dict[str, str]]:
         "machine": {
             "python": platform.python_version(),
             "system": platform.platform(),
-            "cores": str(os.cpu_count()),
+            "cores": f"{cores()} of {os.cpu_count()}",
             "torch threads": str(torch.get_num_threads()),
             "CPU kernels": torch.backends.cpu.get_cpu_capability(),
         },

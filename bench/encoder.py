@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
-from bench.spec import UsageError, unknown
+from bench.names import check_encoder_name
+from bench.spec import UsageError
 
 
 class Stem(nn.Conv2d):
@@ -169,18 +170,10 @@ def timm_network(name: str) -> LibraryNetwork:
 
 def check_encoder(name: str) -> None:
     """Raises UsageError for an encoder that does not exist, or whose library is missing."""
+    check_encoder_name(name)
     library, colon, model = name.partition(":")
-    if not colon:
-        if name not in BACKBONES:
-            raise UsageError(unknown("encoder", name, [*BACKBONES, "torchvision:NAME", "timm:NAME"]))
-        return
-    if library not in LIBRARIES:
-        raise UsageError(unknown("library of encoders", library, LIBRARIES))
-    try:
-        known = LIBRARIES[library]()
-    except ImportError:
-        raise UsageError(f"the encoder {name} needs timm: pip install 'robust-ssl-bench[timm]'") from None
-    if model not in known:
+    known = LIBRARIES[library]() if colon else []
+    if colon and model not in known:
         close = difflib.get_close_matches(model, known, n=3)
         hint = f"did you mean {', '.join(close)}? " if close else ""
         raise UsageError(f"unknown encoder {name!r}; {hint}{library} has {len(known)}")

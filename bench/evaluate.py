@@ -26,12 +26,11 @@ from bench.protocols import (
     linear,
 )
 from bench.search import Cell, Report, Search, Team, fingerprint, in_this_process, listening
-from bench.spec import RANKED, EvalResult, EvalSpec, ProbeResult, UsageError, unknown
+from bench.spec import RANKED, EvalResult, EvalSpec, ProbeResult
 
 KEPT = 1000  # images of each ranked attack, for the audit and for whoever checks the number
 CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
 GRADIENT_NORM = 1e-6  # of a fitted probe (protocol 1.2)
-PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
 
 
 class Cells(Protocol):
@@ -378,10 +377,3 @@ def crops_per_image(spec: EvalSpec, protocol: str) -> int:
 def chunk_images(spec: EvalSpec, protocol: str) -> int:
     """Images per pass, so that the number of crops per pass is about the same under every protocol."""
     return max(1, spec.chunk // crops_per_image(spec, protocol))
-
-
-def check_protocols(names: tuple[str, ...]) -> None:
-    """Raises UsageError for a protocol that does not exist."""
-    for name in names:
-        if name not in PROTOCOLS:
-            raise UsageError(unknown("protocol", name, PROTOCOLS))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import calibration, registry
 from bench import device as devices
 from bench.audit import audit
@@ -18,6 +20,7 @@ from bench.curve import MARKS, curve
 from bench.data import ImageSet, data_info, load_data
 from bench.evaluate import evaluate
 from bench.examples import examples
+from bench.fairness import remarks
 from bench.ranks import ALONE, Ranks
 from bench.repair import repair
 from bench.repro import environment
@@ -92,7 +95,7 @@ def execute(
         return
     train_set = train_set.seen_as(test_set)
     ran = {"updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss}
-    report({"event": "trained", "disturbed": calibration.complaint(result)} | ran)
+    report({"event": "trained", "remarks": remarks(result, spec.budget, torch.get_num_threads())} | ran)
     crew = Crew(ranks) if ranks.size > 1 else None
     try:
         if crew is not None:
@@ -143,6 +146,7 @@ def train_run(
                 f"remove {folder.path / 'checkpoints'} to train from the start"
             )
     with flag.in_training():
+        gain = calibration.thread_gain(device, stop=flag)
         reading = reading or calibration.read_machine(spec.budget, device, spec.precision, stop=flag)
 
         def heard(event: dict[str, Any]) -> None:
@@ -189,7 +193,7 @@ def train_run(
             raise Interrupted(flag.signum or signal.SIGTERM)
         if result.status == "finished":
             after = calibration.read_machine(spec.budget, device, spec.precision, stop=flag)
-            result = calibration.probed(result, reading, after)
+            result = calibration.probed(result, reading, after).model_copy(update={"thread_gain": gain})
         folder.save_trained(result, dict(method.encoder.state_dict()))
     if flag():
         raise Interrupted(flag.signum or signal.SIGTERM)

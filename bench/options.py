@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from bench import registry
+from bench.cores import default_threads
 from bench.spec import (
     NAME,
     AuditLevel,
@@ -15,19 +16,16 @@ from bench.spec import (
     Data,
     DataInfo,
     DataSpec,
-    EvalSpec,
     Level,
     Precision,
     RunSpec,
     UsageError,
-    parse_eps,
     unknown,
 )
 
 SUITES = Path(__file__).parent / "suites"
 LARGEST_FILE = 2**20  # bytes
 MOST_SEEDS = 10_000
-PROTOCOLS = "linear,multi_patch,published_eval"
 
 
 class Row(Data):
@@ -59,8 +57,9 @@ class Options(Data):
     classes: str | None = None
     seeds: str = "1"
     attacks: str = "pgd,autoattack"
+    attack_images: str | None = None  # pgd=100,curve=50,autoattack=32,autoattack.multi_patch=16: of a quick evaluation
     eps: str | None = None
-    protocols: str = PROTOCOLS
+    protocols: str = "linear,multi_patch,published_eval"
     eval: Level | None = None
     audit: AuditLevel | None = None  # None: core at quick, full above
     curve: Literal["off", "clean", "robust"] | None = None  # None: off at quick, robust above
@@ -72,6 +71,27 @@ class Options(Data):
     compile: bool = False
     eval_budget: str | None = None
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)  # method (or "all") -> key -> value
+
+    @property
+    def data_spec(self) -> DataSpec:
+        """Which images."""
+        name, colon, path = self.data.partition(":")
+        return DataSpec(
+            name=name,
+            path=path if colon else None,
+            root=self.data_root,
+            train_images=self.train_images,
+            test_images=self.test_images,
+            image_size=self.image_size,
+            classes=self.classes,
+        )
+
+    def settings_of(self, row: Row) -> dict[str, Any]:
+        """What a row sets, then --set on top: of all, of the method, of the row."""
+        settings = dict(row.settings)
+        for target in dict.fromkeys(("all", Path(row.method).stem, row.label)):
+            settings |= self.settings.get(target, {})
+        return settings
 
 
 def parse_seconds(text: str, option: str) -> float:
@@ -183,56 +203,10 @@ def parse_names(kind: registry.Kind, text: str) -> list[str]:
     for name in found:
         if kind == "attack" and name.endswith(".py"):
             raise UsageError(f"expected the name of an attack, got the file {name}; put it into attacks/")
-        registry.load(kind, name)  # raises for an unknown one
+        registry.source(kind, name)  # raises for an unknown one
     if len(set(found)) != len(found):
         raise UsageError(f"expected each {kind} once, got {text!r}")
     return found
-
-
-def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
-    """How the encoders of this run are scored: the level's depth, the dataset's eps and crops. Raises UsageError."""
-    from bench.evaluate import check_protocols
-
-    level: Level = options.eval or dataset.level
-    eps: tuple[float, ...] = dataset.eps
-    if options.eps:
-        eps = tuple(parse_eps(part) for part in options.eps.split(",") if part.strip())
-    if not eps or min(eps) == 0:
-        raise UsageError(f"expected eps above 0, got {options.eps!r}; clean accuracy is always measured")
-    protocols = tuple(dict.fromkeys(part.strip() for part in options.protocols.split(",") if part.strip()))
-    if not protocols:
-        raise UsageError(f"expected at least one protocol, got {options.protocols!r}; known: {PROTOCOLS}")
-    if level == "full" and "linear" in protocols and "linear_backbone" not in protocols:
-        protocols += ("linear_backbone",)
-    check_protocols(protocols)
-    main = [each for each in eps if abs(each - dataset.main_eps) < 1e-9]
-    levels: dict[Level, dict[str, Any]] = {
-        "quick": {"restarts": 1, "pgd_images": 300}
-        | {"autoattack_images": {"linear": 64, "linear_backbone": 64, "multi_patch": 32}},
-        "standard": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
-        | {"autoattack_images": {"linear": 1000, "linear_backbone": 1000, "multi_patch": 1000}},
-        "full": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
-        | {"autoattack_images": {}},
-    }
-    return EvalSpec(
-        level=level,
-        audit=options.audit or ("core" if level == "quick" else "full"),
-        over_time=options.curve or ("off" if level == "quick" else "robust"),
-        chunk=passes_at_once(device, options.image_size or getattr(dataset, "image_size", None)),
-        budget_seconds=parse_seconds(options.eval_budget, "--eval-budget") if options.eval_budget else None,
-        attacks=tuple(parse_names("attack", options.attacks)),
-        eps=tuple(sorted(set(eps))),
-        main_eps=main[0] if main else max(eps),
-        protocols=protocols,
-        crops=dataset.crops,
-        **levels[level],
-    )
-
-
-def passes_at_once(device: Any, side: int | None) -> int:
-    """Encoder passes of one chunk: 2048 on a GPU, 512 on a CPU; fewer of images that are made larger than 32 pixels."""
-    most, least = (2048, 32) if device.type == "cuda" else (512, 16)
-    return most if side is None else min(most, max(least, most * 32**2 // side**2))
 
 
 def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget | None, Budget | None, DataInfo]:
@@ -244,33 +218,22 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     from bench.course import Course
     from bench.data import data_info, load_data
     from bench.encoder import check_encoder, check_images
+    from bench.scoring import evaluation
     from methods.common.base import BaseMethod
     from methods.common.base import resolve as resolve_settings
 
     rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
+    check_targets(options, rows)
     total = Budget.parse(options.total_budget) if options.total_budget else None
     cells = row_cells(options, rows, total, len(seeds))
     device = devices.resolve(options.device) if here else devices.elsewhere(options.device)
     if here:
         devices.check_ranks(device, options.gpus_per_run, options.compile)
-    name, colon, path = options.data.partition(":")
-    dataset = registry.load("dataset", name).Dataset()
-    data = DataSpec(
-        name=name,
-        path=path if colon else None,
-        root=options.data_root,
-        train_images=options.train_images,
-        test_images=options.test_images,
-        image_size=options.image_size,
-        classes=options.classes,
-    )
+    data = options.data_spec
+    dataset = registry.load("dataset", data.name).Dataset()
     encoder = options.encoder or dataset.encoder
     check_encoder(encoder)
     scoring = evaluation(options, dataset, device)
-    targets = {Path(row.method).stem for row in rows} | {row.label for row in rows}
-    for target in options.settings:
-        if target != "all" and target not in targets:
-            raise UsageError("--set: " + unknown("method", target, sorted(targets)))
     train_set, test_set = load_data(dataset, data)
     channels, _, side = train_set.image_shape
     sizes = {test_set.image_shape[1:]: "images to evaluate on"}
@@ -278,15 +241,11 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     for turn, seed in enumerate(seeds):
         for place in range(len(cells)):
             row, budget, label = cells[(place + turn) % len(cells)]  # interleaved over the seeds
-            short = Path(row.method).stem
-            settings = dict(row.settings)
-            for target in dict.fromkeys(("all", short, row.label)):
-                settings |= options.settings.get(target, {})
             spec = RunSpec(
-                method=short,
+                method=Path(row.method).stem,
                 method_path=str(Path(row.method).resolve()) if row.method.endswith(".py") else None,
                 label=label,
-                settings=settings,
+                settings=options.settings_of(row),
                 data=data,
                 seed=seed,
                 budget=budget,
@@ -294,20 +253,28 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                 gpus_per_run=options.gpus_per_run,
                 precision=options.precision or devices.default_precision(device),
                 compiled=options.compile,
-                threads=options.threads,
+                threads=options.threads or default_threads(device.type),
                 encoder=options.encoder,
                 eval=scoring,
             )
             specs.append(spec)
             if seed == seeds[0]:
                 module = registry.load("method", row.method)
-                config, _ = resolve_settings(module.Config, name, dataset.OVERRIDES, spec.settings)
+                config, _ = resolve_settings(module.Config, data.name, dataset.OVERRIDES, spec.settings)
                 if getattr(module.Method, "augment", None) is BaseMethod.augment:  # views of another's size are its own
                     sizes.setdefault((config.view_side(side),) * 2, f"views of {row.label}")
                 Course(len(train_set), config.batch, config.updates_per_batch, options.gpus_per_run)
     check_images(encoder, channels, sizes)
     budgets = {budget for _, budget, _ in cells}
     return specs, budgets.pop() if len(budgets) == 1 else None, total, data_info(train_set, test_set)
+
+
+def check_targets(options: Options, rows: list[Row]) -> None:
+    """Raises UsageError where --set names a method that is not run."""
+    targets = {Path(row.method).stem for row in rows} | {row.label for row in rows}
+    for target in options.settings:
+        if target != "all" and target not in targets:
+            raise UsageError("--set: " + unknown("method", target, sorted(targets)))
 
 
 def chosen_rows(options: Options) -> list[Row]:
@@ -318,7 +285,7 @@ def chosen_rows(options: Options) -> list[Row]:
     if len(set(labels)) != len(labels):
         raise UsageError(f"expected rows of different names, got {', '.join(labels)}")
     for row in options.rows:
-        registry.load("method", row.method)
+        registry.source("method", row.method)
     wanted = [part.strip() for part in options.methods.split(",") if part.strip()]
     known = [*dict.fromkeys(labels + [row.method for row in options.rows]), "all"]
     for name in wanted:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from bench.fairness import LEARNING_UPDATES
 from bench.spec import RANKED, Data, EvalSpec, RunSpec
 
 Report = Callable[[dict[str, Any]], None]
 
 STANDING = {"none": 0.0, "pgd": 0.45, "free": 0.45}  # assumed robust accuracy at the main eps, by training adversary
-LEARNING_UPDATES = 60  # before about so many updates an encoder is not robust yet (seen on digits)
 AUTOATTACK_PASSES = 11_700  # of an image that survives all four attacks
 EARLY_PASSES = 10  # of an image that falls at once
 # of the audit, with the passes that the checks of a healthy model on digits have counted (tests/zoo)
@@ -52,6 +52,7 @@ class Estimate(Data):
     evaluate_seconds: float
     peak_memory_bytes: int
     cells: int
+    updates: int  # that the budget will hold
 
     @property
     def seconds(self) -> float:
@@ -84,6 +85,7 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
         evaluate_seconds=evaluation,
         peak_memory_bytes=measured.peak_memory_bytes,
         cells=len(cells),
+        updates=int(updates),
     )
 
 
@@ -206,9 +208,9 @@ def pass_seconds(encoder: Any, images: Any, spec: EvalSpec, protocol: str, devic
     return max(times[0] - slope * sizes[0], times[0] / 10), slope
 
 
-def total_seconds(estimates: list[Estimate]) -> float:
-    """Expected seconds of all runs, one after the other."""
-    return sum(each.seconds for each in estimates)
+def total_seconds(estimates: list[Estimate], jobs: int = 1) -> float:
+    """Expected seconds of all runs, so many at a time: at least those of the longest."""
+    return max(sum(each.seconds for each in estimates) / jobs, max((each.seconds for each in estimates), default=0.0))
 
 
 def duration(seconds: float) -> str:

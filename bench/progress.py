@@ -3,6 +3,7 @@
 Not a terminal: plain lines only. Names come from users, so nothing is read as markup.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -51,6 +52,14 @@ class Display:
         """One line that stays."""
         self._bars.console.print(Text(plain(text), style=style), soft_wrap=True)
 
+    def ask(self, question: Callable[[], bool]) -> bool:
+        """The answer to a question on this terminal, which the bars leave alone meanwhile."""
+        self._bars.stop()
+        try:
+            return question()
+        finally:
+            self._bars.start()
+
     def begin(self, specs: list[RunSpec], estimates: list[Estimate] | None, slots: int = 1) -> None:
         """These runs are about to be made, so many at a time."""
         self._specs, self._slots = specs, slots
@@ -93,8 +102,8 @@ class Display:
         elif kind == "trained":
             self._training_left[spec.name] = 0.0
             self.line(f"{spec.name}: trained, {event['updates']} updates in {event['seconds']:.4g} s")
-            if event.get("disturbed"):
-                self.line(f"{spec.name}: {event['disturbed']}", "yellow")
+            for remark in event.get("remarks", ()):
+                self.line(f"{spec.name}: {remark}", "yellow")
         elif kind == "damaged":
             self.line(f"{spec.name}: {event['message']}", "yellow")
         elif kind == "probe":

@@ -42,6 +42,17 @@ def describe(kind: Kind, name: str) -> str:
     return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
+def source(kind: Kind, name: str) -> Path | None:
+    """The file of a plug-in; None where a package of another's has it. Nothing is imported. Raises UsageError."""
+    if name.endswith(".py"):
+        return _checked_file(kind, Path(name))
+    if name in names(kind):
+        return folder(kind) / f"{name}.py"
+    if importlib.metadata.entry_points(group=f"bench.{kind}s", name=name):
+        return None
+    raise UsageError(unknown(kind, name, names(kind)))
+
+
 def load(kind: Kind, name: str) -> ModuleType:
     """The plug-in's module: from the folder, a path to a .py file, or an entry point. Raises UsageError."""
     if name.endswith(".py"):
@@ -57,13 +68,18 @@ def load(kind: Kind, name: str) -> ModuleType:
     raise UsageError(unknown(kind, name, names(kind)))
 
 
-def _load_file(kind: Kind, path: Path) -> ModuleType:
+def _checked_file(kind: Kind, path: Path) -> Path:
     if not path.is_file():
         raise UsageError(f"expected a {kind} file, got {path}: no such file")
     if not re.fullmatch(NAME, path.stem):
         raise UsageError(f"expected a {kind} file whose name has letters, digits, _, . and - only, got {path.name!r}")
     if path.stem in names(kind):
         raise UsageError(f"the {kind} file {path} has the name of a known {kind}; give it another name")
+    return path
+
+
+def _load_file(kind: Kind, path: Path) -> ModuleType:
+    path = _checked_file(kind, path)
     spec = importlib.util.spec_from_file_location(f"bench_plugin_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

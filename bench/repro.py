@@ -5,7 +5,6 @@ Nothing here reads or moves the global generators.
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.cores import cores
 from bench.spec import Environment
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pyautoattack")  # they make the numbers
@@ -92,7 +92,7 @@ def environment(device: str, precision: str, ranks: int = 1) -> Environment:
         versions=versions(),
         platform=platform.platform(),
         cpu=cpu_name(),
-        cores=os.cpu_count() or 1,
+        cores=cores(),
         threads=torch.get_num_threads(),
         device=device,
         device_name=f"{ranks} x {name}" if ranks > 1 else name,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.fairness import LEARNING_UPDATES
 from bench.spec import Budget, RunSpec, UsageError
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def show_plan(
     """Measure and print the plan, also on a cluster. Raises UsageError if the training is above a total budget."""
     import tempfile
 
+    from bench.engines.local import local_jobs
     from bench.plan import duration, estimate, total_seconds
     from bench.run import measure_rows
     from bench.signals import signals_raise
@@ -125,6 +127,7 @@ def show_plan(
                 say_log(log)
             raise
     estimates = [estimate(spec, measured[spec.row]) for spec in specs]
+    jobs = local_jobs(specs, specs[0].device, None)[0]
     on_cluster, device = None, specs[0].device
     if cluster is not None:
         from bench.cluster_plan import plan_cluster
@@ -134,7 +137,8 @@ def show_plan(
         device = f"{environment(device, specs[0].precision).device_name} ({device}, {specs[0].precision})"
     if as_json:
         runs = [each.model_dump() | {"seconds": each.seconds} for each in estimates]
-        document: dict[str, Any] = {"dataset": label, "device": specs[0].device, "seconds": total_seconds(estimates)}
+        document: dict[str, Any] = {"dataset": label, "device": specs[0].device, "jobs": jobs}
+        document["seconds"] = total_seconds(estimates, jobs)
         document |= {"cluster": on_cluster.document() | {"measured_on": device}} if on_cluster else {}
         click.echo(json.dumps(document | {"runs": runs}, indent=1))
         check_cap(total, estimates)
@@ -153,7 +157,9 @@ def show_plan(
     ]
     heads = ["method", "seed", "cells", "budget", "training", "evaluation", "memory up to"]
     show(table(f"{label}, on {specs[0].device} in {specs[0].precision}", heads, rows))
-    say(summary(estimates))
+    say(summary(estimates, jobs))
+    for line in too_short(estimates, specs):
+        say(line)
     if on_cluster is not None:
         from bench.show_cluster import show_cluster
 
@@ -174,15 +180,32 @@ def check_cap(total: Budget | None, estimates: list["Estimate"]) -> None:
         )
 
 
-def summary(estimates: list["Estimate"]) -> str:
-    """The plan in one line."""
-    from bench.plan import duration
+def too_short(estimates: list["Estimate"], specs: list[RunSpec]) -> list[str]:
+    """A line about the runs whose budget in time holds too few updates on this machine; none where all hold enough."""
+    few = {
+        each.row: each.updates
+        for each, spec in zip(estimates, specs, strict=True)
+        if spec.budget.unit == "seconds" and each.updates < LEARNING_UPDATES
+    }
+    if not few:
+        return []
+    rows = ", ".join(f"{row} about {updates}" for row, updates in few.items())
+    return [
+        f"too few updates to learn from fit into {specs[0].budget} on this machine ({rows}; {LEARNING_UPDATES} is "
+        "little): give a longer budget, or updates, such as --budget 300up"
+    ]
+
+
+def summary(estimates: list["Estimate"], jobs: int) -> str:
+    """The plan in one line, with so many runs at a time."""
+    from bench.plan import duration, total_seconds
 
     training = sum(each.train_seconds for each in estimates)
     evaluation = sum(each.evaluate_seconds for each in estimates)
     cells = sum(each.cells for each in estimates)
     memory = max(each.peak_memory_bytes for each in estimates) / 2**30
     return (
-        f"plan: {len(estimates)} runs with {cells} cells, training {duration(training)}, evaluation about "
-        f"{duration(evaluation)}, in all about {duration(training + evaluation)}, memory up to {memory:.1f} GiB"
+        f"plan: {len(estimates)} runs with {cells} cells, {jobs} at a time; training {duration(training)}, evaluation "
+        f"about {duration(evaluation)}, in all about {duration(total_seconds(estimates, jobs))}, "
+        f"memory of each up to {memory:.1f} GiB"
     )

@@ -16,7 +16,6 @@ Level = Literal["quick", "standard", "full"]
 Precision = Literal["fp32", "bf16"]
 AuditLevel = Literal["off", "core", "full"]
 Verdict = Literal["PASS", "WARN", "FAIL", "N/A", "NOT_RUN", "not in this level"]
-DISTURBED = 0.03  # of a machine's pace: a larger difference between two clock probes marks a timed run
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,67}$"  # of what becomes the name of a file
 Name = Annotated[str, Field(pattern=NAME)]
 Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
@@ -203,7 +202,7 @@ class Environment(Data):
     versions: dict[str, str]
     platform: str
     cpu: str
-    cores: int
+    cores: int  # that the process may use
     threads: int
     device: str  # as asked for: cpu, cuda:0
     device_name: str  # the GPU's name, or the CPU's
@@ -255,6 +254,7 @@ class TrainResult(Data):
     losses: list[tuple[float, float]] = []  # (progress, loss)
     encoder_sha256: str = ""  # of the weights that are stored
     calibration: tuple[float, float] | None = None  # clock probe: seconds per unit of the load before, after
+    thread_gain: float | None = None  # pace of the probe's load on all threads over that on one; None for one thread
     load_average: float | None = None  # of the machine, over the minute before the start
     gpu_processes: int | None = None  # of others
     throttling: tuple[str, ...] | None = None  # what slowed the GPU
@@ -262,14 +262,6 @@ class TrainResult(Data):
     preemptions: int = 0  # how often the training was stopped or killed, and went on
     lost_seconds: float = 0.0  # of training that was done again after a kill: not charged
     note: str = ""
-
-    def disturbed(self, machine: float | None = None) -> bool | None:
-        """Whether the clock probe differs after and before, or from the machine's median; None without a probe."""
-        if self.calibration is None:
-            return None
-        before, after = self.calibration
-        pairs = [(after, before)] + ([(before, machine), (after, machine)] if machine else [])
-        return any(abs(ours / usual - 1) > DISTURBED for ours, usual in pairs)
 
 
 class ProbeResult(Data):

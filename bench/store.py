@@ -118,10 +118,15 @@ def write_text(path: Path, text: str) -> None:
 
 def load_manifest(folder: Path) -> Manifest:
     """What a run folder was asked for. Raises UsageError if the folder is none, Damaged if its manifest is."""
-    if not is_there(folder / MANIFEST):
-        raise UsageError(f"expected the folder of a run, got {folder}: it has no {MANIFEST}")
+    check_folder(folder)
     refuse_links(folder)
     return read(Manifest, folder / MANIFEST)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError unless this is the folder of a run."""
+    if not is_there(folder / MANIFEST):
+        raise UsageError(f"expected the folder of a run, got {folder}: it has no {MANIFEST}")
 
 
 def refuse_links(folder: Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.spec import DISTURBED, Manifest, Record, format_eps
+from bench.fairness import DISTURBED, LEARNING_UPDATES, stalled, too_few
+from bench.spec import Manifest, Record, format_eps
 from reports.budgets import base, budget_of
 from reports.cells import PROTOCOLS, percent
 from reports.claims import LEVEL, SEEDS
@@ -53,13 +54,13 @@ def _trained(manifest: Manifest, records: Sequence[Record]) -> list[str]:
 
 def _budget(manifest: Manifest, records: Sequence[Record]) -> str:
     if manifest.budget is not None:
-        return f"{_spelled(str(manifest.budget))} each"
+        return f"{spelled(str(manifest.budget))} each"
     known = sorted({record.spec.budget for record in records}, key=lambda budget: (budget.unit, budget.amount))
-    each = listed([_spelled(str(budget)) for budget in known])
+    each = listed([spelled(str(budget)) for budget in known])
     return f"once for each budget of {each}" if budget_of(records) else f"each row at its own budget ({each})"
 
 
-def _spelled(budget: str) -> str:
+def spelled(budget: str) -> str:
     """``40 updates`` of ``40up``."""
     unit = budget.lstrip("0123456789.e+")
     return f"{budget.removesuffix(unit)} {UNITS.get(unit, unit)}"
@@ -189,6 +190,17 @@ def _times(records: Sequence[Record], rows: pd.DataFrame) -> list[str]:
     if probed.any():
         count = f"{probed.sum()} of {len(probed)} timed runs {'was' if probed.sum() == 1 else 'were'} disturbed"
         said.append(f"{count} (the clock probe moved by more than {100 * DISTURBED:g} %): their times are not fair.")
+    hurried = [record for record in records if record.train and too_few(record.train, record.spec.budget)]
+    if hurried:
+        counts = listed([f"{each.spec.name} {each.train.updates}" for each in hurried if each.train])
+        said.append(
+            f"{len(hurried)} of {len(records)} runs made fewer than {LEARNING_UPDATES} updates ({counts}): too few for "
+            "a method to learn, as the machine was too slow or too busy for the budget. A budget in updates, such as "
+            "--budget 300up, does not depend on its pace."
+        )
+    slow = [record.spec.name for record in records if record.train and stalled(record.train)]
+    if slow:
+        said.append(f"Several threads were slower than one in {listed(slow)}: they shared their cores with other work.")
     return said
 
 

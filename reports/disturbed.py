@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from bench.fairness import disturbed
 from bench.spec import Record
 
 ENOUGH = 3  # runs of one machine that make a median
@@ -21,7 +22,7 @@ def clock_probe(record: Record, records: Iterable[Record]) -> dict[str, Any]:
         return {"disturbed": None, "calibration_ratio": None}
     before, after = record.train.calibration
     median = machine_median(record, records)
-    return {"disturbed": record.train.disturbed(median), "calibration_ratio": after / before}
+    return {"disturbed": disturbed(record.train, median), "calibration_ratio": after / before}
 
 
 def machine_median(record: Record, records: Iterable[Record]) -> float | None:

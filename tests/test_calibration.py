@@ -11,7 +11,8 @@ from rich.console import Console
 
 from bench import calibration
 from bench import device as devices
-from bench.calibration import Load, complaint, measure, probe_seconds, probed, read_machine
+from bench.calibration import Load, measure, probe_seconds, probed, read_machine, thread_gain
+from bench.fairness import complaint, disturbed, remarks, stalled, too_few
 from bench.progress import Display
 from bench.spec import Budget, DataSpec, RunSpec, TrainResult
 
@@ -174,32 +175,77 @@ def test_a_driver_that_does_not_know_is_unknown_and_not_zero(nvml):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "disturbed"),
+    ("before", "after", "expected"),
     [(1.0, 1.10, True), (1.0, 0.90, True), (1.0, 1.02, False), (1.0, 0.98, False), (1.0, 1.031, True)],
 )  # fmt: skip
-def test_a_machine_that_changed_by_more_than_three_percent_is_disturbed(before, after, disturbed):
-    assert trained(before, after).disturbed() is disturbed
-    assert bool(complaint(trained(before, after))) is disturbed
+def test_a_machine_that_changed_by_more_than_three_percent_is_disturbed(before, after, expected):
+    assert disturbed(trained(before, after)) is expected
+    assert bool(complaint(trained(before, after))) is expected
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "median", "disturbed"),
+    ("before", "after", "median", "expected"),
     [(1.0, 1.0, 1.0, False), (1.0, 1.0, 0.96, True), (1.0, 1.0, 1.04, True), (1.0, 1.02, 0.98, True),
      (1.02, 1.0, 0.98, True), (1.0, 1.02, 1.01, False), (1.0, 1.10, 1.05, True)],
 )  # fmt: skip
-def test_either_reading_may_be_off_the_machines_median(before, after, median, disturbed):
-    assert trained(before, after).disturbed(median) is disturbed
+def test_either_reading_may_be_off_the_machines_median(before, after, median, expected):
+    assert disturbed(trained(before, after), median) is expected
 
 
 def test_without_a_probe_nothing_is_known():
     result = TrainResult.model_validate(NOTHING | {"status": "finished"})
-    assert (result.calibration, result.disturbed(), result.disturbed(1.0), complaint(result)) == (None, None, None, "")
+    assert (result.calibration, disturbed(result), disturbed(result, 1.0), complaint(result)) == (None, None, None, "")
 
 
 def test_the_complaint_says_by_how_much_and_what_to_do():
     advice = "after the training than before; run it again for a fair time"
     assert complaint(trained(1.0, 1.12)) == f"disturbed: this machine was 12 % slower {advice}"
     assert complaint(trained(0.010, 0.008)) == f"disturbed: this machine was 20 % faster {advice}"
+
+
+# ---------------------------------------------------------------- threads that stall, budgets that hold too little
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("together", "alone", "gain"), [(0.005, 0.010, 2.0), (0.040, 0.010, 0.25)])
+def test_the_gain_of_threads_is_the_pace_of_all_over_that_of_one(two_threads, monkeypatch, together, alone, gain):
+    machine = Machine([])
+    monkeypatch.setattr(calibration, "Load", lambda device, precision: machine.load)
+    pace = {2: together, 1: alone}
+    monkeypatch.setattr(machine, "_durations", iter(lambda: pace[torch.get_num_threads()], None))
+    assert thread_gain(CPU, now=machine.now) == pytest.approx(gain)
+    assert torch.get_num_threads() == 2
+    assert thread_gain(CPU, now=machine.now, stop=lambda: True) is None
+
+
+def test_one_thread_and_a_gpu_have_no_gain(two_threads):
+    assert thread_gain(torch.device("cuda")) is None
+    torch.set_num_threads(1)
+    assert thread_gain(CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("gain", "updates", "budget", "words"),
+    [
+        (None, 60, "10s", []),
+        (1.4, 23, "300up", []),
+        (1.4, 23, "10s", ["23 updates in 10s: too few for this method to learn", "--budget 300up"]),
+        (0.24, 300, "300up", ["stalled: 2 threads are 0.2 times as fast as one", "use --threads 1"]),
+    ],
+)
+def test_a_run_says_that_its_threads_stalled_and_that_its_updates_are_too_few(gain, updates, budget, words):
+    result = TrainResult.model_validate(NOTHING | {"status": "finished", "updates": updates, "thread_gain": gain})
+    said = remarks(result, Budget.parse(budget), 2)
+    assert len(said) == bool(words)
+    assert all(word in said[0] for word in words)
+    assert (stalled(result), too_few(result, Budget.parse(budget))) == (gain == 0.24, (updates, budget) == (23, "10s"))
 
 
 # ---------------------------------------------------------------- the two readings of a run
@@ -242,7 +288,7 @@ def test_the_terminal_says_it_beside_the_end_of_the_training():
     event = {"event": "trained", "updates": 3, "seconds": 9.9, "loss": 0.1}
     text = io.StringIO()
     display = Display(Console(file=text, width=200))
-    display.event(spec, event | {"disturbed": ""})
+    display.event(spec, event)
     assert text.getvalue() == "emp_ssl-s0: trained, 3 updates in 9.9 s\n"
-    display.event(spec, event | {"disturbed": complaint(trained(1.0, 1.12))})
+    display.event(spec, event | {"remarks": [complaint(trained(1.0, 1.12))]})
     assert text.getvalue().endswith(f"emp_ssl-s0: {complaint(trained(1.0, 1.12))}\n")

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from cluster_fixtures import Heard, cells
 
-from bench.engines import EXIT, LOST, worker
-from bench.engines.local import LocalEngine, check_cores
+from bench.engines import EXIT, LOST, local, worker
+from bench.engines.local import LocalEngine, check_cores, local_jobs
 from bench.engines.ray import ANSWER, ARRIVAL, SILENT, Mailbox, RayEngine, task
 from bench.engines.worker import HOME, TELL_EVERY, Outcome, ended
 from bench.lock import owned
@@ -330,14 +330,35 @@ def test_a_name_that_leads_out_of_the_folder_is_refused_before_anything_is_writt
 
 
 def test_runs_in_time_have_their_cores_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(local, "cores", lambda: 4)
     timed = [spec.model_copy(update={"budget": Budget.parse("10s")}) for spec in cells(1)]
     assert check_cores(timed, 4) == 4
     with pytest.raises(UsageError, match=r"--jobs 5 of 1 threads on 4 cores"):
         check_cores(timed, 5)
     assert check_cores(cells(1), 5) == 5  # in updates
+    with pytest.raises(UsageError, match=r"--jobs 2 of 4 threads on 4 cores; use --jobs 1,"):
+        check_cores([spec.model_copy(update={"threads": 4}) for spec in timed], 2)
     with pytest.raises(ValueError, match="a GPU for each of 2 jobs"):
         LocalEngine(tmp_path, 1.0, None, jobs=2, gpus=("0",))
+
+
+@pytest.mark.parametrize(
+    ("there", "runs", "threads", "ranks", "jobs"),
+    [
+        (4, 9, 1, 1, 4),
+        (4, 3, 1, 1, 3),
+        (4, 9, 3, 1, 1),
+        (4, 9, 2, 1, 2),
+        (4, 9, 1, 2, 2),
+        (1, 9, 2, 1, 1),
+        (4, 9, None, 1, 1),
+    ],
+)
+def test_as_many_runs_as_there_are_cores_for_go_side_by_side_on_a_cpu(monkeypatch, there, runs, threads, ranks, jobs):
+    monkeypatch.setattr(local, "cores", lambda: there)
+    change = {"threads": threads, "gpus_per_run": ranks, "budget": Budget.parse("10s")}
+    specs = [cells(1)[0].model_copy(update=change | {"seed": seed}) for seed in range(runs)]
+    assert local_jobs(specs, "cpu", None) == (jobs, ())
 
 
 def test_a_damaged_file_fails_its_run_and_no_other(tmp_path):

@@ -25,6 +25,7 @@ from attacks import none, pgd
 from bench import evaluate as module
 from bench import registry
 from bench.evaluate import Cell, build_attack, evaluate, run_cell
+from bench.names import PROTOCOLS
 from bench.protocols import Classifier, OfCrops, build_classifier, fit_published_probe, fixed_boxes
 from bench.spec import EvalSpec, ThreatModel
 
@@ -36,7 +37,7 @@ def test_encoder_generator_and_test_set_stay_as_they_were():
     before, images, state = state_hash(encoder), TEST.sha256, torch.get_rng_state()
     modes = []
     encoder.backbone[2].register_forward_hook(lambda m, *_: modes.append(m.training))  # batch norm is folded away
-    spec = QUICK.model_copy(update={"attacks": ("pgd", "pgd_crop", "noise"), "protocols": module.PROTOCOLS})
+    spec = QUICK.model_copy(update={"attacks": ("pgd", "pgd_crop", "noise"), "protocols": PROTOCOLS})
     run(spec, encoder=encoder)
     assert state_hash(encoder) == before
     assert not any(modes)

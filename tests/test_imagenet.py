@@ -10,8 +10,9 @@ from data_fixtures import numbers, write_images
 from bench.cli import cli
 from bench.data import load_data
 from bench.datasets import imagenet
-from bench.options import load_suite, options_of, passes_at_once
+from bench.options import load_suite, options_of
 from bench.options import resolve as resolve_options
+from bench.scoring import passes_at_once
 from bench.spec import DataSpec, UsageError
 from methods import simclr
 from methods.common.base import resolve

@@ -114,6 +114,7 @@ def test_a_total_budget_caps_the_rows_that_state_their_own():
             evaluate_seconds=9e9,
             peak_memory_bytes=1,
             cells=1,
+            updates=100,
         )
     ] * 2
     check_cap(Budget.parse("2h"), planned)
@@ -192,9 +193,9 @@ class TestEncoderAndImages:
 
     def test_a_name_that_does_not_exist_is_refused_before_the_data_is_looked_for(self):
         with pytest.raises(UsageError, match=r"unknown encoder 'timm:nothing'; .*timm has"):
-            self.resolved("folder:/nowhere", "timm:nothing")
+            self.resolved("synthetic", "timm:nothing")
         with pytest.raises(UsageError, match="unknown encoder 'torchvision:vit_b_61'; did you mean vit_b_16"):
-            self.resolved("folder:/nowhere", "torchvision:vit_b_61")
+            self.resolved("synthetic", "torchvision:vit_b_61")
 
 
 class TestGpusPerRun:

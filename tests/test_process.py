@@ -12,9 +12,10 @@ from process_fixtures import CELLS, Shown, handlers_given_back, in_process, own_
 from bench import calibration, disk
 from bench.disk import Disk, DiskError
 from bench.engines.local import LocalEngine
+from bench.fairness import disturbed, remarks
 from bench.process import SAVE_EVERY, run_child
 from bench.run import run_all
-from bench.spec import DataSpec
+from bench.spec import Budget, DataSpec
 from bench.store import RunFolder
 
 
@@ -105,13 +106,13 @@ def test_a_run_in_seconds_is_probed_before_and_after(tmp_path):
     assert train.load_average >= 0
     assert (train.gpu_processes, train.throttling) == (None, None)
     (event,) = [event for event in events if event["event"] == "trained"]
-    assert event["disturbed"] == calibration.complaint(train)
+    assert event["remarks"] == remarks(train, Budget.parse("1s"), torch.get_num_threads())
 
 
 def test_a_run_in_updates_is_not(tmp_path):
     assert in_process(tmp_path, spec("1up"))[0] == 0
     train = RunFolder(tmp_path, spec("1up")).record().train
-    assert (train.calibration, train.load_average, train.disturbed()) == (None, None, None)
+    assert (train.calibration, train.load_average, disturbed(train)) == (None, None, None)
 
 
 def test_a_probe_decides_nothing_of_the_result(tmp_path, monkeypatch):
@@ -139,7 +140,7 @@ def test_a_resumed_run_keeps_the_reading_of_its_first_start(tmp_path, monkeypatc
     train = RunFolder(tmp_path, run).record().train
     assert (code, train.calibration, left) == (0, (1.0, 1.12), [9.0])
     (event,) = [event for event in events if event["event"] == "trained"]
-    assert event["disturbed"].startswith("disturbed: this machine was 12 % slower")
+    assert event["remarks"][0].startswith("disturbed: this machine was 12 % slower")
 
 
 def test_a_run_that_diverged_has_no_second_reading(tmp_path, monkeypatch):

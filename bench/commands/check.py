@@ -34,6 +34,14 @@ def check(
     as_json: bool,
 ) -> int:
     """Compare a small fixed suite, or a finished RUN, with a baseline: exit 4 and a line for each loss."""
+    from bench.store import check_folder
+    from reports.regression import Baseline, default_baseline
+
+    file = baseline or default_baseline(suite)
+    Baseline.read(file)
+    if finished_run is not None:
+        check_folder(finished_run)
+
     from bench.check import check_run, check_suite
     from bench.progress import Display
     from bench.signals import signals_raise
@@ -41,10 +49,7 @@ def check(
     from reports import announce
     from reports.findings import losses
     from reports.gate import findings
-    from reports.regression import Baseline, default_baseline
 
-    file = baseline or default_baseline(suite)
-    Baseline.read(file)
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(Display())
         if finished_run is None:

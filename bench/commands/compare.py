@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def compare(a: Path, b: Path, as_json: bool) -> int:
     """Two finished runs side by side: B against A in every cell that both have, with tests and effect sizes."""
+    from bench.store import check_folder
+
+    check_folder(a)
+    check_folder(b)
+
     from reports import compare
 
     found = compare.compare(_folder(a), _folder(b))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench.show import print_leaderboard, say, say_log
-from bench.spec import DataSpec, UsageError
+from bench.spec import UsageError
 
 if TYPE_CHECKING:
     from bench.foreign import Request
@@ -57,30 +57,22 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     from bench import device as devices
     from bench import registry
     from bench.foreign import Request, check_input_range, check_source, parse_normalize
-    from bench.options import evaluation, options_of
+    from bench.options import options_of
+    from bench.scoring import evaluation
 
     check_source(source, given["architecture"])
     check_input_range(given.pop("input_range"))
     normalize, kind = given.pop("normalize"), given.pop("kind")
     own = {"architecture": given.pop("architecture"), "name": given.pop("name"), "kind": kind}
     options = options_of({key: value for key, value in given.items() if value is not None})
-    name, colon, path = options.data.partition(":")
     device = devices.resolve(options.device)
-    scoring = evaluation(options, registry.load("dataset", name).Dataset(), device)
+    scoring = evaluation(options, registry.load("dataset", options.data_spec.name).Dataset(), device)
     protocols = ("linear",) if kind == "classifier" else ("linear", "multi_patch")
     return Request(
         source=source,
         **own,
         normalize=parse_normalize(normalize) if normalize else (),
-        data=DataSpec(
-            name=name,
-            path=path if colon else None,
-            root=options.data_root,
-            train_images=options.train_images,
-            test_images=options.test_images,
-            image_size=options.image_size,
-            classes=options.classes,
-        ),
+        data=options.data_spec,
         eval=scoring.model_copy(update={"protocols": protocols}),
         device=str(device),
         threads=options.threads,

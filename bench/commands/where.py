@@ -51,7 +51,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """They reach the command as ``where``, a Where."""
     options = [
         click.option("--engine", type=click.Choice(NAMES), default="local", show_default=True, help="what makes runs"),
-        click.option("--jobs", type=int, help="local: runs at a time  [one for each GPU, else 1]"),
+        click.option("--jobs", type=int, help="local: runs at a time  [one for each GPU, else for each core]"),
         click.option("--address", help="ray: auto or host:port of a cluster  [one is started here]"),
         click.option("--slurm", multiple=True, help="slurm: partition=gpu, account=..., time=MINUTES, ..."),
         click.option("--deadline", help="when runs save and stop, from now: 6h"),

@@ -1,10 +1,10 @@
-"""Runs in fresh processes of this machine: one at a time, or one on each GPU."""
+"""Runs in fresh processes of this machine: one on each GPU, or as many on a CPU as there are cores for."""
 
-import os
 import time
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+from bench.cores import cores
 from bench.engines import EXIT, Event, images_of, run_task
 from bench.process import PATIENCE, Child
 from bench.spec import RunSpec, UsageError
@@ -66,7 +66,8 @@ class LocalEngine:
 
 
 def local_jobs(specs: list[RunSpec], device: str, jobs: int | None) -> tuple[int, tuple[str, ...]]:
-    """(jobs, the GPUs of each): a job for each GPU, or group of them, unless ``device`` names one; on a CPU one.
+    """(jobs, the GPUs of each): a job for each GPU, or group of them, unless ``device`` names one; on a CPU as many as
+    there are cores for.
 
     Raises UsageError where two timed runs would share a GPU or the cores.
     """
@@ -82,17 +83,21 @@ def local_jobs(specs: list[RunSpec], device: str, jobs: int | None) -> tuple[int
             raise UsageError(f"expected --jobs of at most {len(gpus)} on {len(seen)} GPUs, got {jobs}")
         most = gpus[: jobs or len(gpus)]
         return len(most), most if len(gpus) > 1 else ()
-    return check_cores(specs, jobs or 1), ()
+    usual = 1 if specs[0].device.startswith("cuda") else min(len(specs), cores() // threads_of(specs))
+    return check_cores(specs, jobs or max(1, usual)), ()
+
+
+def threads_of(specs: list[RunSpec]) -> int:
+    """Cores that one run keeps busy, at most."""
+    return max((spec.threads or cores()) * spec.gpus_per_run for spec in specs)
 
 
 def check_cores(specs: list[RunSpec], jobs: int) -> int:
     """``jobs``, where runs in time do not share a core. Raises UsageError."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    timed = any(spec.budget.unit == "seconds" for spec in specs)
-    threads = max((spec.threads or cores) * spec.gpus_per_run for spec in specs)
-    if jobs > 1 and timed and jobs * threads > cores:
+    timed, threads, there = any(spec.budget.unit == "seconds" for spec in specs), threads_of(specs), cores()
+    if jobs > 1 and timed and jobs * threads > there:
         raise UsageError(
-            f"expected runs in time to have their cores alone, got --jobs {jobs} of {threads} threads on {cores} "
-            f"cores; use --threads {max(1, cores // jobs)}, or a budget in updates"
+            f"expected runs in time to have their cores alone, got --jobs {jobs} of {threads} threads on {there} "
+            f"cores; use --jobs {max(1, there // threads)}, or a budget in updates"
         )
     return jobs

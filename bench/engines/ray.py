@@ -95,9 +95,7 @@ class RayEngine:
             raise UsageError("--engine ray needs Ray; pip install 'robust-ssl-bench[ray]'") from None
         ranks = max(spec.gpus_per_run for spec in specs)
         gpus = ranks if specs[0].device.startswith("cuda") else 0
-        threads = ranks * max(spec.threads or 0 for spec in specs)
-        if not gpus and not threads:
-            raise UsageError("expected --threads with --engine ray on CPUs: so many cores are kept for each run")
+        threads = ranks * max(spec.threads or 1 for spec in specs)  # so many cores are kept for each run
         self._ray: Any = ray
         self._out, self._common = out, common(out, save_every)
         self._needs = {"num_gpus": gpus, "num_cpus": max(1, ranks, threads)}

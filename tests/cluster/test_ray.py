@@ -206,9 +206,6 @@ def test_what_a_cluster_does_not_have_is_said(cluster, tmp_path):
     specs = [spec.model_copy(update={"device": "cuda:0"}) for spec in cells(1)]
     with pytest.raises(UsageError, match=r"expected a cluster with \{'num_gpus': 1"):
         RayEngine(opened(tmp_path / "out", specs), 1.0, specs, cluster.address)
-    specs = [spec.model_copy(update={"threads": None}) for spec in cells(1)]
-    with pytest.raises(UsageError, match="expected --threads with --engine ray on CPUs"):
-        RayEngine(tmp_path / "out", 1.0, specs, cluster.address)
 
 
 def test_a_token_that_the_cluster_does_not_ask_for_is_said(cluster, tmp_path):
