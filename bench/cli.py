@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bench import __version__
+from bench.commands import consent
 from bench.commands.baseline import baseline
 from bench.commands.check import check
 from bench.commands.compare import compare
+from bench.commands.ending import print_ending
 from bench.commands.evaluate import evaluate
 from bench.commands.where import Where, engine, engine_options
 from bench.process import SAVE_EVERY
@@ -109,11 +111,16 @@ def gather(given: dict[str, Any]) -> "Options":
 @engine_options
 @click.option("--track", help="tell trackers of each run: tensorboard, wandb, mlflow or a .py file; with commas")
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
-def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None, dry_run: bool, **given: Any) -> int:
+@click.option("--yes", is_flag=True, help="do not ask before hours of work")
+def run(
+    out: Path | None, checkpoint_every: str, where: Where, track: str | None, dry_run: bool, yes: bool, **given: Any
+) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
     from bench import door
     from bench.options import parse_seconds, resolve
 
+    if bare := consent.offered(given, yes):
+        given["budget"] = (consent.MAIN_BUDGET,)
     options = gather(given)
     door.check(options)
     every = parse_seconds(checkpoint_every, "--checkpoint-every")
@@ -126,12 +133,17 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
 
     # what is slow to import comes after what can be refused
     from bench import torchrun
+    from bench.plan import duration, total_seconds
     from bench.progress import Display
     from bench.run import default_out, make_manifest, measure_plan, opened, run_all
     from bench.store import load_manifest, load_records
     from bench.tracking import Tracking
     from reports.build import build
 
+    if bare and not yes:
+        consent.show_offer(options)
+        if not (yes := consent.agreed("Go on?")):
+            return 0
     if (here := torchrun.place()) is not None:
         taken = torchrun.run(options, here, out, every, ["bench", *sys.argv[1:]])
         if taken is None:
@@ -156,6 +168,11 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
                 display.line(summary(estimates, made_by.slots))
                 for line in too_short(estimates, todo):
                     display.line(line, "yellow")
+                planned = total_seconds(estimates, made_by.slots)
+                if planned > consent.LONG and not yes and consent.on_terminal():
+                    question = f"About {duration(planned)} of work: go on?"
+                    if not display.ask(lambda: consent.agreed(question)):
+                        return 0
             unfinished = run_all(out, specs, display, estimates, made_by, until, lock, tracking)
         display.line("building tables and figures")
         warnings = build(out)
@@ -173,6 +190,7 @@ def show_run(out: Path, unfinished: list[str]) -> int:
             say(f"report: {out / name}")
     if unfinished:
         say(f"not finished: {', '.join(unfinished)}", err=True)
+    print_ending(out)
     return FAILED_CELLS if unfinished else 0
 
 
