@@ -191,7 +191,7 @@ def parse_names(kind: registry.Kind, text: str) -> list[str]:
 
 def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     """How the encoders of this run are scored: the level's depth, the dataset's eps and crops. Raises UsageError."""
-    from bench.evaluate import check_protocols
+    from bench.cells import check_protocols
 
     level: Level = options.eval or dataset.level
     eps: tuple[float, ...] = dataset.eps

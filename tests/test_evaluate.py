@@ -10,9 +10,11 @@ from evaluation_fixtures import CPU, QUICK, TEST, TRAIN, Shelf, run, spy, standi
 from attacks import pgd
 from bench import evaluate as module
 from bench import registry
-from bench.evaluate import Cell, check_protocols, plan_cells, run_cell
+from bench.cells import PROTOCOLS, check_protocols, plan_cells
+from bench.evaluate import run_cell
 from bench.options import Options, evaluation
 from bench.protocols import Classifier, build_classifier, fit_probe
+from bench.search import Cell
 from bench.spec import EvalSpec, UsageError
 
 
@@ -121,14 +123,14 @@ def test_every_planned_cell_is_filled_and_counts_its_images():
     spec = QUICK.model_copy(
         update={
             "pgd_images": 12,
-            "curve_images": dict.fromkeys(module.PROTOCOLS, 7),
-            "protocols": module.PROTOCOLS,
+            "curve_images": dict.fromkeys(PROTOCOLS, 7),
+            "protocols": PROTOCOLS,
         }
     )
     run(spec, shelf, report=events.append)
     cells = plan_cells(spec, 20)
     assert [(c.protocol, c.attack, c.eps) for c in cells] == list(shelf.results)
-    assert sorted(shelf.probes) == sorted(module.PROTOCOLS)
+    assert sorted(shelf.probes) == sorted(PROTOCOLS)
     for cell in cells:
         result = shelf.results[cell.protocol, cell.attack, cell.eps]
         assert len(result.outcomes) == result.total == cell.images
@@ -213,7 +215,7 @@ def test_everything_runs_on_the_device_that_was_asked_for(monkeypatch):
     devices, extract, search = [], module.extract, module.Search
     monkeypatch.setattr(module, "extract", lambda *args: (devices.append(args[2]), extract(*args))[1])
     monkeypatch.setattr(module, "Search", lambda *args: (devices.append(args[7]), search(*args))[1])
-    run(QUICK.model_copy(update={"protocols": module.PROTOCOLS, "curve": ()}))
+    run(QUICK.model_copy(update={"protocols": PROTOCOLS, "curve": ()}))
     assert len(devices) == 3 + 4 * 3 + 3 * 3  # features, cells, and three for each probe band
     assert set(devices) == {CPU}
 
@@ -336,7 +338,7 @@ def test_features_of_whole_images_are_read_once_for_two_protocols(monkeypatch):
 
 def test_every_parameter_that_an_attack_sees_is_frozen(monkeypatch):
     seen = spy(monkeypatch, "pgd")
-    run(QUICK.model_copy(update={"protocols": module.PROTOCOLS}), encoder=tiny_encoder().requires_grad_(True))
+    run(QUICK.model_copy(update={"protocols": PROTOCOLS}), encoder=tiny_encoder().requires_grad_(True))
     assert len(seen) > 4
     assert not any(parameter.requires_grad for model, *_ in seen for parameter in model.parameters())
 
