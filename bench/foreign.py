@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bench.data import ImageSet
 from bench.encoder import build_encoder
 from bench.files import load_tensors
+from bench.search import one_line
 from bench.spec import (
     Data,
     DataSpec,
@@ -90,7 +91,7 @@ def conversion(path: Path) -> str:
     code = (
         f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, weights_only=True); "
         "w = w.get('state_dict', w.get('model', w)); "
-        f"s.save_file({{k: v.clone() for k, v in w.items() if torch.is_tensor(v)}}, "
+        f"s.save_file({{k: v.contiguous().clone() for k, v in w.items() if torch.is_tensor(v)}}, "
         f"{str(path.with_suffix('.safetensors'))!r})"
     )
     return f'python -c "{code}"'
@@ -129,6 +130,7 @@ def load_weights(path: Path, architecture: str, channels: int) -> nn.Module:
     if any(misfits.values()):
         found = "; ".join(f"{what}: {listed(names)}" for what, names in misfits.items() if names)
         advice = advise(set(weights), set(wanted))
+        advice += "; save weights as floating-point numbers, multiplied out with their scale" * bool(misfits["types"])
         raise UsageError(f"{path} does not fit {architecture} with {channels} channels: {found}{advice}")
     encoder.load_state_dict(weights)
     return encoder
@@ -191,11 +193,6 @@ def call_factory(source: str) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise UsageError(f"expected a torch.nn.Module from {source}, got {type(built).__name__}")
     return built
-
-
-def one_line(error: Exception) -> str:
-    """Type and first line of what it says."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 class Foreign(nn.Module):
@@ -288,6 +285,7 @@ def check_module(module: nn.Module, kind: Kind, test: ImageSet, device: torch.de
     if output.dtype != torch.float32:
         raise UsageError(f"expected float32 from {name}, got {output.dtype}: float32 decides every number")
     training = [each or type(part).__name__ for each, part in module.named_modules() if part.training]
+    training = [each.removeprefix("module.") for each in training]  # inside Foreign
     if training:
         raise UsageError(
             f"expected {name} to stay in eval mode, got train mode in {training[0]} after a pass: its answers would "

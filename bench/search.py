@@ -102,18 +102,18 @@ class Search:
         except Exception as error:
             if self.name == "none" or isinstance(error, UsageError) or devices.is_out_of_memory(error):
                 raise  # not the attack's doing
-            said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise AttackError(f"the attack {self.label} raised {said}") from error
+            raise AttackError(f"the attack {self.label} raised {one_line(error)}") from error
         verify(moved, images, threat, self.label)
         return moved.detach()
 
     def _right(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         try:
             return predict(model, images, self.chunk).eq(labels)
-        except TrainMode as error:
-            if self.name == "none":
+        except Exception as error:
+            if self.name == "none" or devices.is_out_of_memory(error):
                 raise
-            raise AttackError(f"after the attack {self.label}: {error}") from error
+            said = str(error) if isinstance(error, TrainMode) else one_line(error)
+            raise AttackError(f"after the attack {self.label}: {said}") from error
 
     def ask(self, test: ImageSet) -> None:
         """A pass with gradients and one without, and no attack: what the model does to itself, it does here."""
@@ -154,6 +154,11 @@ def predict(model: nn.Module, images: Tensor | Pictures, chunk: int) -> Tensor:
     found = torch.cat([predicted(model(part.float())) for part in images.split(chunk)])
     check_eval_mode(model)
     return found
+
+
+def one_line(error: Exception) -> str:
+    """Type and first line of what it says."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 class TrainMode(RuntimeError):

@@ -89,7 +89,7 @@ def test_an_evaluation_counts_them_as_wrong_from_the_probe_to_every_attack():
         assert not any(outcome == "1" for outcome, bad in zip(result.outcomes, dark, strict=True) if bad)
     assert shelf.results["linear", "none", 0.0].correct > 0
     for probe, _ in shelf.probes.values():
-        assert "of 60 training images: left out, and wrong" in probe.note
+        assert "of 60 training images are NaN or infinite: left out, and wrong" in probe.note
         assert probe.train_total == 60
 
 

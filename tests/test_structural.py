@@ -275,7 +275,8 @@ def test_s11_and_s13_look_at_a_batch_of_the_evaluation():
     assert run("S13", subject(model, chunk=8)).note == "float16"
 
     def optimised(logits):
-        start = logits.detach().requires_grad_()
-        return logits - torch.autograd.grad(start.square().sum(), start)[0]
+        with torch.enable_grad():
+            start = logits.detach().requires_grad_()
+            return logits - torch.autograd.grad(start.square().sum(), start)[0]
 
     assert run("S11", subject(Large(optimised), chunk=8)).verdict == "FAIL"
