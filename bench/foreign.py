@@ -7,8 +7,10 @@ so it counts only where the command line names it; it runs in the process of the
 import importlib
 import math
 import os
+import pickletools
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +36,8 @@ Report = Callable[[dict[str, Any]], None]
 Kind = Literal["encoder", "classifier"]
 LISTED = 6  # names of a kind of misfit that one line shows
 DEFAULT_WIDTH = 4096  # of the features, where the file has none
+LARGEST_PICKLE = 2**24  # bytes of a checkpoint's structure, without its numbers
+OF_TENSORS = r"collections OrderedDict|torch \w+|torch\.(_utils|_tensor|storage|nn\.parameter) \w+"
 WEIGHTS = "encoder.safetensors"  # in the run's folder: a copy of the file that was evaluated
 
 
@@ -77,10 +81,15 @@ def check_source(source: str, architecture: str | None) -> None:
     if not path.is_file():
         raise UsageError(f"expected a .safetensors file or package.module:factory, got {source!r}: no such file")
     if path.suffix != ".safetensors":
+        other = named_class(path)
+        advice = (
+            f"convert it: {conversion(path)}"
+            if other is None
+            else f"load it in a factory of your own, package.module:name, since it holds a {other} and not only weights"
+        )
         raise UsageError(
             f"expected a .safetensors file, got {path}, which may hold code and is not read; where you trust it, "
-            f"convert it: {conversion(path)}; a whole module in a file goes through a factory that loads it, "
-            "package.module:name"
+            f"{advice}"
         )
     if architecture is None:
         raise UsageError(f"expected --architecture, such as resnet18 or timm:NAME, with the file {path}, got none")
@@ -95,6 +104,22 @@ def conversion(path: Path) -> str:
         f"{str(path.with_suffix('.safetensors'))!r})"
     )
     return f'python -c "{code}"'
+
+
+def named_class(path: Path) -> str | None:
+    """The first class that a checkpoint of torch names and that is no part of a tensor; None where there is none.
+
+    The operations of its pickle are listed, none is carried out. With such a class ``weights_only`` refuses the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [each for each in archive.namelist() if each.endswith("data.pkl")]
+            with archive.open(name) as file:
+                operations = pickletools.genops(file.read(LARGEST_PICKLE))
+                named = [str(what) for operation, what, _ in operations if operation.name == "GLOBAL"]
+    except Exception:  # no archive of torch, or cut off
+        return None
+    return next((each.replace(" ", ".") for each in named if not re.fullmatch(OF_TENSORS, each)), None)
 
 
 def load_module(source: str, architecture: str | None, channels: int, normalize: tuple[float, ...]) -> nn.Module:
