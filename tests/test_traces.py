@@ -6,12 +6,15 @@ import types
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import QUICK, TEST, run, tiny_encoder
+from evaluation_fixtures import CPU, QUICK, TEST, run, tiny_encoder
 from torch import nn
 
 from attacks import none, pgd
 from bench import registry
-from bench.search import TrainMode, check_eval_mode, predict
+from bench.crew import Crew, Job, serve
+from bench.evaluate import build_attack, build_search
+from bench.protocols import build_classifier
+from bench.search import Cell, TrainMode, check_eval_mode, predict
 from bench.traces import AttackError, Before, blame
 
 SPEC = QUICK.model_copy(update={"attacks": ("liar", "pgd"), "protocols": ("linear",), "curve": (), "eps": (0.02,)})
@@ -189,3 +192,48 @@ def test_a_prediction_in_train_mode_is_an_error_and_no_assertion():
         predict(TrainsItself().eval(), images, 2)
     with pytest.raises(TrainMode, match="got train mode in TrainsItself and 1 more"):
         check_eval_mode(TrainsItself())
+
+
+# ---------------------------------------------------------------- several processes
+
+
+class Other:
+    """Ranks of which this process is one: what it is told, and what the other answers."""
+
+    size = 2
+
+    def __init__(self, rank, told=(), answer=([], [], "")):
+        self.rank, self.told, self.answer, self.heard = rank, list(told), answer, []
+
+    def tell(self, message=None):
+        return self.told.pop(0) if self.told else None
+
+    def collect(self, answer):
+        self.heard.append(answer)
+        return [answer, self.answer]
+
+
+CELL = Cell("linear", "liar", 0.02, 20)
+
+
+def test_an_attack_that_fails_on_another_device_has_no_number(monkeypatch):
+    changing(lambda model: None, monkeypatch)
+    model = build_classifier("linear", tiny_encoder(), (16, 16), 1, 0)
+    search = build_search(model, build_attack(CELL, SPEC), CELL, SPEC, 0, CPU)
+    standing = torch.ones(20, dtype=torch.bool)
+    with pytest.raises(AttackError, match="changed weights"):
+        list(Crew(Other(0, answer=([], [], "the attack liar changed weights")))(search, CELL, "", TEST, standing))
+    assert len(list(Crew(Other(0))(search, CELL, "", TEST, standing))) == 1
+
+
+@pytest.mark.parametrize("what", ["a weight", "an error"])
+def test_another_device_says_that_an_attack_failed_and_goes_on_from_the_stored_weights(what, monkeypatch):
+    changing(CHANGES[what][0], monkeypatch)
+    encoder, spec = tiny_encoder(), SPEC.model_copy(update={"chunk": 10})
+    probe = {"weight": torch.zeros(10, 24), "bias": torch.zeros(10)}
+    ranks = Other(1, [Job(CELL, "", torch.ones(20, dtype=torch.bool), probe)] * 2)
+    before = Before(encoder)
+    serve(encoder, TEST, spec, 0, CPU, ranks)
+    assert all("the attack liar under linear " in complaint for _, _, complaint in ranks.heard)
+    assert len(ranks.heard) == 2
+    assert before.traces() == []
