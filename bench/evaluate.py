@@ -76,7 +76,7 @@ def evaluate(
     probes = [cells.probe(protocol) for protocol in spec.protocols]
     spent = sum(probe[0].seconds for probe in probes if probe is not None)
     skipped: list[str] = []
-    failed: list[str] = []
+    failed: dict[str, list[str]] = {}  # reason -> cells
     unsure: set[str] = set()  # protocols in which PGD failed at some eps
     at_first = Before(nn.ModuleList([encoder, *classifiers.values()]))
 
@@ -120,7 +120,7 @@ def evaluate(
                 at_first.restore()
                 traceback.print_exception(error)  # into the log
                 cells.save_result(failed_result(cell, build_attack(cell, spec).space, result, str(error)))
-                failed.append(f"{name} ({error})")
+                failed.setdefault(str(error), []).append(name)
                 unsure |= {cell.protocol} if cell.attack == "pgd" else set()
                 report({"event": "failed", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
                         "message": str(error)})  # fmt: skip
@@ -134,7 +134,8 @@ def evaluate(
             standing = torch.tensor([outcome == "1" for outcome in result.outcomes])
             carried[cell.protocol][: len(standing)] &= standing
     late = f"the evaluation's {spec.budget_seconds:g} s are spent; missing: {', '.join(skipped)}" if skipped else ""
-    return "; ".join(filter(None, [late, f"without a number: {', '.join(failed)}" if failed else ""]))
+    without = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in failed.items())
+    return "; ".join(filter(None, [late, f"without a number: {without}" if without else ""]))
 
 
 STOPPED = "upper bound: stopped after"
