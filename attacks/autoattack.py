@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Generator, Tensor, nn
 
-from attacks.common.base import ALL, BaseAttack, Share
+from attacks.common.base import ALL, BaseAttack, Share, predicted
 from attacks.common.package import load_package, package_version, traceless
 from bench.spec import ThreatModel, UsageError
 
@@ -131,7 +131,8 @@ def run(stage: Stage, model: nn.Module, images: Tensor, labels: Tensor, eps: flo
     broken = 0
     for ids in stage.share.mine(standing.split(batch)) if len(standing) else ():  # no images split into an empty batch
         moved = current.perturb(images[ids], labels[ids])
-        fooled = logits(moved).argmax(1) != labels[ids]
+        fooled = predicted(logits(moved)) != labels[ids]
+        fooled &= moved.flatten(1).isfinite().all(dim=1)  # gradients that are NaN make pixels that are: no image
         adversarial[ids[fooled]] = moved[fooled].detach()
         broken += int(fooled.sum())
         log.info("%s: %d of %d images broken", stage.name, broken, len(standing))
@@ -146,4 +147,4 @@ def run(stage: Stage, model: nn.Module, images: Tensor, labels: Tensor, eps: flo
 def correct(model: nn.Module, images: Tensor, labels: Tensor, batch: int) -> Tensor:
     """Which images are classified as their labels say: (N,)."""
     parts = zip(images.split(batch), labels.split(batch), strict=True)
-    return torch.cat([model(x).argmax(1) == y for x, y in parts])
+    return torch.cat([predicted(model(x)) == y for x, y in parts])

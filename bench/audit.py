@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from bench import checks
@@ -111,11 +112,14 @@ def examine(subject: Subject, earlier: Audit, left: float, report: Report = lamb
 
 
 def run_check(id: str, check: AuditCheck, subject: Subject) -> Check:
-    """What a check says, with its time and passes; NOT_RUN with the message where it raises."""
+    """What a check says, with its time and passes; NOT_RUN with the message where it raises, FAIL where its value is
+    not finite."""
     began, passes = time.monotonic(), subject.model.passes
     try:
         found = check(subject)
     except Exception as error:
+        if isinstance(error, ValidationError) and error.errors()[0]["type"] == "finite_number":
+            return Check(id=id, verdict="FAIL", note="what it measures is NaN or infinite")  # no bound lets that pass
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         found = Check(id=id, verdict="NOT_RUN", note=message)
     cost = {"seconds": time.monotonic() - began, "passes": subject.model.passes - passes}
@@ -219,7 +223,7 @@ def ranked_pair(results: Iterable[EvalResult], protocol: str, eps: float) -> tup
 def evidence(record: Record, protocol: str, encoder: str, probe: str, test: str) -> str:
     """Hash of all that the audit of a protocol judges: weights, probe, test images and results, times aside."""
     results = sorted(
-        (r.model_dump(mode="json", exclude={"seconds"}) for r in record.results if r.protocol == protocol),
+        (r.model_dump(mode="json", exclude={"seconds", "failed"}) for r in record.results if r.protocol == protocol),
         key=lambda result: (result["attack"], result["eps"]),
     )
     text = json.dumps([encoder, probe, test, results], sort_keys=True)

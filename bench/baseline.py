@@ -63,7 +63,8 @@ def keep_weights(folder: Path, record: Record, file: Path) -> Fixed | None:
     if protocol is None or probe is None or not attacked or spec.method_path or spec.foreign:
         return None
     trained = run.trained()
-    assert trained is not None, "a probe without an encoder"
+    if trained is None:
+        raise UsageError(f"expected a trained encoder beside the probe in {run.path}")
     tensors = {f"encoder.{name}": value for name, value in trained[1].items()}
     tensors |= {f"probe.{name}": value for name, value in probe[1].items()}
     if len(tensor_bytes(tensors)) > LARGEST_WEIGHTS:

@@ -26,7 +26,8 @@ class Clock:
         now: Callable[[], int] = time.monotonic_ns,
         synchronize: Callable[[], None] = lambda: None,
     ) -> None:
-        assert (total_updates is None) == (budget.unit == "seconds")
+        if (total_updates is None) != (budget.unit == "seconds"):
+            raise ValueError(f"expected a number of updates for a budget that is not in seconds, got {total_updates}")
         self.budget, self.total_updates = budget, total_updates
         self.updates = 0
         self.durations: deque[float] = deque(maxlen=200)  # of the newest updates, in seconds

@@ -7,6 +7,7 @@ would have found.
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from bench.protocols import Classifier, linear
 from bench.ranks import Ranks
 from bench.search import Cell, Found, Search, alone, listening
 from bench.spec import EvalSpec
+from bench.traces import AttackError, Before, blame
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,18 @@ class Crew:
         """What was found of each chunk: the own ones first, then those of the other ranks."""
         probe = {name: tensor.cpu() for name, tensor in search.classifier.probe.state_dict().items()}
         self.ranks.tell(Job(cell, stage, standing.clone(), probe))
-        yield from share(search, test, standing.clone(), self.ranks)
-        for found, warnings in self.ranks.collect(([], []))[1:]:
+        complaint = ""
+        try:
+            yield from share(search, test, standing.clone(), self.ranks)
+        except AttackError as error:  # the others have to be heard all the same
+            complaint = str(error)
+        for found, warnings, theirs in self.ranks.collect(([], [], ""))[1:]:
             for warning in warnings:
                 logging.getLogger("attacks").warning("%s", warning)  # into the notes of this cell
+            complaint = complaint or theirs
             yield from found
+        if complaint:
+            raise AttackError(complaint)
 
     def summon(self, encoder: nn.Module) -> None:
         """The other ranks are to serve with these weights."""
@@ -65,9 +74,15 @@ def serve(encoder: nn.Module, test: ImageSet, spec: EvalSpec, seed: int, device:
         classifiers[protocol].probe = linear(job.probe["weight"].to(device), job.probe["bias"].to(device))
         attack = build_attack(job.cell, spec).stages(test.classes, job.cell.images)[job.stage]
         search = build_search(classifiers[protocol], attack, job.cell, spec, seed, device)
+        at_first, found, complaint = Before(classifiers[protocol]), [], ""
         with listening(job.cell, lambda event: None) as warnings:
-            found = list(share(search, test, job.standing, ranks))
-        ranks.collect((found, warnings))
+            try:
+                found = list(share(search, test, job.standing, ranks))
+                blame(at_first, search.label, partial(search.ask, test), attacked=job.cell.attack != "none")
+            except AttackError as error:
+                at_first.restore()
+                complaint = str(error)
+        ranks.collect((found, warnings, complaint))
 
 
 def share(search: Search, test: ImageSet, standing: Tensor, ranks: Ranks) -> Iterator[Found]:
@@ -77,7 +92,12 @@ def share(search: Search, test: ImageSet, standing: Tensor, ranks: Ranks) -> Ite
     """
     if hasattr(search.attack, "share"):
         together = replace(search, attack=replace(search.attack, share=Batches(ranks)))  # type: ignore[call-arg]
-        found = list(alone(together, test, standing))
+        try:
+            found = list(alone(together, test, standing))
+        except AttackError as error:
+            if error.__cause__ is None:  # found on what all have made together, and so by all
+                raise
+            raise error.__cause__ from None  # the others wait for this rank's batches: the run ends, and goes on
         yield from found if ranks.rank == 0 else ()
     else:
         yield from alone(search, test, standing, ranks.rank, ranks.size)

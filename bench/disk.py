@@ -136,7 +136,8 @@ def write_part(path: Path, offset: int, length: int, pieces: Iterable[bytes]) ->
     for piece in pieces:
         data[filled : filled + len(piece)] = piece
         filled += len(piece)
-    assert filled == length
+    if filled != length:
+        raise ValueError(f"expected pieces of {length} bytes in all for {path}, got {filled}")
     try:
         if (offset | length) % mmap.PAGESIZE:
             put(path, offset, data, direct=False)

@@ -6,15 +6,18 @@ What is cheap and tells most comes first: clean, then PGD, then AutoAttack, whic
 """
 
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from attacks.common.base import BaseAttack, config_hash
+from attacks.common.base import BaseAttack, config_hash, predicted
 from bench import registry
+from bench.cells import failed_result, plan_cells
 from bench.data import ImageSet
 from bench.encoder import fold_batch_norm
 from bench.protocols import (
@@ -25,11 +28,11 @@ from bench.protocols import (
     fit_published_probe,
     linear,
 )
-from bench.search import Cell, Report, Search, Team, fingerprint, in_this_process, listening
+from bench.search import Cell, Report, Search, Team, in_this_process, listening
 from bench.spec import RANKED, EvalResult, EvalSpec, ProbeResult
+from bench.traces import AttackError, Before, blame
 
 KEPT = 1000  # images of each ranked attack, for the audit and for whoever checks the number
-CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
 GRADIENT_NORM = 1e-6  # of a fitted probe (protocol 1.2)
 
 
@@ -42,38 +45,6 @@ class Cells(Protocol):
     def save_result(self, result: EvalResult) -> None: ...
     def adversarial(self, protocol: str, attack: str) -> Tensor | None: ...
     def save_adversarial(self, protocol: str, attack: str, images: Tensor) -> str: ...
-
-
-def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
-    """All cells of an evaluation, in the order in which they run: clean, PGD by growing eps, AutoAttack."""
-
-    def first(count: int | None) -> int:
-        return test_images if count is None else min(count, test_images)
-
-    cells: list[Cell] = []
-    for protocol in spec.protocols:
-        cells.append(Cell(protocol, "none", 0.0, test_images))
-        if protocol == "published_eval":
-            cells += [Cell(protocol, "pgd", eps, first(spec.pgd_images)) for eps in sorted(spec.eps)]
-            continue
-        for attack in spec.attacks:
-            if attack == "none":
-                continue
-            if attack == "autoattack":
-                cells.append(Cell(protocol, attack, spec.main_eps, first(spec.autoattack_images.get(protocol))))
-                continue
-            # .75 * .1 is not .075, and a point of the curve beside an eps that was asked for is that one
-            curve = [float(f"{factor * spec.main_eps:.12g}") for factor in spec.curve] if attack == "pgd" else []
-            curve = [eps for eps in curve if eps <= 1 and all(abs(eps - asked) > 1e-9 for asked in spec.eps)]
-            for eps in sorted({*spec.eps, *curve}):
-                asked = eps in spec.eps
-                count = (
-                    first(spec.pgd_images)
-                    if asked
-                    else min(first(spec.pgd_images), spec.curve_images.get(protocol, CURVE_IMAGES))
-                )
-                cells.append(Cell(protocol, attack, eps, count, curve=not asked))
-    return sorted(cells, key=lambda cell: (cell.attack != "none") + (cell.attack == "autoattack"))
 
 
 def evaluate(
@@ -89,6 +60,9 @@ def evaluate(
 ) -> str:
     """Fill every cell that is not there yet; each is saved as soon as it is known. Returns what is missing, or "".
 
+    An attack that fails has no number: its cell says why, the next one starts from the stored weights, and the same
+    call tries it again. Where there is no attack, what the model raises is raised.
+
     An attack of several stages is saved after each of them and goes on from there. ``spec.budget_seconds`` limits the
     seconds of all cells and probes of the run, those of earlier calls included: a cell or a stage that has begun is
     finished, and no other begins. The same call with more time goes on.
@@ -102,6 +76,9 @@ def evaluate(
     probes = [cells.probe(protocol) for protocol in spec.protocols]
     spent = sum(probe[0].seconds for probe in probes if probe is not None)
     skipped: list[str] = []
+    failed: dict[str, list[str]] = {}  # reason -> cells
+    unsure: set[str] = set()  # protocols in which PGD failed at some eps
+    at_first = Before(nn.ModuleList([encoder, *classifiers.values()]))
 
     def exhausted() -> bool:
         return spec.budget_seconds is not None and spent >= spec.budget_seconds
@@ -119,19 +96,35 @@ def evaluate(
                 continue
             classifier, images = classifiers[cell.protocol], carried[cell.protocol]
             kept = kept_images(cells, cell, spec, test)
-            for result in attack_cell(classifier, test, cell, spec, seed, device, images, report, earlier, kept, team):
-                spent = before + result.seconds
-                if kept is not None:  # the images first: where there is a result, they are complete
-                    stored = cells.save_adversarial(cell.protocol, cell.name, kept)
-                    result = result.model_copy(update={"images_sha256": stored})
-                stopped = exhausted() and not result.complete
-                if stopped:
-                    note = result.note.replace(STOPPED, "upper bound: stopped by --eval-budget after")
-                    result = result.model_copy(update={"note": note})
-                    skipped.append(name)
-                cells.save_result(result)
-                if stopped:
-                    break
+            try:
+                if cell.attack == "pgd" and cell.protocol in unsure:
+                    raise AttackError("pgd failed at a smaller eps, and what it breaks there counts here")
+                for result in attack_cell(
+                    classifier, test, cell, spec, seed, device, images, report, earlier, kept, team, at_first
+                ):
+                    spent = before + result.seconds
+                    if kept is not None:  # the images first: where there is a result, they are complete
+                        stored = cells.save_adversarial(cell.protocol, cell.name, kept)
+                        result = result.model_copy(update={"images_sha256": stored})
+                    stopped = exhausted() and not result.complete
+                    if stopped:
+                        note = result.note.replace(STOPPED, "upper bound: stopped by --eval-budget after")
+                        result = result.model_copy(update={"note": note})
+                        skipped.append(name)
+                    cells.save_result(result)
+                    if stopped:
+                        break
+            except AttackError as error:
+                if cell.attack == "none":
+                    raise
+                at_first.restore()
+                traceback.print_exception(error)  # into the log
+                cells.save_result(failed_result(cell, build_attack(cell, spec).space, result, str(error)))
+                failed.setdefault(str(error), []).append(name)
+                unsure |= {cell.protocol} if cell.attack == "pgd" else set()
+                report({"event": "failed", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
+                        "message": str(error)})  # fmt: skip
+                continue
             assert result is not None
             report(
                 {"event": "cell", **{k: v for k, v in result.model_dump().items() if k in REPORTED}}
@@ -140,9 +133,9 @@ def evaluate(
         if cell.attack == "pgd":
             standing = torch.tensor([outcome == "1" for outcome in result.outcomes])
             carried[cell.protocol][: len(standing)] &= standing
-    if not skipped:
-        return ""
-    return f"the evaluation's {spec.budget_seconds:g} s are spent; missing: {', '.join(skipped)}"
+    late = f"the evaluation's {spec.budget_seconds:g} s are spent; missing: {', '.join(skipped)}" if skipped else ""
+    without = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in failed.items())
+    return "; ".join(filter(None, [late, f"without a number: {without}" if without else ""]))
 
 
 STOPPED = "upper bound: stopped after"
@@ -225,10 +218,15 @@ def fitted_classifier(
         }
         if fit.gradient_norm > GRADIENT_NORM:
             found["note"] = f"the probe did not converge: gradient norm {fit.gradient_norm:.2g} above {GRADIENT_NORM:g}"
+    unsound = int((~features.isfinite().all(dim=1)).sum())
+    if unsound:
+        found["note"] = (
+            f"features of {unsound} of {len(train)} training images are NaN or infinite: left out, and wrong"
+        )
     probe = ProbeResult(
         protocol=protocol,
         feature_width=features.shape[1],
-        train_correct=int(layer(features).argmax(dim=1).eq(labels).sum()),
+        train_correct=int(predicted(layer(features)).eq(labels).sum()),
         train_total=len(train),
         seconds=time.monotonic() - began,
         **found,
@@ -285,13 +283,16 @@ def attack_cell(
     earlier: EvalResult | None = None,
     kept: Tensor | None = None,
     team: Team = in_this_process,
+    at_first: Before | None = None,
 ) -> Iterator[EvalResult]:
     """Attack the first images of the test set, verify what comes back, count: one result after each of its stages.
 
     Only the last result is complete; those before it are upper bounds, and ``earlier`` is one to go on from.
     ``carried`` (N,): an image that PGD broke at a smaller eps counts as broken here too and is not attacked again.
     ``kept`` (K, C, H, W): takes what is returned for the first K images, in place.
+    ``at_first``: the model as it has to be found and left. Raises AttackError for an attack that does not.
     """
+    at_first = at_first or Before(classifier)
     attack = build_attack(cell, spec)
     config = attack.describe(test.classes) | {"eps": cell.eps, "seed": seed, "images": cell.images}
     if cell.protocol == "multi_patch":
@@ -312,7 +313,7 @@ def attack_cell(
     stages = attack.stages(test.classes, cell.images)
     missing = [name for name in stages if name not in dict(done)]
     for name in missing:
-        began, before = time.monotonic(), fingerprint(classifier)
+        began = time.monotonic()
         with listening(cell, report) as warnings:
             search, made = build_search(classifier, stages[name], cell, spec, seed, device), 0
             for ids, stands, flipped, moved in team(search, cell, name, test, standing):
@@ -323,7 +324,7 @@ def attack_cell(
                 report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
                         "done": made, "total": cell.images})  # fmt: skip
         seconds += time.monotonic() - began
-        traces |= {name for name, found in fingerprint(classifier).items() if found != before[name]}
+        traces |= set(blame(at_first, search.label, partial(search.ask, test), attacked=cell.attack != "none"))
         notes = list(dict.fromkeys([*notes, *warnings]))
         if len(stages) > 1:
             done.append((name, int(standing.sum())))

@@ -7,8 +7,10 @@ so it counts only where the command line names it; it runs in the process of the
 import importlib
 import math
 import os
+import pickletools
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from bench.data import ImageSet
 from bench.encoder import build_encoder
 from bench.files import load_tensors
+from bench.search import one_line
 from bench.spec import (
     Data,
     DataSpec,
@@ -33,6 +36,8 @@ Report = Callable[[dict[str, Any]], None]
 Kind = Literal["encoder", "classifier"]
 LISTED = 6  # names of a kind of misfit that one line shows
 DEFAULT_WIDTH = 4096  # of the features, where the file has none
+LARGEST_PICKLE = 2**24  # bytes of a checkpoint's structure, without its numbers
+OF_TENSORS = r"collections OrderedDict|torch \w+|torch\.(_utils|_tensor|storage|nn\.parameter) \w+"
 WEIGHTS = "encoder.safetensors"  # in the run's folder: a copy of the file that was evaluated
 
 
@@ -76,13 +81,45 @@ def check_source(source: str, architecture: str | None) -> None:
     if not path.is_file():
         raise UsageError(f"expected a .safetensors file or package.module:factory, got {source!r}: no such file")
     if path.suffix != ".safetensors":
+        other = named_class(path)
+        advice = (
+            f"convert it: {conversion(path)}"
+            if other is None
+            else f"load it in a factory of your own, package.module:name, since it holds a {other} and not only weights"
+        )
         raise UsageError(
-            f"expected a .safetensors file, got {path}, which may hold code and is not read; convert it where you "
-            f"trust it: safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True), "
-            f"{path.stem + '.safetensors'!r})"
+            f"expected a .safetensors file, got {path}, which may hold code and is not read; where you trust it, "
+            f"{advice}"
         )
     if architecture is None:
         raise UsageError(f"expected --architecture, such as resnet18 or timm:NAME, with the file {path}, got none")
+
+
+def conversion(path: Path) -> str:
+    """The command that writes the weights of a checkpoint as safetensors: its own, or those inside one of a trainer."""
+    code = (
+        f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, weights_only=True); "
+        "w = w.get('state_dict', w.get('model', w)); "
+        f"s.save_file({{k: v.contiguous().clone() for k, v in w.items() if torch.is_tensor(v)}}, "
+        f"{str(path.with_suffix('.safetensors'))!r})"
+    )
+    return f'python -c "{code}"'
+
+
+def named_class(path: Path) -> str | None:
+    """The first class that a checkpoint of torch names and that is no part of a tensor; None where there is none.
+
+    The operations of its pickle are listed, none is carried out. With such a class ``weights_only`` refuses the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [each for each in archive.namelist() if each.endswith("data.pkl")]
+            with archive.open(name) as file:
+                operations = pickletools.genops(file.read(LARGEST_PICKLE))
+                named = [str(what) for operation, what, _ in operations if operation.name == "GLOBAL"]
+    except Exception:  # no archive of torch, or cut off
+        return None
+    return next((each.replace(" ", ".") for each in named if not re.fullmatch(OF_TENSORS, each)), None)
 
 
 def load_module(source: str, architecture: str | None, channels: int, normalize: tuple[float, ...]) -> nn.Module:
@@ -109,12 +146,48 @@ def load_weights(path: Path, architecture: str, channels: int) -> nn.Module:
             for name, tensor in wanted.items()
             if name in weights and weights[name].shape != tensor.shape
         ],
+        "types": [
+            f"{name} {kind(weights[name])} for {kind(tensor)}"
+            for name, tensor in wanted.items()
+            if name in weights and not holds(weights[name], tensor)
+        ],
     }
     if any(misfits.values()):
         found = "; ".join(f"{what}: {listed(names)}" for what, names in misfits.items() if names)
-        raise UsageError(f"{path} does not fit {architecture} with {channels} channels: {found}")
+        advice = advise(set(weights), set(wanted))
+        advice += "; save weights as floating-point numbers, multiplied out with their scale" * bool(misfits["types"])
+        raise UsageError(f"{path} does not fit {architecture} with {channels} channels: {found}{advice}")
     encoder.load_state_dict(weights)
     return encoder
+
+
+def advise(found: set[str], wanted: set[str]) -> str:
+    """What to do where the names of a file are others than those that are wanted; "" where they are the same."""
+    if found == wanted:
+        return ""
+    first = {name.partition(".")[0] for name in found}
+    if len(first) == 1 and {name.partition(".")[2] for name in found} & wanted:
+        (prefix,) = first
+        return f"; save them without {prefix + '.'!r}: {{k.removeprefix({prefix + '.'!r}): v for k, v in w.items()}}"
+    return "; weights that another program has named go through a factory that loads them, package.module:name"
+
+
+def kind(tensor: Tensor) -> str:
+    """``int8``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def holds(given: Tensor, wanted: Tensor) -> bool:
+    """Whether the numbers of a file are those that a layer wants, and not codes for them.
+
+    Floating point of 16 bits or more is; float64 is rounded to float32. Integers, booleans and float8 stand for
+    weights only with a scale that no layer here has; a complex number is two. A counter may be a whole floating number.
+    """
+    if wanted.is_floating_point():
+        return given.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if given.is_floating_point():
+        return given.dtype.itemsize > 1 and bool((given == given.round()).all())
+    return not given.is_complex() and (given.dtype == torch.bool) == (wanted.dtype == torch.bool)
 
 
 def listed(names: list[str]) -> str:
@@ -145,11 +218,6 @@ def call_factory(source: str) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise UsageError(f"expected a torch.nn.Module from {source}, got {type(built).__name__}")
     return built
-
-
-def one_line(error: Exception) -> str:
-    """Type and first line of what it says."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 class Foreign(nn.Module):
@@ -188,11 +256,19 @@ def mean_and_std(numbers: tuple[float, ...], channels: int) -> tuple[Tensor, Ten
 
 
 def parse_normalize(text: str) -> tuple[float, ...]:
-    """Numbers with commas. Raises UsageError."""
+    """Numbers with commas, each in [0, 1] as those of images are. Raises UsageError."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"expected --normalize with numbers such as 0.5,0.25, got {text!r}") from None
+    if not all(math.isfinite(each) for each in numbers):
+        raise UsageError(f"expected --normalize with finite numbers, got {text!r}")
+    if not all(0 <= each <= 1 for each in numbers):
+        hint = "; a layer with others is for a factory of your own"
+        if all(0 <= each <= 255 for each in numbers):
+            hint = f"; of pixels in 0..255 these are --normalize {','.join(f'{each / 255:.6g}' for each in numbers)}"
+        raise UsageError(f"expected --normalize with mean and std in [0, 1], as of images in [0, 1], got {text}{hint}")
+    return numbers
 
 
 def check_input_range(text: str) -> None:
@@ -206,8 +282,11 @@ def check_input_range(text: str) -> None:
     if not low < high:
         raise UsageError(f"expected --input-range with the lower end first, got {text!r}")
     width = high - low
-    layer = f"--normalize {-low / width:.9g},{1 / width:.9g}"
-    raise UsageError(f"expected a model of images in [0, 1], got [{low:g}, {high:g}]; wrap it with {layer}")
+    mean, std = -low / width + 0.0, 1 / width  # no -0
+    layer = f"with --normalize {mean:.9g},{std:.9g}"
+    if not (0 <= mean <= 1 and 0 < std <= 1):
+        layer = f"in a factory whose first layer returns images * {width:.9g} + {low:.9g}"
+    raise UsageError(f"expected a model of images in [0, 1], got [{low:g}, {high:g}]; wrap it {layer}")
 
 
 # ---------------------------------------------------------------- at the door
@@ -230,6 +309,13 @@ def check_module(module: nn.Module, kind: Kind, test: ImageSet, device: torch.de
         raise UsageError(f"expected {name} to return ({len(images)}, width) for {len(images)} images, got {got}")
     if output.dtype != torch.float32:
         raise UsageError(f"expected float32 from {name}, got {output.dtype}: float32 decides every number")
+    training = [each or type(part).__name__ for each, part in module.named_modules() if part.training]
+    training = [each.removeprefix("module.") for each in training]  # inside Foreign
+    if training:
+        raise UsageError(
+            f"expected {name} to stay in eval mode, got train mode in {training[0]} after a pass: its answers would "
+            "depend on the batch, or on chance; call no train() in forward()"
+        )
     if not bool(output.isfinite().all()):
         raise UsageError(f"expected finite numbers from {name} for images in [0, 1], got NaN or infinity")
     if kind == "classifier" and output.shape[1] != test.classes:

@@ -15,10 +15,11 @@ from bench.data import ImageSet, data_info, load_data
 from bench.evaluate import evaluate
 from bench.examples import examples
 from bench.files import Damaged, load_tensors, save_tensors, sha256
-from bench.foreign import WEIGHTS, Request, check_module, load_module, one_line, own_logits
+from bench.foreign import WEIGHTS, Request, check_module, load_module, own_logits
 from bench.repair import repair
 from bench.repro import environment
 from bench.run import make_manifest, opened
+from bench.search import one_line
 from bench.signals import Interrupted
 from bench.spec import Budget, Record, RunSpec, Setting, TrainResult
 from bench.store import RunFolder

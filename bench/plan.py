@@ -61,7 +61,7 @@ class Estimate(Data):
 
 def estimate(spec: RunSpec, measured: Measured) -> Estimate:
     """Expected training and evaluation time of one run."""
-    from bench.evaluate import plan_cells
+    from bench.cells import plan_cells
 
     if measured.updates is None:
         training, updates = spec.budget.amount, spec.budget.amount / max(measured.update_seconds, 1e-9)

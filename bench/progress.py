@@ -120,6 +120,10 @@ class Display:
             count = f"{event['correct']}/{event['total']}"
             self.line(f"{spec.name}: {what} {accuracy:>6.1%}  {count:<12} {event['seconds']:.3g} s{note}")
 
+        elif kind == "failed":
+            self._cells[spec.name] = self._cells.get(spec.name, 0) + 1
+            what = f"{event['protocol']} {event['attack']} eps {format_eps(event['eps'])}"
+            self.line(f"{spec.name}: {what} failed: {event['message']}", "red")
         elif kind == "curve":
             robust = f", {event['robust']:.1%} under PGD" if event["robust"] is not None else ""
             what = f"at {event['percent']} % of the budget {event['clean']:.1%} of held-out training images{robust}"

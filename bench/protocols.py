@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attacks.common.base import predicted
 from bench.pixels import Pixels
 from bench.repro import stream
 from methods.common.augment import crop_boxes, interpolation
@@ -138,19 +139,28 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Fit:
     Features are centred and divided by one number, their RMS. Lambda is the largest of ``PENALTIES`` whose accuracy on
     held-out training images (every fifth) is within one standard error of the best. The gradient's norm is at most
     1e-6 at the end. Both steps are folded into the layer that is returned, so it reads plain features.
+
+    Images with a feature that is not finite are left out; held out, they count as wrong. Raises ValueError where
+    nothing is left to fit.
     """
+    held = held_out(len(features)).to(features.device)
+    judged = int(held.sum())
+    sound = features.isfinite().all(dim=1)
+    if not bool(sound.all()):
+        features, labels, held = features[sound], labels[sound], held[sound]
+        if bool(held.all()):
+            raise ValueError("expected finite features to fit a probe on, got NaN or infinity for every image")
     x = features.double()
     mean = x.mean(dim=0)
     x = x - mean
     scale = float(x.square().mean().sqrt().clamp_min(1e-12))
     x = x / scale
-    held = held_out(len(x)).to(x.device)
     search = Problem(x[~held], labels[~held], classes)
     counts: list[tuple[float, int, int]] = []
     for penalty in sorted(PENALTIES, reverse=True):  # each starts from the solution before it
         weight, bias = search.solve(penalty)
-        correct = int((x[held] @ weight.T + bias).argmax(dim=1).eq(labels[held]).sum())
-        counts.append((penalty, correct, int(held.sum())))
+        correct = int(predicted(x[held] @ weight.T + bias).eq(labels[held]).sum())
+        counts.append((penalty, correct, judged))
     best = max(correct / total for _, correct, total in counts)
     error = math.sqrt(best * (1 - best) / counts[0][2])
     penalty = next(penalty for penalty, correct, total in counts if correct / total >= best - error)
@@ -258,7 +268,13 @@ def conjugate_gradients(curve: Callable[[Tensor], Tensor], b: Tensor, diagonal: 
 
 
 def fit_published_probe(features: Tensor, labels: Tensor, classes: int, seed: int) -> nn.Linear:
-    """The paper's own probe (``published_eval``): Linear, Adam 3e-4, 20 epochs, batches of 256, last one dropped."""
+    """The paper's own probe (``published_eval``): Linear, Adam 3e-4, 20 epochs, batches of 256, last one dropped.
+
+    Images with a feature that is not finite are left out.
+    """
+    sound = features.isfinite().all(dim=1)
+    if not bool(sound.all()):
+        features, labels = features[sound], labels[sound]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "published-probe").initial_seed())
         layer = nn.Linear(features.shape[1], classes).to(features.device)

@@ -215,9 +215,13 @@ def settled(folder: RunFolder, display: Display) -> bool:
 
 
 def finished(folder: RunFolder) -> bool:
-    """Whether this run has come to its end, and what it left can be read; its evaluation may have run out of time."""
+    """Whether this run has come to its end, and what it left can be read; its evaluation may have run out of time.
+
+    Not where an attack failed: its cell has no number.
+    """
     damaged: list[Damaged] = []
-    return folder.record(damaged).status == "finished" and not damaged
+    record = folder.record(damaged)
+    return record.status == "finished" and not record.failed and not damaged
 
 
 def conclude(folder: RunFolder, last: Event, messages: list[str]) -> Record:

@@ -4,27 +4,23 @@ What an attack believes does not count: ball and box are checked on the images t
 again. Those that it broke in TF32 and that stand in float32 are attacked again in float32.
 """
 
-import hashlib
 import logging
-import pickle
-import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attacks.common.base import BaseAttack
+from attacks.common.base import BaseAttack, predicted
 from bench import device as devices
 from bench.data import ImageSet, Pictures
-from bench.files import sha256
 from bench.protocols import Classifier, OfCrops
 from bench.repro import stream
-from bench.spec import ThreatModel
+from bench.spec import ThreatModel, UsageError
+from bench.traces import AttackError
 
 Report = Callable[[dict[str, Any]], None]
 Found = tuple[Tensor, Tensor, int, Tensor]  # places of a chunk (B,); of them: which stand, flips, what was returned
@@ -65,7 +61,7 @@ class Search:
         """(which of the test images ``ids`` (B,) stand, flips, what was returned); only ``standing`` (B,) are attacked.
 
         What was returned is that for each image attacked, in their order. ``number`` of the chunk, from which its draws
-        come. Raises RuntimeError if the attack leaves its threat model: that is a fault of the attack, never a result.
+        come. Raises AttackError if the attack raises, leaves its threat model, or leaves the model in train mode.
         """
         if not standing.any():
             return standing, 0, test.pictures(slice(0), "cpu")
@@ -101,12 +97,34 @@ class Search:
         """What the attack returns for copies of the images, verified against the images as they are."""
         threat = ThreatModel(eps=self.eps, space=self.attack.space)
         generator = stream(self.seed, "attack", self.name, number)
-        moved = self.attack.perturb(model, images.clone(), labels.clone(), threat, generator, **attacked)
-        verify(moved, images, threat, f"{self.name} under {self.protocol}")
-        return moved
+        try:
+            moved = self.attack.perturb(model, images.clone(), labels.clone(), threat, generator, **attacked)
+        except Exception as error:
+            if self.name == "none" or isinstance(error, UsageError) or devices.is_out_of_memory(error):
+                raise  # not the attack's doing
+            raise AttackError(f"the attack {self.label} raised {one_line(error)}") from error
+        verify(moved, images, threat, self.label)
+        return moved.detach()
 
     def _right(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return predict(model, images, self.chunk).eq(labels)
+        try:
+            return predict(model, images, self.chunk).eq(labels)
+        except Exception as error:
+            if self.name == "none" or devices.is_out_of_memory(error):
+                raise
+            said = str(error) if isinstance(error, TrainMode) else one_line(error)
+            raise AttackError(f"after the attack {self.label}: {said}") from error
+
+    def ask(self, test: ImageSet) -> None:
+        """A pass with gradients and one without, and no attack: what the model does to itself, it does here."""
+        for wants in (False, True):
+            with torch.set_grad_enabled(wants):
+                self.classifier(test.pictures(slice(self.chunk), self.device).clone().requires_grad_(wants))
+
+    @property
+    def label(self) -> str:
+        """Attack and protocol, for people."""
+        return f"{self.name} under {self.protocol}"
 
 
 class Team(Protocol):
@@ -131,38 +149,48 @@ def in_this_process(search: Search, cell: Cell, stage: str, test: ImageSet, stan
 
 @torch.no_grad()
 def predict(model: nn.Module, images: Tensor | Pictures, chunk: int) -> Tensor:
-    """Predicted classes (N,) in float32."""
-    assert not any(module.training for module in model.modules()), "a module is in train mode"
-    return torch.cat([model(part.float()).argmax(dim=1) for part in images.split(chunk)])
+    """Predicted classes (N,) in float32; -1 where a logit is not finite. Raises TrainMode before or after a pass."""
+    check_eval_mode(model)
+    found = torch.cat([predicted(model(part.float())) for part in images.split(chunk)])
+    check_eval_mode(model)
+    return found
+
+
+def one_line(error: Exception) -> str:
+    """Type and first line of what it says."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+class TrainMode(RuntimeError):
+    """A module is in train mode where a number is made: its answers would depend on the batch, or on chance."""
+
+
+def check_eval_mode(model: nn.Module) -> None:
+    """Raises TrainMode with the names of the modules that are not in eval mode."""
+    training = [name or type(module).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        more = f" and {len(training) - 1} more" if len(training) > 1 else ""
+        raise TrainMode(f"expected every module in eval mode, got train mode in {training[0]}{more}")
 
 
 def verify(adversarial: Tensor, images: Tensor, threat: ThreatModel, name: str) -> None:
-    """Same shape, finite, inside the ball and the box; else RuntimeError that names the attack and what was found."""
+    """Same shape, finite, inside the ball and the box; else AttackError that names the attack and what was found."""
+    if not isinstance(adversarial, Tensor):
+        raise AttackError(f"the attack {name} returned a {type(adversarial).__name__}, not a tensor of images")
+    if not adversarial.is_floating_point() or adversarial.device != images.device:
+        kinds = [f"{str(each.dtype).removeprefix('torch.')} on {each.device}" for each in (adversarial, images)]
+        raise AttackError(f"the attack {name} returned images of {kinds[0]} for {kinds[1]}")
     if adversarial.shape != images.shape:
-        raise RuntimeError(f"the attack {name} returned {tuple(adversarial.shape)} for {tuple(images.shape)}")
+        raise AttackError(f"the attack {name} returned {tuple(adversarial.shape)} for {tuple(images.shape)}")
     if not bool(adversarial.isfinite().all()):
-        raise RuntimeError(f"the attack {name} returned pixels that are not finite")
+        raise AttackError(f"the attack {name} returned pixels that are not finite")
     distance = float((adversarial - images).abs().max())
     low, high = float(adversarial.min()), float(adversarial.max())
     if distance > threat.eps + TOLERANCE or low < -TOLERANCE or high > 1 + TOLERANCE:
-        raise RuntimeError(
+        raise AttackError(
             f"the attack {name} left its threat model: distance {distance:.7g} at eps {threat.eps:.7g}, "
             f"pixels in [{low:.7g}, {high:.7g}]"
         )
-
-
-def fingerprint(model: nn.Module) -> dict[str, str]:
-    """What an attack must leave as it was, hashed: global generators, and the model's modes, parameters and buffers."""
-    generators = [pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())]  # noqa: NPY002  # read only
-    generators += [torch.get_rng_state().numpy().tobytes()]
-    if torch.cuda.is_initialized():
-        generators += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
-    modes = [f"{name} {module.training}" for name, module in model.named_modules()]
-    return {
-        "generators": hashlib.sha256(b"".join(generators)).hexdigest(),
-        "modes": hashlib.sha256("".join(modes).encode()).hexdigest(),
-        "state": sha256(dict([*model.named_parameters(), *model.named_buffers()])),
-    }
 
 
 @contextmanager

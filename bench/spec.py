@@ -29,8 +29,7 @@ class UsageError(ValueError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """``unknown method 'simclrr'; did you mean 'simclr'? known: ...``"""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = f"did you mean {close[0]!r}? " if (close := difflib.get_close_matches(name, known, n=1)) else ""
     return f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}"
 
 
@@ -96,9 +95,8 @@ def format_eps(eps: float) -> str:
     ('8/255', '0.1', '0')
     """
     short = f"{eps:g}"
-    if float(short) != eps and abs(eps * 255 - round(eps * 255)) < 1e-9:
-        return f"{round(eps * 255)}/255"
-    return short
+    whole = float(short) != eps and abs(eps * 255 - round(eps * 255)) < 1e-9
+    return f"{round(eps * 255)}/255" if whole else short
 
 
 class ThreatModel(Data):
@@ -296,8 +294,9 @@ class EvalResult(Data):
     complete: bool = True  # False: stages are missing, and the accuracy is an upper bound
     stages: list[tuple[str, int]] = []  # of an attack that has several: (name, images standing after it)
     flips: int = 0  # images broken in the search's precision but not in float32, and attacked again in float32
-    traces: list[str] = []  # what the attack did not leave as it was: generators, modes, state (see bench.search)
+    traces: list[str] = []  # what the model itself does not leave as it was while it is attacked (see bench.traces)
     images_sha256: Sha256 = ""  # of the first images that it returned, where they are kept
+    failed: str = ""  # why there is no number: what the attack did; outcomes are then those of the stages before it
     note: str = ""
 
     @property
@@ -312,7 +311,7 @@ class EvalResult(Data):
 class Check(Data):
     """One check of the audit (protocol 3): what was found, against which bound, on how many images, at what cost."""
 
-    id: str  # S1 ... S15, A1 ... A22, M1 ... M7
+    id: str  # S1 ... S16, A1 ... A22, M1 ... M7
     verdict: Verdict
     value: float | None = None
     threshold: str = ""  # in words, as printed
@@ -362,13 +361,14 @@ class Record(Data):
     train: TrainResult | None = None
     probes: list[ProbeResult] = []
     results: list[EvalResult] = []
+    failed: list[EvalResult] = []  # cells whose attack failed: they have no number, and the same command tries again
     audits: list[Audit] = []
     status: Status | Literal["pending"] = "pending"
     message: str = ""
 
     @model_validator(mode="after")
     def _one_result_per_cell(self) -> Self:
-        cells = [(r.protocol, r.attack, r.eps) for r in self.results]
+        cells = [(r.protocol, r.attack, r.eps) for r in [*self.results, *self.failed]]
         if len(set(cells)) != len(cells):
             raise ValueError(f"expected one result per cell, got {sorted(cells)}")
         return self

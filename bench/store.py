@@ -57,7 +57,8 @@ class Audits(Data):
 
 
 class Example(Data):
-    """One test image, what an attack made of it, and the classes predicted before and after; pictures are PNG."""
+    """One test image, what an attack made of it, and the classes predicted before and after (-1: logits that are not
+    finite); pictures are PNG."""
 
     label: int
     before: int
@@ -167,10 +168,12 @@ class RunFolder:
         """Everything known so far. Damaged files are left out and put into ``damaged``, or raised where it is None."""
         own = self._read(Record, "run.json", damaged)
         audits = self._read(Audits, "audit.json", damaged)
+        cells = self._read_all(EvalResult, "results", damaged)
         parts = {
             "train": self._read(TrainResult, "train.json", damaged),
             "probes": self._read_all(ProbeResult, "probes", damaged),
-            "results": self._read_all(EvalResult, "results", damaged),
+            "results": [each for each in cells if not each.failed],
+            "failed": [each for each in cells if each.failed],
             "audits": audits.audits if audits else [],
         }
         try:
@@ -180,7 +183,7 @@ class RunFolder:
 
     def save_record(self, record: Record) -> None:
         """Settings, environment and status; the parts have files of their own."""
-        alone = record.model_copy(update={"train": None, "probes": [], "results": [], "audits": []})
+        alone = record.model_copy(update={"train": None, "probes": [], "results": [], "failed": [], "audits": []})
         save(self.place("run.json"), alone)
 
     def place(self, name: str) -> Path:

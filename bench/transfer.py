@@ -168,7 +168,8 @@ def make(sources: list[Source], report: Report) -> None:
                 "message": "images for the others"})  # fmt: skip
         began = time.monotonic()
         classifier = stored_classifier(encoder, test, spec, each.protocol, device, run)
-        assert classifier is not None
+        if classifier is None:
+            raise LookupError(f"{run.path} has no probe for {each.protocol}")
         model, first = Counted(classifier).eval(), test.first(image_count(each.protocol)).to(device)
         images = adversarial_images(
             model,

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from attacks.common.base import predicted
 from bench import device as devices
 from bench import registry
 from bench.audit import evidence, probe_hash, ranked_pair
@@ -18,6 +19,7 @@ from bench.data import ImageSet, Pictures, load_data
 from bench.evaluate import chunk_images, stored_classifier
 from bench.files import Damaged, sha256
 from bench.foreign import reload_module
+from bench.search import TrainMode, check_eval_mode
 from bench.search import verify as verify_images
 from bench.spec import RANKED, EvalResult, Record, RunSpec, ThreatModel, UsageError, format_eps
 from bench.store import RunFolder, load_manifest
@@ -146,11 +148,16 @@ def flips(
     """A sentence for each image whose outcome is not the published one, by more than rounding or the tolerance."""
     found = []
     logits = torch.cat([model(part.to(device)).cpu() for part in images.split(chunk)])
+    try:
+        check_eval_mode(model)
+    except TrainMode as error:
+        return [f"{named(result)}: {error}"]
     labels = test.labels[: len(images)].cpu()
-    right = logits.argmax(dim=1).eq(labels)
+    right = predicted(logits).eq(labels)
     chosen = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
     decided = (chosen - others).abs() > ROUNDING * logits.abs().amax(dim=1)
+    decided |= ~logits.isfinite().all(dim=1)
     for place, (stands, sure) in enumerate(zip(right.tolist(), decided.tolist(), strict=True)):
         published = result.outcomes[place] == "1"
         if stands != published and sure:

@@ -72,7 +72,7 @@ def _write(
     with _part("results.csv", warnings):
         table = rows(manifest, records)
         write_text(out / "results.csv", csv(view.stored(table)))
-        table = view.comparable(table)
+        table = view.comparable(table[~table["failed"].fillna(False)])  # the others are told of where runs are
     with _part("leaderboard.csv", warnings):
         board = view.noted(leaderboard(table, records, manifest.main_eps))
         write_text(out / "leaderboard.csv", csv(board))

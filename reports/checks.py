@@ -25,6 +25,7 @@ CHECKS = {
         "Random streams",
         "Evaluation leaves the generators of training as they were, and every seed is on record.",
     ),
+    "S16": ("Finite", "The model has an answer to every image: a logit that is NaN or infinite counts as wrong."),
     "A1": ("Zero gradients", "The loss has a gradient at nearly all images: an attack without one can only guess."),
     "A2": ("True gradients", "The gradient agrees with finite differences, so following it does raise the loss."),
     "A3": ("Smooth loss", "How much the loss jumps between neighbouring points; a rough one misleads an attack."),

@@ -325,8 +325,8 @@ def _example(example: Any) -> dict[str, Any]:
     right, stands = example.before == example.label, example.after == example.label
     outcome = "stands" if right and stands else "broken" if right else "wrong before"
     return {
-        "before": example.before,
-        "after": example.after,
+        "before": example.before if example.before >= 0 else "none",  # -1: its logits are not finite
+        "after": example.after if example.after >= 0 else "none",
         "outcome": outcome,
         "attack": example.attack,
         "adversarial": _address("image/png", example.adversarial),

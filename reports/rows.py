@@ -30,6 +30,7 @@ COLUMNS = {
     "lo": "float64",
     "hi": "float64",
     "curve": "boolean",
+    "failed": "boolean",  # the attack: the note says why there is no number
     "audit": "object",  # of the ranked number: on its row only
     "audit_level": "object",
     "worst_audited": "float64",
@@ -73,7 +74,7 @@ def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
     methods = list(dict.fromkeys([run.row for run in manifest.runs] + [record.spec.row for record in records]))
     lines: list[dict[str, Any]] = []
     for record in sorted(records, key=lambda record: (methods.index(record.spec.row), record.spec.seed)):
-        results = sorted([*record.results, *derived(record.results)], key=place)
+        results = sorted([*record.results, *derived(record.results), *record.failed], key=place)
         cells = [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
         lines += [cell | clock_probe(record, records) for cell in cells]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
@@ -132,14 +133,17 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
     if record.train is not None:
         row |= record.train.model_dump(include=COSTS)
     if result is not None:
+        row |= result.model_dump(include={"protocol", "attack", "threat_space", "eps", "curve"})
+        row |= {"failed": bool(result.failed)}
+    if result is not None and not result.failed:
         lo, hi = wilson(result.correct, result.total)
-        row |= result.model_dump(include={"protocol", "attack", "threat_space", "eps", "correct", "total", "curve"})
         row |= {"correct": result.correct, "total": result.total, "lo": lo, "hi": hi}
         row |= {"accuracy": result.correct / result.total if result.total else None, "eval_seconds": result.seconds}
         row |= {"config_hash": result.config_hash or None}
         if result.attack == "worst" and math.isclose(result.eps, manifest.main_eps):
             row |= _audit(record, result.protocol) | _band(record, result.protocol)
-    notes = (record.message, record.train.note if record.train else "", result.note if result else "")
+    of_cell = (result.failed or result.note) if result else ""
+    notes = (record.message, record.train.note if record.train else "", of_cell)
     return row | {"note": _join(*notes) or None}
 
 

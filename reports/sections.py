@@ -200,7 +200,7 @@ def _costs(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _unfinished(records: Sequence[Record]) -> list[dict[str, Any]]:
-    runs = [record for record in records if record.status != "finished"]
+    runs = [record for record in records if record.status != "finished" or record.failed]
     lines = [[run.spec.row, str(run.spec.seed), run.status, run.message] for run in runs]
     titles = "Method | Seed | Status | Message"
     return [table("Runs without a full result, and why.", titles, lines, titles, "Method | Message")] if lines else []

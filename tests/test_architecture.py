@@ -113,13 +113,18 @@ def loads(target):
         (r"bench\.tracking", r"bench|bench\.(hooks|registry|signals|spec)"),
         (r"bench\.ranks", r"bench|bench\.device"),
         (r"bench\.batch_norm", r"bench\.(ranks|spec)|methods\.common\.losses"),
-        (r"bench\.protocols", r"bench\.(pixels|repro|spec)|methods\.common\.\w+"),
+        (r"bench\.protocols", r"bench\.(pixels|repro|spec)|(attacks|methods)\.common\.\w+"),
         (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
         (r"bench\.train", r"bench\.(?!evaluate|protocols|process|engines|run|cli|store)\w+|methods\.common\.\w+|bench"),
-        (r"bench\.evaluate", r"bench\.(data|encoder|protocols|registry|search|spec)|attacks\.common\.\w+|bench"),
+        (r"bench\.traces", r"(?!)"),
+        (r"bench\.cells", r"bench\.(search|spec)"),
+        (
+            r"bench\.evaluate",
+            r"bench\.(cells|data|encoder|protocols|registry|search|spec|traces)|attacks\.common\.\w+|bench",
+        ),
         (
             r"bench\.checks\.\w+",
-            r"bench\.(checks|checks\.\w+|data|protocols|repro|search|spec)|(attacks|methods)\.common\.\w+",
+            r"bench\.(checks|checks\.\w+|data|protocols|repro|search|spec|traces)|(attacks|methods)\.common\.\w+",
         ),
         (r"bench\.(?!cli|check|baseline|fixed|__main__)\w+", r"(?!reports|bench\.cli)[\w.]+"),
     ],
@@ -271,6 +276,15 @@ def test_only_the_disk_writes_files(name):
 def test_the_exceptions_of_writing_are_still_needed():
     assert {name: {call for call, _ in writing_calls(NAMES[name])} for name in WRITES} == WRITES
     assert {call for call, _ in writing_calls(NAMES["bench/disk.py"])} == {"open", "write", "pwrite", "replace"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_assert_tells_the_type_checker_what_is_known_and_guards_nothing(name):
+    """``python -O`` leaves them out: what a number rests on, or others give us, is an exception of its own."""
+    for node in ast.walk(ast.parse(NAMES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assert):
+            said = ast.unparse(node)
+            assert re.fullmatch(r"assert [\w.]+ is not None|assert isinstance\([\w., ]+\)", said), f"line {node.lineno}"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/device.py"])

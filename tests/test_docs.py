@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 import torch
+import torchvision
 from report_fixtures import manifest, records, write
 from test_hooks import tell
 
@@ -92,6 +93,7 @@ def runs(tmp_path_factory):
     asked = manifest(("simclr_adv", "cf_amc_ssl"))
     for name in ("digits", "mine"):
         write(here / "runs" / name, asked, records(asked, diverged=()))
+    torch.save({"state_dict": {"model.weight": torch.ones(2, 3).mT}}, here / "model.pth")
     return here
 
 
@@ -187,6 +189,8 @@ def test_the_factories_of_ones_own_are_usable(plugin, monkeypatch, tmp_path):
     for kind, width in (("encoder", 32), ("classifier", 10)):
         module = load_module(f"mymodel:{kind}", None, 1, (0.3, 0.35))
         assert check_module(module, kind, test, CPU, kind) == width
+    torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
+    assert call_factory("mymodel:from_torchvision").eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
 
 
 def test_the_tracker_hears_of_a_run(plugin, capsys):

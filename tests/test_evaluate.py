@@ -10,11 +10,13 @@ from evaluation_fixtures import CPU, QUICK, TEST, TRAIN, Shelf, run, spy, standi
 from attacks import pgd
 from bench import evaluate as module
 from bench import registry
-from bench.evaluate import Cell, plan_cells, run_cell
+from bench.cells import plan_cells
+from bench.evaluate import run_cell
 from bench.names import PROTOCOLS, check_protocols
 from bench.options import Options
 from bench.protocols import Classifier, build_classifier, fit_probe
 from bench.scoring import evaluation
+from bench.search import Cell
 from bench.spec import EvalSpec, UsageError
 
 

@@ -28,6 +28,7 @@ from bench.evaluate import Cell, build_attack, evaluate, run_cell
 from bench.names import PROTOCOLS
 from bench.protocols import Classifier, OfCrops, build_classifier, fit_published_probe, fixed_boxes
 from bench.spec import EvalSpec, ThreatModel
+from bench.traces import AttackError
 
 # ---------------------------------------------------------------- no trace
 
@@ -94,6 +95,9 @@ LIES = {
     "moves what it was given": (in_place, "liar under linear left its threat model: distance 0.05"),
     "returns NaN": (lambda x, y: x * float("nan"), "liar under linear returned pixels that are not finite"),
     "returns fewer": (lambda x, y: x[:-1], r"liar under linear returned \(11, 3, 16, 16\) for \(12, 3, 16, 16\)"),
+    "returns nothing": (lambda x, y: None, "liar under linear returned a NoneType, not a tensor of images"),
+    "returns bytes": (lambda x, y: (x * 255).byte(), "returned images of uint8 on cpu for float32 on cpu"),
+    "raises": (lambda x, y: {}["bad day"], "liar under linear raised KeyError: 'bad day'"),
     "returns another size": (lambda x, y: x[..., :8], r"returned \(12, 3, 16, 8\) for \(12, 3, 16, 16\)"),
 }
 
@@ -104,7 +108,7 @@ def test_an_attack_that_lies_is_named(lie, monkeypatch):
     monkeypatch.setattr(registry, "load", lambda kind, name: lying(change))
     before = TEST.images.clone(), TEST.labels.clone()
     model = Classifier(tiny_encoder()).eval()
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(AttackError, match=message):
         run_cell(model, TEST, Cell("linear", "liar", 0.02, 12), QUICK, 0, CPU, None, lambda event: None)
     assert torch.equal(TEST.images, before[0])
     assert torch.equal(TEST.labels, before[1])
@@ -141,7 +145,7 @@ def test_an_attack_that_changes_the_labels_does_not_change_the_count(monkeypatch
 def test_an_attack_that_leaves_train_mode_on_is_caught(monkeypatch):
     model = Classifier(tiny_encoder()).eval()
     monkeypatch.setattr(registry, "load", lambda kind, name: lying(lambda x, y: (model.train(), x)[1]))
-    with pytest.raises(AssertionError, match="train mode"):
+    with pytest.raises(AttackError, match="after the attack liar under linear: expected every module in eval mode"):
         run_cell(model, TEST, Cell("linear", "liar", 0.1, 20), QUICK, 0, CPU, None, lambda event: None)
 
 

@@ -1,6 +1,7 @@
 """Anybody's model: taken as it is, and refused in one line where it is unusable."""
 
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -76,6 +77,66 @@ def test_weights_of_another_architecture_are_refused(weights, tmp_path, architec
     assert len(message) < 1000
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.uint8, torch.float8_e4m3fn, torch.complex64])
+def test_numbers_that_are_no_weights_are_refused_with_their_type(weights, tmp_path, dtype):
+    name = "backbone.0.weight"
+    weights[name] = (weights[name] * 20).to(dtype)
+    message = refused(load_module, saved(weights, tmp_path), "resnet8", 1, ())
+    assert f"types: {name} {str(dtype).removeprefix('torch.')} for float32" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(weights, tmp_path, dtype):
+    cast = {name: tensor.to(dtype) for name, tensor in weights.items()}  # counters too, as ``half()`` of all has it
+    module = load_module(saved(cast, tmp_path), "resnet8", 1, ())
+    expected = weights["backbone.0.weight"].to(dtype).float()
+    assert torch.equal(module.state_dict()["backbone.0.weight"], expected)
+
+
+# ---------------------------------------------------------------- what the messages advise
+
+
+def converted(message, folder, monkeypatch):
+    """Do what the line says, where it was said."""
+    monkeypatch.chdir(folder)
+    code = re.search(r'convert it: python -c "(.*)"$', message)[1]
+    exec(compile(code, "advice", "exec"), {})
+
+
+@pytest.mark.parametrize("inside", [None, "state_dict", "model"])
+def test_the_conversion_that_is_advised_gives_a_file_that_loads(weights, tmp_path, monkeypatch, inside):
+    weights["backbone.0.weight"] = weights["backbone.0.weight"].mT.contiguous().mT  # a layout that is not plain
+    torch.save({inside: weights, "epoch": 3} if inside else weights, tmp_path / "it's.ckpt")
+    message = refused(load_module, str(tmp_path / "it's.ckpt"), "resnet8", 1, ())
+    converted(message, tmp_path, monkeypatch)
+    module = load_module(str(tmp_path / "it's.safetensors"), "resnet8", 1, ())
+    assert torch.equal(module.state_dict()["backbone.0.weight"], weights["backbone.0.weight"])
+
+
+def test_the_prefix_of_a_trainer_is_named_and_comes_off_as_advised(weights, tmp_path):
+    prefixed = {f"model.{name}": tensor for name, tensor in weights.items()}
+    message = refused(load_module, saved(prefixed, tmp_path), "resnet8", 1, ())
+    assert "save them without 'model.'" in message
+    without = eval(message.rpartition("save them without 'model.': ")[2], {"w": prefixed})
+    assert set(load_module(saved(without, tmp_path), "resnet8", 1, ()).state_dict()) == set(weights)
+    other = {f"layer{n}.weight": tensor for n, tensor in enumerate(weights.values())}
+    assert "go through a factory" in refused(load_module, saved(other, tmp_path), "resnet8", 1, ())
+
+
+def test_a_whole_module_in_a_file_goes_through_a_factory_as_advised(tmp_path, monkeypatch):
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), tmp_path / "whole.pt")
+    said = refused(load_module, str(tmp_path / "whole.pt"), "resnet8", 1, ())
+    assert "load it in a factory of your own, package.module:name, since it holds a torch.nn.modules" in said
+    assert "convert it" not in said
+    (tmp_path / "their_whole.py").write_text(
+        "import torch\ndef whole():\n    return torch.load('whole.pt', weights_only=False)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_module("their_whole:whole", None, 1, ())(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+    sys.modules.pop("their_whole")
+
+
 def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"not a header")
     assert "bad.safetensors" in refused(load_module, str(tmp_path / "bad.safetensors"), "resnet8", 1, ())
@@ -97,7 +158,7 @@ def test_a_pickle_is_never_read_and_the_line_says_how_to_convert_it(tmp_path, en
     file.write_bytes(pickle.dumps(Hostile(canary)))
     message = refused(load_module, str(file), "resnet8", 1, ())
     assert "may hold code and is not read" in message
-    assert f"save_file(torch.load('model.{ending}', weights_only=True), 'model.safetensors')" in message
+    assert f"torch.load({str(file)!r}, weights_only=True)" in message
     assert not canary.exists()
     pickle.loads(file.read_bytes())  # the canary does sing
     assert canary.exists()
@@ -162,8 +223,8 @@ def test_normalization_is_the_first_layer():
     images = torch.rand(5, 3, 4, 4, generator=generator())
     both = Foreign(nn.Identity(), *mean_and_std((0.5, 0.25), 3))
     assert torch.allclose(both(images), (images - 0.5) / 0.25)
-    each = Foreign(nn.Identity(), *mean_and_std((0.1, 0.2, 0.3, 1.0, 2.0, 4.0), 3))
-    expected = torch.stack([images[:, 0] - 0.1, (images[:, 1] - 0.2) / 2, (images[:, 2] - 0.3) / 4], dim=1)
+    each = Foreign(nn.Identity(), *mean_and_std((0.1, 0.2, 0.3, 1.0, 0.5, 0.25), 3))
+    expected = torch.stack([images[:, 0] - 0.1, (images[:, 1] - 0.2) * 2, (images[:, 2] - 0.3) * 4], dim=1)
     assert torch.allclose(each(images), expected)
     assert torch.equal(Foreign(nn.Identity(), *mean_and_std((), 3))(images), images)
 
@@ -176,6 +237,27 @@ def test_a_normalization_that_is_none_is_refused(numbers):
 @pytest.mark.parametrize("text", ["half", "0.5;0.5", ""])
 def test_normalize_takes_numbers(text):
     assert "such as 0.5,0.25" in refused(parse_normalize, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("123.675,58.395", "of pixels in 0..255 these are --normalize 0.485,0.229"),
+        ("0.485,58.395", "of pixels in 0..255 these are --normalize 0.00190196,0.229"),
+        ("-1,0.5", "a layer with others is for a factory of your own"),
+        ("0.5,300", "a layer with others is for a factory of your own"),
+        ("nan,0.5", "finite numbers"),
+    ],
+)
+def test_mean_and_std_of_another_range_are_refused_with_those_that_may_be_meant(text, hint):
+    assert hint in refused(parse_normalize, text)
+
+
+def test_a_range_that_no_mean_and_std_in_it_gives_is_a_layer_of_ones_own():
+    message = refused(check_input_range, "0,0.5")
+    assert message.endswith("wrap it in a factory whose first layer returns images * 0.5 + 0")
+    layer = eval("lambda images: " + message.rpartition("returns ")[2])
+    assert layer(torch.tensor([0.0, 1.0])).tolist() == [0.0, 0.5]
 
 
 @pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 255.0), (-2.0, 6.0)])
@@ -209,8 +291,8 @@ class Returns(nn.Module):
 
 def test_a_usable_module_gives_its_width():
     test = random_images(6)
-    assert check_module(Returns(lambda x: x[:, :10]), "classifier", test, CPU, "theirs") == 10
-    assert check_module(Returns(lambda x: x[:, :7]), "encoder", test, CPU, "theirs") == 7
+    assert check_module(Returns(lambda x: x[:, :10]).eval(), "classifier", test, CPU, "theirs") == 10
+    assert check_module(Returns(lambda x: x[:, :7]).eval(), "encoder", test, CPU, "theirs") == 7
 
 
 @pytest.mark.parametrize(
@@ -227,4 +309,15 @@ def test_a_usable_module_gives_its_width():
     ],
 )
 def test_an_unusable_module_is_refused(function, message):
-    assert message in refused(check_module, Returns(function), "classifier", random_images(6), CPU, "theirs")
+    assert message in refused(check_module, Returns(function).eval(), "classifier", random_images(6), CPU, "theirs")
+
+
+def test_a_module_that_trains_itself_is_refused():
+    class TrainsItself(Returns):
+        def forward(self, images):
+            self.train()
+            return super().forward(images)
+
+    module = TrainsItself(lambda x: x[:, :10]).eval()
+    said = refused(check_module, module, "classifier", random_images(6), CPU, "theirs")
+    assert "expected theirs to stay in eval mode, got train mode in TrainsItself after a pass" in said

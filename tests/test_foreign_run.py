@@ -22,6 +22,7 @@ from bench.evaluate import evaluate
 from bench.files import load_tensors, save_tensors
 from bench.foreign import Request, call_factory
 from bench.foreign_run import evaluate_foreign, run_spec
+from bench.run import finished
 from bench.spec import DataSpec
 from bench.store import RunFolder, load_records
 from bench.verify import verify
@@ -104,6 +105,41 @@ def test_reports_read_the_folder_and_rank_no_classifier(models, two_classes, tmp
     assert verdicts["S5"] == "PASS"
     assert audit.protocol == "linear"
     assert "NOT_RUN" not in verdicts.values()
+
+
+SPOILING = """
+from dataclasses import dataclass
+from attacks.common.base import BaseAttack
+
+@dataclass(frozen=True)
+class Attack(BaseAttack):
+    def perturb(self, model, images, labels, threat, generator):
+        for weight in model.parameters():
+            weight.data.mul_(-1)
+        return images
+"""
+
+
+def test_an_attack_that_changes_the_model_has_no_number_and_the_others_have_theirs(models, two_classes, tmp_path):
+    (tmp_path / "spoils.py").write_text(SPOILING)
+    eval_spec = EVAL.model_copy(update={"attacks": ("spoils.py", "pgd"), "eps": (0.1,)})
+    asked = {"source": "their_models:Two", "kind": "classifier", "data": two_classes, "threads": 1}
+    request = Request(**asked, eval=eval_spec, out=str(tmp_path / "out"))
+    record, events = score(request)
+    plain, _ = score(Request(**asked, eval=eval_spec.model_copy(update={"attacks": ("pgd",)}), out=str(tmp_path / "b")))
+    assert [(r.attack, r.outcomes) for r in record.results] == [(r.attack, r.outcomes) for r in plain.results]
+    (cell,) = record.failed
+    assert cell.failed == "the attack spoils under linear changed weights or buffers; they are put back"
+    assert (record.status, [event["event"] for event in events].count("failed")) == ("finished", 1)
+    assert record.message.startswith(f"without a number: linear spoils 0.1 ({cell.failed})")
+    assert not finished(RunFolder(tmp_path / "out", record.spec))
+    assert finished(RunFolder(tmp_path / "b", plain.spec))
+    assert build(tmp_path / "out") == []
+    table = pd.read_csv(tmp_path / "out" / "results.csv")
+    (row,) = table[table["attack"] == "spoils"].to_dict("records")
+    assert (row["failed"], pd.isna(row["accuracy"]), cell.failed in row["note"]) == (True, True, True)
+    assert not table[table["attack"] != "spoils"]["failed"].any()
+    assert "Runs without a full result, and why." in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_an_encoder_file_is_scored_as_the_run_that_made_it(weights, tmp_path):

@@ -213,3 +213,70 @@ def test_s15_generators_and_seeds():
     torch.set_rng_state(state)
     assert run("S15", subject(seed=1)).verdict == "FAIL"
     assert result("pgd", EPS, "1").config["seed"] == 0
+
+
+class OfItsBatch(nn.Module):
+    """Batch norm of the batch: an image's logits depend on its neighbours."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = classifier()
+        self.eval().requires_grad_(False)
+
+    def forward(self, images):
+        logits = self.inner(images)
+        return logits - logits.mean(dim=0) if len(logits) > 1 else logits
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("chunk", [1, 4, 512, 2048])
+def test_s7_finds_answers_that_depend_on_the_batch_whatever_the_images_and_the_chunk(count, chunk):
+    found = subject(OfItsBatch())
+    few = replace(found, images=found.images[:count], labels=found.labels[:count], chunk=chunk)
+    assert (run("S7", few).verdict, run("S7", few).n) == ("FAIL", count)
+    sound = replace(subject(), images=found.images[:count], labels=found.labels[:count], chunk=chunk)
+    assert run("S7", sound).verdict == "PASS"
+
+
+def test_s7_takes_rounding_for_no_other_function():
+    """Weights whose sum depends on the order, as with another kernel: far apart in float32, not in float64."""
+
+    class Rounds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+
+        def forward(self, images):
+            logits = self.inner(images)
+            return logits + 1e-4 * (len(images) if logits.dtype == torch.float32 else 0)
+
+    found = run("S7", subject(Rounds().eval().requires_grad_(False)))
+    assert (found.verdict, found.value < 1e-12) == ("PASS", True)
+
+
+class Large(nn.Module):
+    """Another way for more than five images at once."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.inner, self.way = classifier(), way
+        self.eval().requires_grad_(False)
+
+    def forward(self, images):
+        logits = self.inner(images)
+        return self.way(logits) if len(images) > 5 else logits
+
+
+def test_s11_and_s13_look_at_a_batch_of_the_evaluation():
+    half = nn.Flatten()
+    half.forward = lambda logits: logits.to(torch.float16)
+    model = Large(lambda logits: half(logits).float())
+    model.half = half.eval()
+    assert run("S13", subject(model, chunk=8)).note == "float16"
+
+    def optimised(logits):
+        with torch.enable_grad():
+            start = logits.detach().requires_grad_()
+            return logits - torch.autograd.grad(start.square().sum(), start)[0]
+
+    assert run("S11", subject(Large(optimised), chunk=8)).verdict == "FAIL"

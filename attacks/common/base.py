@@ -101,6 +101,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def predicted(logits: Tensor) -> Tensor:
+    """Class of the largest logit of each image; -1, which is no class, where a logit is NaN or infinite: such an image
+    is never right, whatever the order in which ``argmax`` takes what is no number. (B, K) -> (B,).
+
+    >>> predicted(torch.tensor([[0.0, 2.0], [torch.nan, 0.0], [0.0, torch.inf]])).tolist()
+    [1, -1, -1]
+    """
+    return logits.argmax(dim=1).masked_fill(~logits.isfinite().all(dim=1), -1)
+
+
 def maximize(
     model: nn.Module,
     clean: Tensor,
@@ -136,7 +146,7 @@ def maximize(
     passes = Passes(model, loss)
     if random_start:
         logits, _, _ = passes(clean[standing], labels[standing], gradients=False)
-        standing = standing[logits.argmax(1) == labels[standing]]
+        standing = standing[predicted(logits) == labels[standing]]
 
     for _ in range(restarts if random_start else 1):
         # for the whole chunk, whoever still stands: the fate of one image never changes the draw of another
@@ -146,7 +156,7 @@ def maximize(
             if len(standing) == 0:
                 return best
             logits, losses, gradient = passes(images, labels[standing], gradients=remaining > 0)
-            fooled = logits.argmax(1) != labels[standing]
+            fooled = predicted(logits) != labels[standing]
             losses = losses.float().masked_fill(fooled, math.inf)  # nothing beats a success
             better = losses > best_loss[standing]
             best[standing[better]] = images[better]

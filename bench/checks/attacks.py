@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from attacks.common.base import Loss, cross_entropy, maximize, project, random_start
+from attacks.common.base import Loss, cross_entropy, maximize, predicted, project, random_start
 from attacks.common.package import load_package, traceless
 from bench.checks.subject import AuditCheck, Subject, soundness
 from bench.repro import stream
@@ -92,7 +92,7 @@ def scores(model: nn.Module, images: Tensor, chunk: int) -> Tensor:
 
 def right(subject: Subject, images: Tensor) -> Tensor:
     """Which of these versions of the first images are classified as their labels say: (len(images),)."""
-    return scores(subject.model, images, subject.chunk).argmax(1).eq(subject.labels[: len(images)]).cpu()
+    return predicted(scores(subject.model, images, subject.chunk)).eq(subject.labels[: len(images)]).cpu()
 
 
 def fgsm(subject: Subject, labels: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def pgd(
         )[attacked[ids]]
         labels = subject.labels[wanted]
         logits = scores(subject.model, moved, subject.chunk)
-        stands[wanted] = logits.argmax(1).eq(labels).cpu()
+        stands[wanted] = predicted(logits).eq(labels).cpu()
         losses[wanted] = cross_entropy(logits, labels).cpu()
     return stands, losses
 
@@ -184,7 +184,7 @@ def silent_success(subject: Subject, place: int, *, steps: int, step: float, res
     met: list[bool] = []
 
     def watched(logits: Tensor, labels: Tensor) -> Tensor:
-        met.append(bool((logits.argmax(1) != labels).any()))
+        met.append(bool((predicted(logits) != labels).any()))
         return cross_entropy(logits, labels)
 
     moved = maximize(
@@ -199,7 +199,7 @@ def silent_success(subject: Subject, place: int, *, steps: int, step: float, res
         loss=watched,
         generator=stream(subject.seed, "audit", "A8", place),
     )
-    return any(met) and bool(scores(subject.model, moved, 1).argmax(1).eq(label))
+    return any(met) and bool(predicted(scores(subject.model, moved, 1)).eq(label))
 
 
 def corner(clean: Tensor, eps: float, generator: Generator) -> Tensor:
@@ -220,7 +220,7 @@ def noise(subject: Subject, check: str, places: Tensor, draws: int) -> Tensor:
             for first in range(0, draws // 2, at_once):
                 count = min(at_once, draws // 2 - first)
                 moved = draw(clean.repeat(count, 1, 1, 1), subject.eps, generator)
-                fooled = subject.model(moved).argmax(1) != labels.repeat(count)
+                fooled = predicted(subject.model(moved)) != labels.repeat(count)
                 broken[ids] |= fooled.view(count, -1).any(dim=0).cpu()
     return broken
 
@@ -239,7 +239,7 @@ def square(subject: Subject, check: str, places: Tensor, queries: int) -> Tensor
         for ids in torch.arange(len(places)).split(subject.chunk):
             images, labels = subject.images[places[ids]], subject.labels[places[ids]]
             moved = attack.perturb(images, labels)
-            broken[ids] = scores(subject.model, moved, subject.chunk).argmax(1).ne(labels).cpu()
+            broken[ids] = predicted(scores(subject.model, moved, subject.chunk)).ne(labels).cpu()
     return broken
 
 

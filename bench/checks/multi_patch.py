@@ -8,7 +8,8 @@ protocol, and does an attack on the single crops find what one on their mean doe
 import torch
 from torch import Tensor, nn
 
-from attacks.common.base import cross_entropy, maximize, project, random_start, steepest
+from attacks.common.base import cross_entropy, maximize, predicted, project, random_start, steepest
+from bench.checks.company import company, difference
 from bench.checks.subject import AuditCheck, Counted, Subject, soundness
 from bench.protocols import Classifier, MultiPatch, fixed_boxes
 from bench.repro import stream
@@ -25,9 +26,9 @@ def deterministic_crops(subject: Subject) -> Check:
     """M1: the crops are those of no image in particular, F(x[perm]) = F(x)[perm] and F(x[subset]) = F(x)[subset].
 
     Value: the largest difference over a permutation, every third image of it, and one image alone, as a share of the
-    largest logit. FAIL above 1e-5 (protocol 1.1, S7's tolerance).
+    largest logit. FAIL above 1e-5 (protocol 1.1, S7's tolerance). Where there are few images, noise is beside them.
     """
-    images = subject.images[:BATCH]
+    images = company(subject, "M1", BATCH)
     order = torch.randperm(len(images), generator=stream(subject.seed, "audit", "M1")).to(images.device)
     with torch.no_grad():
         logits = subject.model(images)
@@ -37,7 +38,7 @@ def deterministic_crops(subject: Subject) -> Check:
         verdict="PASS" if value <= ROUNDING else "FAIL",
         value=value,
         threshold="the order and company of an image move its logits by at most 1e-5 of their scale",
-        n=len(images),
+        n=min(BATCH, len(subject.images)),
     )
 
 
@@ -98,7 +99,7 @@ def single_crop(subject: Subject) -> Check:
     linear = sibling(model, Classifier(model.encoder), images)
     with torch.no_grad():
         flips = sum(
-            int((whole(part).argmax(dim=1) != linear(part).argmax(dim=1)).sum()) for part in images.split(subject.chunk)
+            int((predicted(whole(part)) != predicted(linear(part))).sum()) for part in images.split(subject.chunk)
         )
     subject.model.passes += whole.passes + linear.passes
     allowed = 0 if images.device.type == "cpu" else max(1, 0.0005 * len(images))
@@ -174,7 +175,7 @@ def both_losses(subject: Subject) -> Check:
                 attacked=left,
             )
             with torch.no_grad():
-                wrong = subject.model(moved).argmax(dim=1) != labels
+                wrong = predicted(subject.model(moved)) != labels
             broken[ids] = left & wrong.to(left.device)
             left = left & ~broken[ids]
     subject.model.passes += counted.passes
@@ -253,7 +254,8 @@ def training_overfits(subject: Subject) -> Check:
 def audited_model(subject: Subject) -> MultiPatch:
     """The classifier inside the counter."""
     model = subject.model.model
-    assert isinstance(model, MultiPatch), f"expected a multi-patch classifier, got {type(model).__name__}"
+    if not isinstance(model, MultiPatch):
+        raise TypeError(f"expected a multi-patch classifier, got {type(model).__name__}")
     return model
 
 
@@ -261,12 +263,6 @@ def sibling(model: Classifier, other: Classifier, images: Tensor) -> Counted:
     """``other`` with the probe of ``model``, on the device of the images, counted."""
     other.probe = model.probe
     return Counted(other.to(images.device).eval())
-
-
-def difference(logits: Tensor, expected: Tensor) -> float:
-    """Largest difference of two (B, K) as a share of the largest ``expected``; 1 where it is larger or not finite."""
-    value = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    return value if value < 1 else 1.0
 
 
 CHECKS: dict[str, tuple[AuditLevel, AuditCheck]] = {

@@ -2,7 +2,7 @@
 
 import math
 
-from bench.checks.attacks import judged, warn
+from bench.checks.attacks import exceeds, judged, warn
 from bench.checks.subject import AuditCheck, Subject
 from bench.spec import AuditLevel, Check, ProbeResult
 
@@ -15,9 +15,9 @@ def probe_band(subject: Subject, n: int) -> Check:
     if len(subject.band) != 3:
         return Check(id="A20", verdict="NOT_RUN", note="expected the probe at 3 penalties")
     (_, less, total), (_, chosen, _), (_, more, _) = sorted(subject.band)
-    value = max(chosen - less, more - chosen) / total
-    verdict = warn(value > BAND)
-    return Check(id="A20", verdict=verdict, value=value, threshold="WARN > 15 points", n=total)
+    moved = max(chosen - less, more - chosen)
+    verdict = warn(exceeds(moved, total, BAND))
+    return Check(id="A20", verdict=verdict, value=moved / total, threshold="WARN > 15 points", n=total)
 
 
 def no_test_set_selection(subject: Subject) -> Check:

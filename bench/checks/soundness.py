@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.common.base import cross_entropy, random_start
+from attacks.common.base import cross_entropy, predicted, random_start
 from bench.checks import attacks, probe
 from bench.checks.attacks import exceeds, judged, places_of, warn
 from bench.checks.subject import AuditCheck, Counted, Subject, soundness
@@ -56,7 +56,9 @@ def pgd_settings(result: EvalResult) -> dict[str, Any]:
 
 @judged("A1")
 def zero_gradients(subject: Subject, n: int) -> Check:
-    """Share of correct images whose loss has a zero gradient at a random start, for cross-entropy or for the margin.
+    """Share of correct images whose loss has no gradient at a random start, for cross-entropy or for the margin.
+
+    It is zero, or NaN or infinite, which gives no direction either.
 
     FAIL above 1 %, WARN above 0. AutoAttack's check_zero_gradients; IoAF I1 (arXiv:2106.09947).
     """
@@ -65,7 +67,8 @@ def zero_gradients(subject: Subject, n: int) -> Check:
     labels, zero = subject.labels[correct], torch.zeros(len(correct), dtype=torch.bool)
     for loss in (cross_entropy, attacks.margin):
         slope = attacks.gradient(subject.model, start, labels, subject.chunk, loss)
-        zero |= slope.flatten(1).abs().sum(dim=1).eq(0).cpu()
+        size = slope.flatten(1).abs().sum(dim=1)
+        zero |= (size.eq(0) | ~size.isfinite()).cpu()
     count, total = int(zero.sum()), len(correct)
     verdict: Verdict = "FAIL" if exceeds(count, total, 0.01) else warn(count > 0)
     return Check(id="A1", verdict=verdict, value=count / max(1, total), threshold="FAIL > 1 %, WARN > 0", n=total)
@@ -90,7 +93,8 @@ def gradients_mean_something(subject: Subject, n: int) -> Check:
             for sign in (1, -1)
         )
         expected = (slope * direction).flatten(1).sum(dim=1)
-        errors.append(((up - down) / (2 * h) - expected).abs() / (expected.abs() + 1e-8))
+        error = ((up - down) / (2 * h) - expected).abs() / (expected.abs() + 1e-8)
+        errors.append(error.nan_to_num(1.0, posinf=1e8))  # a slope that is none is wrong by all of it
     subject.model.passes += model.passes
     value = float(torch.stack(errors).median())
     verdict: Verdict = "FAIL" if value > GRADIENT_ERROR else warn(value > GRADIENT_ERROR_WARN)
@@ -252,9 +256,10 @@ def catastrophic_overfitting(subject: Subject, n: int) -> Check:
     one_step = correct & attacks.right(subject, attacks.fgsm(subject, subject.labels[:n]))
     ten_steps, _ = attacks.pgd(subject, "A16", correct, steps=10)
     subject.breaks("A16", places_of(correct & ~(one_step & ten_steps)))
-    value = (int(one_step.sum()) - int(ten_steps.sum())) / n
+    more = int(one_step.sum()) - int(ten_steps.sum())
     note = f"FGSM {int(one_step.sum())}, PGD-10 {int(ten_steps.sum())} of {n}"
-    return Check(id="A16", verdict=warn(value > OVERFITTING), value=value, threshold="WARN > 20 points", n=n, note=note)
+    found = warn(exceeds(more, n, OVERFITTING))
+    return Check(id="A16", verdict=found, value=more / n, threshold="WARN > 20 points", n=n, note=note)
 
 
 @judged("A17", most=256, of_number=False)
@@ -282,17 +287,17 @@ def label_leaking(subject: Subject, n: int) -> Check:
     from scipy import stats
 
     logits = attacks.scores(subject.model, subject.images[:n], subject.chunk)
-    clean = logits.argmax(1).eq(subject.labels[:n]).cpu()
-    true, predicted = (
+    clean = predicted(logits).eq(subject.labels[:n]).cpu()
+    true, assumed = (
         attacks.right(subject, attacks.fgsm(subject, labels)) for labels in (subject.labels[:n], logits.argmax(1))
     )
     gained, lost = int((true & ~clean).sum()), int((clean & ~true).sum())
     rises = stats.binomtest(gained, max(1, gained + lost), alternative="greater")  # type: ignore[attr-defined]
-    value = (int(true.sum()) - int(predicted.sum())) / n
+    more = int(true.sum()) - int(assumed.sum())
     return Check(
         id="A18",
-        verdict=warn(value > LEAKING or rises.pvalue < LEAKING_P),
-        value=value,
+        verdict=warn(exceeds(more, n, LEAKING) or rises.pvalue < LEAKING_P),
+        value=more / n,
         threshold="WARN > 2 points, or FGSM above clean with p < 0.01",
         n=n,
         note=f"FGSM minus clean: {gained - lost} images",

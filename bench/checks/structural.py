@@ -1,8 +1,10 @@
 """Tier 0 of the audit (protocol 3.2): was the number made by this model, on these images, inside this ball?
 
-S1 to S15 run on every ranked number. Evidence that is missing raises LookupError, which the audit takes as NOT_RUN.
+S1 to S16 run on every ranked number. Evidence that is missing raises LookupError, which the audit takes as NOT_RUN.
 """
 
+import contextlib
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -11,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attacks.common.base import config_hash, cross_entropy, maximize
-from bench.checks.subject import AuditCheck, Subject, soundness
+from attacks.common.base import config_hash, cross_entropy, maximize, predicted
+from bench.checks.company import company, difference, small_batches
+from bench.checks.subject import AuditCheck, Counted, Subject, soundness
 from bench.repro import stream
-from bench.search import TOLERANCE, fingerprint, predict
+from bench.search import TOLERANCE, predict
 from bench.spec import AuditLevel, Check, EvalResult, ThreatModel, Verdict
+from bench.traces import Before
 
 REACHED_FAIL, REACHED_WARN = 0.90, 0.99  # S3
 SAME, SAME_IMAGES = 1e-5, 256  # S7, of the largest logit
@@ -131,13 +135,12 @@ def right_weights(subject: Subject) -> Check:
 
 
 def evaluation_mode(subject: Subject) -> Check:
-    """S6: every module is in eval mode, and an attack leaves modes, parameters and buffers as they were."""
+    """S6: every module is in eval mode, and an attack leaves the model and the process as they were (bench.traces)."""
     model = subject.model.model
     training = sum(module.training for module in model.modules())
-    before = fingerprint(model)
+    before = Before(model)
     attack(subject, 16)
-    after = fingerprint(model)
-    changed = {name for name in ("modes", "state") if after[name] != before[name]}
+    changed = {name for name in before.traces() if name != "generators"}
     changed |= {trace for result in subject.results.values() for trace in result.traces if trace != "generators"}
     note = f"changed: {', '.join(sorted(changed))}" if changed else ""
     fine = not training and not changed
@@ -153,21 +156,34 @@ def attack(subject: Subject, count: int) -> Tensor:
 
 
 def same_function(subject: Subject) -> Check:
-    """S7: the largest difference of logits between the attacked function (gradients, another order, other batches)
-    and the scored one, relative to the largest logit; at most 1e-5 on up to 256 clean images (IoAF I5)."""
-    images = subject.images[: SAME_IMAGES if subject.protocol == "linear" else SAME_IMAGES // 4]
-    scored = logits(subject, images)
-    reverse = torch.arange(len(images) - 1, -1, -1, device=images.device)
-    parts = []
-    for ids in reverse.split(max(1, subject.chunk // 2 - 1)):
-        attacked = subject.model(images[ids].clone().requires_grad_())
-        cross_entropy(attacked, subject.labels[ids]).sum()  # the graph is built, as in an attack
-        parts.append(attacked.detach())
-    scale = max(float(scored.abs().max()), 1e-12)
-    difference = float((torch.cat(parts).flip(0) - scored).abs().max()) / scale
-    return Check(
-        id="S7", verdict=verdict(difference <= SAME), value=difference, threshold=f"at most {SAME:g}", n=len(images)
-    )
+    """S7: the largest difference of logits between the attacked function (gradients, another order, small batches of
+    several sizes) and the scored one (batches as large as those of the evaluation), relative to the largest logit.
+
+    At most 1e-5 on up to 256 clean images, with noise beside them where they are few (IoAF I5). What is above that in
+    float32 is asked again in float64: there rounding, which depends on a device's kernels for a batch, is gone.
+    """
+    most = SAME_IMAGES if subject.protocol == "linear" else SAME_IMAGES // 4
+    images = company(subject, "S7", max(most, subject.chunk))
+    value = apart(subject.model, images, most, subject.chunk)
+    if value > SAME:
+        with contextlib.suppress(Exception):  # a model that has no float64 is judged in float32
+            exact = Counted(copy.deepcopy(subject.model.model).double()).eval()
+            value = min(value, apart(exact, images.double(), most, subject.chunk))
+            subject.model.passes += exact.passes
+    count = min(most, len(subject.images))
+    return Check(id="S7", verdict=verdict(value <= SAME), value=value, threshold=f"at most {SAME:g}", n=count)
+
+
+def apart(model: nn.Module, images: Tensor, most: int, chunk: int) -> float:
+    """How far the first ``most`` images, attacked in small batches, are from all of them scored in chunks."""
+    with torch.no_grad():
+        scored = torch.cat([model(part) for part in images.split(chunk)])
+    largest, value = float(scored.abs().max()), 0.0
+    for ids in small_batches(min(len(images), most)):
+        attacked = model(images[ids].clone().requires_grad_())
+        cross_entropy(attacked, attacked.detach().argmax(dim=1)).sum()  # the graph is built, as in an attack
+        value = max(value, difference(attacked.detach(), scored[ids], largest))
+    return value
 
 
 def every_image_once(subject: Subject) -> Check:
@@ -192,6 +208,9 @@ def every_image_once(subject: Subject) -> Check:
 def logits_not_probabilities(subject: Subject) -> Check:
     """S9: outputs are no probabilities, which would saturate every loss: not all in [0, 1] with sum 1, within 1e-5."""
     found = logits(subject, subject.images[:SAME_IMAGES])
+    found = found[found.isfinite().all(dim=1)]  # of the others S16 speaks
+    if len(found) == 0:
+        return Check(id="S9", verdict="N/A", note="no image has finite logits")
     distance = max(
         float((-found).max().clamp_min(0)),
         float((found - 1).max().clamp_min(0)),
@@ -206,8 +225,9 @@ def deterministic(subject: Subject) -> Check:
     differ by over 1e-4."""
     count = REPEATED_IMAGES if subject.protocol == "linear" else REPEATED_IMAGES // 4
     images, labels = subject.images[:count], subject.labels[:count]
-    runs = [logits(subject, images) for _ in range(REPEATS)]
-    counts = {int(run.argmax(dim=1).eq(labels).sum()) for run in runs}
+    # of images without finite logits S16 speaks; they have to have none each time
+    runs = [logits(subject, images).nan_to_num(0.0, 0.0, 0.0) for _ in range(REPEATS)]
+    counts = {int(predicted(run).eq(labels).sum()) for run in runs}
     unit = [run / run.norm(dim=1, keepdim=True).clamp_min(1e-12) for run in runs]
     difference = max(float((run - unit[0]).norm(dim=1).max()) for run in unit)
     fine = len(counts) == 1 and difference <= REPEATED
@@ -218,9 +238,11 @@ def deterministic(subject: Subject) -> Check:
 
 def no_optimisation(subject: Subject) -> Check:
     """S11: calls of autograd inside the forward pass: none (AutoAttack's check_dynamic, without its trace function)."""
+    images = subject.images[: subject.chunk]
     with autograd_calls() as calls, torch.enable_grad():
-        subject.model(subject.images[:4])
-    return Check(id="S11", verdict=verdict(not calls), value=len(calls), threshold="0 calls of autograd", n=4)
+        for part in (images[:1], images):  # alone, and in a batch of the evaluation
+            subject.model(part)
+    return Check(id="S11", verdict=verdict(not calls), value=len(calls), threshold="0 calls of autograd", n=len(images))
 
 
 @contextmanager
@@ -271,7 +293,8 @@ def numeric_mode(subject: Subject) -> Check:
 
     hooks = [module.register_forward_hook(note_kind) for module in subject.model.modules()]
     try:
-        logits(subject, subject.images[:1])
+        for part in (subject.images[:1], subject.images[: subject.chunk]):  # alone, and in a batch of the evaluation
+            logits(subject, part)
     finally:
         for hook in hooks:
             hook.remove()
@@ -307,15 +330,29 @@ def generators_untouched(subject: Subject) -> Check:
     """S15: the global generators were equal before and after every stage of the evaluation, and an attack of the
     audit leaves them too; every result states the seed of its draws."""
     moved = [result.attack for result in subject.results.values() if "generators" in result.traces]
-    before = fingerprint(subject.model.model)["generators"]
+    before = Before(subject.model.model)
     attack(subject, 4)
-    moved += ["the audit"] * (fingerprint(subject.model.model)["generators"] != before)
+    moved += ["the audit"] * ("generators" in before.traces())
     unsaid = [result.attack for result in subject.results.values() if result.config.get("seed") != subject.seed]
     note = ", ".join(dict.fromkeys([*moved, *(f"{attack}: another seed" for attack in unsaid)]))
     wrong = len(moved) + len(unsaid)
     return Check(
         id="S15", verdict=verdict(not wrong), value=wrong, threshold="0 results", n=len(subject.results), note=note
     )
+
+
+def finite_logits(subject: Subject) -> Check:
+    """S16: images with a logit that is NaN or infinite, of the clean ones and of those that the ranked attacks
+    returned: none. They count as wrong everywhere; a model that has no answer to them hides its gradients as well."""
+    said, wrong, n = [], 0, 0
+    for name, images in ({"clean": subject.images} | subject.adversarial).items():
+        with torch.no_grad():
+            parts = [subject.model(part).isfinite().all(dim=1) for part in images.split(subject.chunk)]
+        bad = int((~torch.cat(parts)).sum())
+        wrong, n = wrong + bad, n + len(images)
+        said += [f"{bad} of {len(images)} {name}"] * bool(bad)
+    note = f"logits are NaN or infinite on {', '.join(said)} images" if said else ""
+    return Check(id="S16", verdict=verdict(not wrong), value=wrong, threshold="0 images", n=n, note=note)
 
 
 CHECKS: dict[str, tuple[AuditLevel, AuditCheck]] = {
@@ -337,6 +374,7 @@ CHECKS: dict[str, tuple[AuditLevel, AuditCheck]] = {
             numeric_mode,
             monotone,
             generators_untouched,
+            finite_logits,
         ),
         start=1,
     )

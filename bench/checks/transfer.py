@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor, nn
 
+from attacks.common.base import predicted
 from bench.checks.attacks import IMAGES, ascent, judged, places_of, scores, warn
 from bench.checks.subject import AuditCheck, Subject, soundness
 from bench.search import verify
@@ -61,7 +62,7 @@ def transfer_not_better(subject: Subject, n: int) -> Check:
         verify(moved, subject.images[:n], ThreatModel(eps=subject.eps), f"A14 from {name}")
         fooled = left.bool()
         if len(left):
-            fooled = scores(subject.model, moved[left], subject.chunk).argmax(1).ne(subject.labels[left]).cpu()
+            fooled = predicted(scores(subject.model, moved[left], subject.chunk)).ne(subject.labels[left]).cpu()
         broken, found[name] = broken | fooled, int(fooled.sum())
     count = subject.breaks("A14", left[broken])
     verdict: Verdict = "FAIL" if soundness(count, n) == "FAIL" else warn(count >= 2 and count / n > 0.002)

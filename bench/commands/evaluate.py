@@ -49,7 +49,8 @@ def evaluate(source: str, out: Path | None, **given: Any) -> int:
         say(f"warning: {warning}", err=True)
     print_leaderboard(folder)
     say(f"tables: {folder / 'leaderboard.csv'}, {folder / 'results.csv'}")
-    return 0 if all(record.status == "finished" for record in load_records(folder)) else FAILED_CELLS
+    whole = all(record.status == "finished" and not record.failed for record in load_records(folder))
+    return 0 if whole else FAILED_CELLS
 
 
 def gather(source: str, out: Path | None, **given: Any) -> "Request":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.common.base import project, steepest
+from bench.spec import UsageError
 from methods.common.augment import Draws
 from methods.common.base import BaseConfig, BaseMethod
 
@@ -51,7 +52,8 @@ class PGD(Adversary):
             for _ in range(config.steps):
                 moved = moved.detach().requires_grad_()
                 method.adversarial_loss(moved, clean).backward()
-                assert moved.grad is not None, "the adversarial loss does not depend on the moved views"
+                if moved.grad is None:
+                    raise UsageError("expected an adversarial_loss that depends on the views which move, got another")
                 moved = project(moved.detach() + config.step * steepest(moved.grad), unmoved, config.eps)
         self.climbed()
         yield method.loss(replaced(views, moved, method.moves))

@@ -76,7 +76,8 @@ def augment(
         blur=blur,
         solarize=solarize,
     )
-    assert len(parameters.boxes) == views, "draws were made for another number of views"
+    if len(parameters.boxes) != views:
+        raise ValueError(f"expected draws for {views} views, got draws for {len(parameters.boxes)}")
     step = len(images) if images.is_cuda else max(1, PIECE // views)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         pieces = []

@@ -24,8 +24,8 @@ from bench.evaluate import fitted_classifier
 from bench.files import sha256
 from bench.protocols import Classifier, build_classifier, linear
 from bench.repro import stream
-from bench.search import fingerprint
 from bench.spec import DataSpec, EvalResult, EvalSpec, ProbeResult, ThreatModel
+from bench.traces import Before
 
 FOLDER = Path(__file__).parent / "healthy"
 NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.safetensors")))
@@ -101,9 +101,9 @@ def subject(
     images, labels = test.images.float() / 255, test.labels
     first, truth = images[:audited], labels[:audited]
     threat = ThreatModel(eps=EPS)
-    before = fingerprint(model)
+    before = Before(model)
     moved = attack.perturb(model, first, truth, threat, stream(SEED, "attack", "pgd", 0))
-    traces = [name for name, found in fingerprint(model).items() if found != before[name]]
+    traces = before.traces()
     other, stages = ensemble or (by_margin(model, first, truth, attack), [])
     correct = right(model, images, labels)
     stands = {"pgd": right(model, moved, truth), "autoattack": right(model, other, truth)}
