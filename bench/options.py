@@ -23,9 +23,9 @@ from bench.spec import (
     parse_eps,
     unknown,
 )
+from bench.text import read_text
 
 SUITES = Path(__file__).parent / "suites"
-LARGEST_FILE = 2**20  # bytes
 MOST_SEEDS = 10_000
 PROTOCOLS = "linear,multi_patch,published_eval"
 
@@ -101,13 +101,10 @@ def load_suite(name: str) -> dict[str, Any]:
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """What a TOML file of the user's holds; ``what`` it is, for the message. Raises UsageError."""
+    text = read_text(path, what)
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UsageError(f"expected a {what} of at most {LARGEST_FILE} bytes, got {path}")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number with thousands of digits
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # of TOML, of a number with thousands of digits
         raise UsageError(f"the {what} {path} is not TOML: {error}") from None
 
 
