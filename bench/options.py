@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from bench import registry
+from bench.show import say
 from bench.spec import (
     NAME,
     AuditLevel,
@@ -239,7 +240,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     """
     from bench import device as devices
     from bench.course import Course
-    from bench.data import data_info, load_data
+    from bench.data import checked_info, load_data, remarks
     from bench.encoder import check_encoder, check_images
     from methods.common.base import BaseMethod
     from methods.common.base import resolve as resolve_settings
@@ -269,6 +270,9 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
         if target != "all" and target not in targets:
             raise UsageError("--set: " + unknown("method", target, sorted(targets)))
     train_set, test_set = load_data(dataset, data)
+    info = checked_info(train_set, test_set)
+    for remark in remarks(info):
+        say(remark, err=True)
     channels, _, side = train_set.image_shape
     sizes = {test_set.image_shape[1:]: "images to evaluate on"}
     specs: list[RunSpec] = []
@@ -304,7 +308,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                 Course(len(train_set), config.batch, config.updates_per_batch, options.gpus_per_run)
     check_images(encoder, channels, sizes)
     budgets = {budget for _, budget, _ in cells}
-    return specs, budgets.pop() if len(budgets) == 1 else None, total, data_info(train_set, test_set)
+    return specs, budgets.pop() if len(budgets) == 1 else None, total, info
 
 
 def chosen_rows(options: Options) -> list[Row]:

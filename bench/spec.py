@@ -30,8 +30,7 @@ class UsageError(ValueError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """``unknown method 'simclrr'; did you mean 'simclr'? known: ...``"""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = "".join(f"did you mean {close!r}? " for close in difflib.get_close_matches(name, known, n=1))
     return f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}"
 
 
@@ -224,6 +223,8 @@ class DataInfo(Data):
     train_sha256: str
     test_sha256: str
     subset: bool
+    duplicates: int | None = None  # test images whose pixels are those of a training image; None: not counted
+    notes: tuple[str, ...] = ()  # for people: what was left out, what files have lost, duplicates
 
 
 class TrainResult(Data):
@@ -267,8 +268,7 @@ class TrainResult(Data):
         """Whether the clock probe differs after and before, or from the machine's median; None without a probe."""
         if self.calibration is None:
             return None
-        before, after = self.calibration
-        pairs = [(after, before)] + ([(before, machine), (after, machine)] if machine else [])
+        pairs = [self.calibration[::-1], *((each, machine) for each in self.calibration if machine)]
         return any(abs(ours / usual - 1) > DISTURBED for ours, usual in pairs)
 
 

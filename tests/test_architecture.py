@@ -93,7 +93,7 @@ def loads(target):
         (r"bench\.(pictures|text)", r"bench\.spec"),
         (r"bench\.blocks", r"bench\.(disk|pictures|spec)"),
         (r"bench\.cache", r"bench\.(blocks|disk|files|lock|pictures|pixels|spec)"),
-        (r"bench\.data", r"bench\.(cache|pixels|spec)"),
+        (r"bench\.data", r"bench\.(cache|pictures|pixels|spec)"),
         (r"bench\.feed", r"bench\.(course|data)"),
         (r"bench\.checkpoint", r"bench\.(disk|files|spec)"),
         (r"bench\.store", r"bench\.(checkpoint|disk|files|spec)"),
