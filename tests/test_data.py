@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,9 +173,11 @@ class TestCheckedInfo:
         assert remarks(checked_info(train, image_set(15).take(slice(12, 15)))) == []
 
     def test_splits_that_are_equal(self):
-        for test in (image_set(12), image_set(12).take(slice(3))):
+        part = replace(image_set(12).take(slice(3)), subset=True)
+        for test in (image_set(12), part):
             with pytest.raises(UsageError, match=rf"not trained on, got {len(test)} that are all training images too"):
                 checked_info(image_set(12), test)
+        assert checked_info(image_set(12), image_set(12).take(slice(3))).duplicates == 3  # the audit will fail it
 
     def test_images_that_are_all_equal(self):
         one = image_set(15).take(torch.full((5,), 14))

@@ -84,7 +84,7 @@ def listing_of(name: str, folder: Path, classes: Sequence[str]) -> Listing:
 
     return Listing(
         name=name,
-        source="\n".join(printable(each) for each in (folder.resolve(), *classes)),
+        source="\n".join([printable(folder.resolve()), *map(printable, classes)]),
         labels=np.array(labels, dtype=np.int64),
         classes=len(classes),
         images=images,
