@@ -13,7 +13,6 @@ import pkgutil
 import time
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -21,10 +20,9 @@ from torch import nn
 from bench import checks
 from bench.checks.subject import AuditCheck, Counted, Subject
 from bench.checks.transfer import sources_of
-from bench.data import ImageSet
+from bench.data import ImageSet, duplicates
 from bench.evaluate import chunk_images, stored_classifier
 from bench.files import sha256
-from bench.pixels import PART, Pixels
 from bench.search import Report
 from bench.spec import RANKED, Audit, AuditLevel, Check, EvalResult, EvalSpec, Record, RunSpec
 from bench.store import MANIFEST, RunFolder, load_manifest
@@ -63,7 +61,7 @@ def audit(
             earlier = Audit(protocol=protocol, level=spec.audit, eps=spec.main_eps, checks=[], evidence=proof)
         if not earlier.checks or not_run(earlier):
             subject = build_subject(encoder, test, spec, seed, device, folder, record, protocol)
-            subject.duplicates = duplicates(train, test)
+            subject.duplicates = duplicates(train.seen_as(test), test)
             subject.sources = None if sources_of(folder.spec, runs_of(folder)) else {}
             spent = seconds(record, [*(each for each in audits.values() if each.protocol != protocol), earlier])
             left = math.inf if spec.budget_seconds is None else spec.budget_seconds - spent
@@ -194,20 +192,6 @@ def build_subject(
             "test": test.sha256,
         },
     )
-
-
-def duplicates(train: ImageSet, test: ImageSet) -> int:
-    """Test images whose pixels are, to the last one, those of a training image."""
-    mine, theirs = train.images, test.images
-    if isinstance(mine, Pixels) and isinstance(theirs, Pixels):  # most have other checksums, and need not be read
-        shared = np.intersect1d(mine.marks, theirs.marks)
-        mine, theirs = (each.take(torch.from_numpy(np.isin(each.marks, shared))) for each in (mine, theirs))
-    trained, tested = (
-        [hashlib.sha256(image.numpy().tobytes()).digest() for part in each.split(PART) for image in part.cpu()]
-        for each in (mine, theirs)
-    )
-    seen = set(trained)
-    return sum(image in seen for image in tested)
 
 
 def ranked_pair(results: Iterable[EvalResult], protocol: str, eps: float) -> tuple[EvalResult, EvalResult] | None:

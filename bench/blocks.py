@@ -21,6 +21,7 @@ from bench.pictures import decode
 from bench.spec import UsageError
 
 BLOCK = 128  # images that are written, remembered and checked together
+SUM, REMEMBERED = 4, 5  # bytes of a checksum, and of all that is remembered of an image
 
 Image = tuple[str, Path | bytes]  # name, and its file or its bytes
 Block = tuple[int, Path, list[Image]]  # place of its first image, the file that remembers it, images
@@ -43,7 +44,7 @@ class Task:
 
 
 def decode_blocks(task: Task, todo: Iterable[Block], workers: int) -> Iterator[tuple[int, bytes]]:
-    """(start, checksums) of each block as it is done, by so many processes; by this one for 0. Raises UsageError."""
+    """(start, what is remembered) of each block as it is done, by so many processes; by this one for 0. UsageError."""
     if not workers:
         yield from (decode_block(task, block) for block in todo)
         return
@@ -65,25 +66,27 @@ def decode_blocks(task: Task, todo: Iterable[Block], workers: int) -> Iterator[t
 
 
 def decode_block(task: Task, block: Block) -> tuple[int, bytes]:
-    """Decode the images into their place in the array, then remember their checksums, which are returned.
+    """Decode the images into their place in the array, then remember what is returned: REMEMBERED bytes for each.
 
-    Raises UsageError for an image that cannot be read, or is not of the kind of the first.
+    All checksums, then for each what its file has lost (bench.pictures). Raises UsageError for an image that cannot be
+    read, or is not of the kind of the first.
     """
     start, memory, images = block
-    sums: list[bytes] = []
+    sums, losses = bytearray(), bytearray()
 
     def pixels() -> Iterator[bytes]:
         for image, file in images:
-            planes, kind = decode(image, file, task.size)
+            planes, kind, lost = decode(image, file, task.size)
             if kind != task.kind:
                 expected = f"expected images of one size and mode, got {task.first} ({task.kind})"
                 raise UsageError(f"{expected} and {image} ({kind}); resize or convert them, or let --image-size do it")
-            sums.append(checksum(*planes))
+            sums.extend(checksum(*planes))
+            losses.append(lost)
             yield from planes
 
     write_part(task.array, task.place(start), len(images) * task.row, pixels())
-    write_bytes(memory, b"".join(sums), synced=False)
-    return start, b"".join(sums)
+    write_bytes(memory, bytes(sums + losses), synced=False)
+    return start, bytes(sums + losses)
 
 
 def end_with_parent() -> None:

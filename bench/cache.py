@@ -1,15 +1,17 @@
 """Encoded images, decoded once into a file that every method and every process maps (bench.pixels).
 
 ``pixels.npy`` is written block by block by several processes (bench.blocks). A block that is done has a file in
-``blocks/``: in its name what its sources looked like, in it the checksum of each image. So a killed decoding goes on,
-and a block that does not fit its checksums is decoded again. ``manifest.json`` comes last: where it is, and the array
-was not touched since, there is nothing to do. Sources that have changed (a name, a size, a time) get a new array.
+``blocks/``: in its name what its sources looked like, in it the checksum of each image and what its file has lost. So a
+killed decoding goes on, and a block that does not fit its checksums is decoded again. ``manifest.json`` comes last:
+where it is, and the array was not touched since, there is nothing to do. Sources that have changed (a name, a size, a
+time) get a new array.
 """
 
 import contextlib
 import hashlib
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,15 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.blocks import BLOCK, Block, Image, Task, checksum, decode_blocks
+from bench.blocks import BLOCK, REMEMBERED, SUM, Block, Image, Task, checksum, decode_blocks
 from bench.cores import cores
 from bench.disk import cannot, listed, make_folders, remove_file, sync_file, write_bytes, write_part
 from bench.files import read, read_bytes, save
 from bench.lock import owned
-from bench.pictures import decode, jpeg_ending
+from bench.pictures import decode
 from bench.pixels import OFFSET, Pixels, header, open_pixels
 from bench.spec import Data, Sha256, UsageError
 
+LONGEST = 48  # letters of a dataset's name in that of its folder, which a file system takes in any script
 FEW = 4 * BLOCK  # images that are decoded sooner than processes are started
 MANIFEST, ARRAY, CHECKSUMS, BLOCKS = "manifest.json", "pixels.npy", "checksums", "blocks"
 
@@ -40,12 +43,13 @@ class Listing:
     classes: int
     images: Callable[[], Iterator[Image]]  # in the order of the labels
     state: Callable[[int, int], str]  # of images i to j: another text once their names or files have changed
+    notes: tuple[str, ...] = ()  # what a user should know of how they were found, as ImageSet has it
 
     def blocks(self, folder: Path) -> Iterator[tuple[int, Path]]:
         """Place of the first image of each block, and the file that remembers it: another one for changed sources."""
         count = len(self.labels)
         for start in range(0, count, BLOCK):
-            yield start, folder / f"{start:09}-{sha256(self.state(start, min(start + BLOCK, count)).encode())[:16]}"
+            yield start, folder / f"{start:09}-{sha256(self.state(start, min(start + BLOCK, count)))[:16]}"
 
 
 class Manifest(Data):
@@ -54,22 +58,22 @@ class Manifest(Data):
     source: str
     state: Sha256
     shape: tuple[int, int, int, int]
-    ending: str  # of the dataset's label
+    losses: dict[int, int]  # images whose files have lost so much: see bench.pictures
     decoder: str
     checksums: Sha256
     size: int
     changed: int  # nanoseconds
 
 
-def decoded(listing: Listing, size: int | None, root: Path, workers: int | None = None) -> tuple[Pixels, str]:
-    """(the pixels of a split, the ending of its label), from the cache in ``root``, or decoded into it now.
+def decoded(listing: Listing, size: int | None, root: Path, workers: int | None = None) -> tuple[Pixels, Counter[int]]:
+    """(the pixels of a split, how many files have lost what), from the cache in ``root``, or decoded into it now.
 
     ``size``: as in bench.pictures. ``workers``: processes, by default one more than cores, as some wait for the disk.
     Raises UsageError for an image that cannot be read or used, or where the disk has no room; DiskError.
     """
-    key = sha256(f"{listing.source}\n{size}".encode())[:16]
-    folder = root / f"{listing.name}-{size or 'own-size'}-{key}"
-    state = sha256("".join(file.name for _, file in listing.blocks(folder)).encode())
+    key = sha256(f"{listing.source}\n{size}")[:16]
+    folder = root / f"{listing.name[:LONGEST]}-{size or 'own-size'}-{key}"
+    state = sha256("".join(file.name for _, file in listing.blocks(folder)))
     found = opened(folder, state)
     if found is None:
         try:
@@ -84,8 +88,8 @@ def decoded(listing: Listing, size: int | None, root: Path, workers: int | None 
     return found
 
 
-def opened(folder: Path, state: str) -> tuple[Pixels, str] | None:
-    """The pixels and the label's ending, if they are all there, untouched, and made from sources of this state."""
+def opened(folder: Path, state: str) -> tuple[Pixels, Counter[int]] | None:
+    """The pixels and what their files have lost, if all is there, untouched, and made from sources of this state."""
     manifest = manifest_in(folder)
     try:
         checksums = read_bytes(folder / CHECKSUMS)
@@ -96,7 +100,7 @@ def opened(folder: Path, state: str) -> tuple[Pixels, str] | None:
         return None
     if (found.st_size, found.st_mtime_ns) != (manifest.size, manifest.changed):
         return None
-    return open_pixels(folder / ARRAY, manifest.shape, np.frombuffer(checksums, "<u4")), manifest.ending
+    return open_pixels(folder / ARRAY, manifest.shape, np.frombuffer(checksums, "<u4")), Counter(manifest.losses)
 
 
 def manifest_in(folder: Path) -> Manifest | None:
@@ -111,7 +115,7 @@ def make(
 ) -> None:
     """Every block that is not there as it should, then the manifest. Whoever calls owns the folder."""
     count, first = len(listing.labels), next(listing.images())
-    planes, kind = decode(*first, size)
+    planes, kind, _ = decode(*first, size)
     width, height = map(int, kind.split()[1].split("x"))
     shape = (count, len(planes), height, width)
     task = Task(folder / ARRAY, OFFSET, size, math.prod(shape[1:]), kind, first[0])
@@ -121,21 +125,22 @@ def make(
             remove_file(folder / name)
     check_room(task.array, task.place(count))
     known = intact(task, listing)
-    tell(sum(map(len, known.values())) // 4)
+    tell(sum(map(len, known.values())) // REMEMBERED)
     write_part(task.array, 0, OFFSET, [header(shape)])
     todo = (block for block in encoded(listing, folder / BLOCKS) if block[0] not in known)
-    for start, sums in decode_blocks(task, todo, workers if count > FEW else 0):
-        known[start] = sums
-        tell(len(sums) // 4)
+    for start, found in decode_blocks(task, todo, workers if count > FEW else 0):
+        known[start] = found
+        tell(len(found) // REMEMBERED)
     sync_file(task.array)
-    checksums = b"".join(known[start] for start in sorted(known))
+    done = [(found, len(found) // REMEMBERED * SUM) for _, found in sorted(known.items())]
+    checksums = b"".join(found[:sums] for found, sums in done)
     write_bytes(folder / CHECKSUMS, checksums)
     array = task.array.stat()
     manifest = Manifest(
         source=listing.source,
         state=state,
         shape=shape,
-        ending=jpeg_ending(*first) + (f"-{size}px" if size else ""),
+        losses=Counter(each for found, sums in done for each in found[sums:]),
         decoder=decoder(),
         checksums=sha256(checksums),
         size=array.st_size,
@@ -154,7 +159,7 @@ def encoded(listing: Listing, folder: Path) -> Iterator[Block]:
 
 
 def intact(task: Task, listing: Listing) -> dict[int, bytes]:
-    """Start -> checksums of each block that is done, and whose pixels are in the array as they should."""
+    """Start -> what is remembered of each block that is done, and whose pixels are in the array as they should."""
     known: dict[int, bytes] = {}
     if not task.array.exists():
         return known
@@ -162,18 +167,20 @@ def intact(task: Task, listing: Listing) -> dict[int, bytes]:
     with task.array.open("rb") as array:
         for start, file in listing.blocks(task.array.parent / BLOCKS):
             if file.name in there:
-                sums, images = read_bytes(file), min(BLOCK, len(listing.labels) - start)
+                found, images = read_bytes(file), min(BLOCK, len(listing.labels) - start)
                 array.seek(task.place(start))
-                if sums == b"".join(checksum(array.read(task.row)) for _ in range(images)):
-                    known[start] = sums
+                sums = b"".join(checksum(array.read(task.row)) for _ in range(images))
+                if len(found) == images * REMEMBERED and found.startswith(sums):
+                    known[start] = found
     return known
 
 
 # ---------------------------------------------------------------- small parts
 
 
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def sha256(data: bytes | str) -> str:
+    """Of a text: of its bytes as UTF-8, also where a name in it holds others."""
+    return hashlib.sha256(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data).hexdigest()
 
 
 def decoder() -> str:

@@ -1,9 +1,11 @@
 """Labelled images, in memory or in a file: loading both splits, their one fixed order, the base of every dataset."""
 
 import hashlib
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +18,14 @@ from torch import Tensor
 
 from bench.cache import Listing, decoded
 from bench.names import check_data
-from bench.pixels import Index, Pixels, central
+from bench.pictures import LOSSLESS, WEBP, ending
+from bench.pixels import PART, Index, Pixels, central
 from bench.spec import DataInfo, DataSpec, Level, UsageError
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 ALL = slice(None)
+HELD_OUT = 5  # every so-manieth training image judges the penalty of the probe (bench.protocols)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +40,7 @@ class ImageSet:
     classes: int
     label: str  # as shown in every table
     subset: bool = False  # fewer images than the dataset has
+    notes: tuple[str, ...] = ()  # what a user should know of how they were found
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -164,11 +170,27 @@ class EncodedDataset(BaseDataset):
         """The images of one split. Raises UsageError."""
         raise NotImplementedError
 
-    def decoded(self, root: Path, split: Split, spec: DataSpec) -> ImageSet:
-        """All images of one split, from the cache. Raises UsageError and DiskError."""
-        listing = self.listing(root, split, Path(spec.classes) if spec.classes else None)
-        pixels, ending = decoded(listing, spec.image_size or self.image_size, storage(spec) / "decoded")
-        return ImageSet(pixels, torch.from_numpy(listing.labels), listing.classes, listing.name + ending)
+    def decoded(self, root: Path, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
+        """All images of both splits, from the cache. Raises UsageError and DiskError."""
+        given, size = Path(spec.classes) if spec.classes else None, spec.image_size or self.image_size
+        listings = [self.listing(root, split, given) for split in SPLITS]
+        name, classes = listings[0].name, max(listing.classes for listing in listings)
+        labels = [torch.from_numpy(listing.labels) for listing in listings]
+        check_classes(name, labels[0], labels[1], classes)
+        found = [decoded(listing, size, storage(spec) / "decoded") for listing in listings]
+        label = name + ending(sum((losses for _, losses in found), Counter())) + (f"-{size}px" if size else "")
+        parts = []
+        for split, listing, each, (pixels, losses) in zip(SPLITS, listings, labels, found, strict=True):
+            parts.append(ImageSet(pixels, each, classes, label, notes=listing.notes + lost(split, losses)))
+        return parts[0], parts[1]
+
+
+def lost(split: Split, losses: Mapping[int, int]) -> tuple[str, ...]:
+    """A line that counts the files of a split by what they have lost, where that is not the same for all."""
+    jpegs = {each: count for each, count in losses.items() if LOSSLESS < each < WEBP}
+    kinds = [jpegs, *({each: losses[each]} for each in sorted(losses) if each not in jpegs)]
+    counts = [f"{sum(kind.values())} {ending(kind)[1:] or 'without loss'}" for kind in kinds if kind]
+    return (f"images of {split} by what their files have lost: {', '.join(counts)}",) if len(losses) > 1 else ()
 
 
 def load_data(dataset: BaseDataset, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
@@ -178,11 +200,12 @@ def load_data(dataset: BaseDataset, spec: DataSpec) -> tuple[ImageSet, ImageSet]
     """
     root = data_root(dataset, spec)
     if isinstance(dataset, EncodedDataset):
-        train, test = dataset.decoded(root, "train", spec), dataset.decoded(root, "test", spec)
+        train, test = dataset.decoded(root, spec)
     else:
         train, test = dataset.load(root, "train"), dataset.load(root, "test")
     if (train.label, train.image_shape, train.classes) != (test.label, test.image_shape, test.classes):
         raise UsageError(f"expected train and test images of one kind, got ({train}) and ({test})")
+    check_classes(train.label, train.labels, test.labels, train.classes)
     parts = []
     for data, split, n in ((train, "train", spec.train_images), (test, "test", spec.test_images)):
         if n is not None and n > len(data):
@@ -216,8 +239,13 @@ def storage(spec: DataSpec) -> Path:
     return Path(given).expanduser() if given else user_cache_path("robust-ssl-bench") / "data"
 
 
+# ---------------------------------------------------------------- what was loaded, and whether a number can rest on it
+
+
 def data_info(train: ImageSet, test: ImageSet) -> DataInfo:
     """What was loaded, for the record."""
+    count = duplicates(train.seen_as(test), test)
+    copies = f"{count} of the {len(test)} test images are training images too, to the last pixel"
     return DataInfo(
         label=train.label,
         train=len(train),
@@ -227,7 +255,71 @@ def data_info(train: ImageSet, test: ImageSet) -> DataInfo:
         train_sha256=train.sha256,
         test_sha256=test.sha256,
         subset=train.subset or test.subset,
+        duplicates=count,
+        notes=(*train.notes, *test.notes, *[copies] * bool(count)),
     )
+
+
+def checked_info(train: ImageSet, test: ImageSet) -> DataInfo:
+    """The same of images that a run may begin with. Raises UsageError for those that no number can rest on."""
+    least = max(HELD_OUT, train.classes)
+    if len(train) < least:
+        needed = f"one of each of the {train.classes} classes, and {HELD_OUT} so that every fifth can be held out"
+        expected = f"expected at least {least} training images ({needed})"
+        raise UsageError(f"{expected}, got {len(train)}; add images, or take more of them with --train-images")
+    for data, split in ((train, "training"), (test, "test")):
+        if len(data) > 1 and all_equal(data.images):
+            raise UsageError(f"expected {split} images that differ, got the same {len(data)} times; look at the files")
+    info = data_info(train, test)
+    # of equal splits a part of the one lies in the other
+    if info.duplicates == info.test and (info.subset or duplicates(test, train.seen_as(test)) == info.train):
+        expected = "expected test images that were not trained on"
+        raise UsageError(f"{expected}, got {info.test} that are all training images too; use other test images")
+    return info
+
+
+def remarks(info: DataInfo) -> list[str]:
+    """What a user should know of the images before anything runs, a line each."""
+    return [f"{info.label}: {note}" for note in info.notes]
+
+
+def check_classes(name: str, train: Tensor, test: Tensor, classes: int) -> None:
+    """Raises UsageError unless there are at least 2 classes, and each has training and test images. labels: (N,)."""
+    found, lacking = [set(labels.unique().tolist()) for labels in (train, test)], []
+    for split, there in zip(SPLITS, found, strict=True):
+        first = next(label for label in itertools.count() if label not in there)
+        lacking += [f"class {first} has no {split} image"] * (first < classes)
+    if classes < 2 or lacking:
+        shown = [f"{min(each)}..{max(each)} ({len(each)} class{'es' * (len(each) > 1)})" for each in found]
+        problem = lacking[0] if lacking else "one class leaves nothing to tell apart"
+        raise UsageError(
+            f"expected at least 2 classes, numbered from 0 without gaps and each in both splits of {name}, got labels "
+            f"{shown[0]} in train and {shown[1]} in test: {problem}; correct labels or files"
+        )
+
+
+def all_equal(images: Tensor | Pixels) -> bool:
+    """Whether every image has the pixels of the first."""
+    if isinstance(images, Pixels):
+        return bool((images.marks == images.marks[0]).all())
+    return all(torch.equal(images[0], image) for image in images)
+
+
+def duplicates(train: ImageSet, test: ImageSet) -> int:
+    """Test images whose pixels are, to the last one, those of a training image."""
+    mine, theirs = train.images, test.images
+    if isinstance(mine, Pixels) and isinstance(theirs, Pixels):  # most have other checksums, and need not be read
+        shared = np.intersect1d(mine.marks, theirs.marks)
+        mine, theirs = (each.take(torch.from_numpy(np.isin(each.marks, shared))) for each in (mine, theirs))
+    trained, tested = (
+        [hashlib.sha256(image.numpy().tobytes()).digest() for part in each.split(PART) for image in part.cpu()]
+        for each in (mine, theirs)
+    )
+    seen = set(trained)
+    return sum(image in seen for image in tested)
+
+
+# ---------------------------------------------------------------- orders
 
 
 def balanced_order(labels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from bench import device as devices
 from bench import registry
 from bench.audit import audit
-from bench.data import ImageSet, data_info, load_data
+from bench.data import ImageSet, checked_info, data_info, load_data, remarks
 from bench.evaluate import evaluate
 from bench.examples import examples
 from bench.files import Damaged, load_tensors, save_tensors, sha256
@@ -31,18 +31,22 @@ ELSEWHERE = "trained elsewhere: no budget, no cost and no adversary of training 
 def evaluate_foreign(request: Request, report: Report) -> None:
     """Load, check, then evaluate into a run folder; what the folder already has is not done again.
 
-    Nothing is written before the module has been found usable. Events: those of a run, and ``opened`` with the folder.
+    Nothing is written before the module has been found usable. Events: those of a run, ``remark`` on the images, and
+    ``opened`` with the folder.
     """
     device = devices.resolve(request.device)
     devices.prepare(device, request.threads)
     train, test = load_data(registry.load("dataset", request.data.name).Dataset(), request.data)
+    info = checked_info(train, test)
+    for remark in remarks(info):
+        report({"event": "remark", "message": remark})
     module = load_module(request.source, request.architecture, test.image_shape[0], request.normalize)
     devices.place(module, device)
     width = check_module(module, request.kind, test, device, request.source)
     weights = sha256(module.state_dict())
     spec = run_spec(request, weights)
     out = Path(request.out) if request.out else default_folder(spec)
-    manifest = make_manifest([spec], None, None, data_info(train, test), list(request.command))
+    manifest = make_manifest([spec], None, None, info, list(request.command))
     with opened(out, manifest):
         score(request, module, width, train.seen_as(test), test, spec, device, RunFolder(out, spec), report)
 

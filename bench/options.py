@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from bench import registry
 from bench.cores import default_threads
+from bench.show import say
 from bench.spec import (
     NAME,
     AuditLevel,
@@ -22,9 +23,9 @@ from bench.spec import (
     UsageError,
     unknown,
 )
+from bench.text import read_text
 
 SUITES = Path(__file__).parent / "suites"
-LARGEST_FILE = 2**20  # bytes
 MOST_SEEDS = 10_000
 
 
@@ -121,13 +122,10 @@ def load_suite(name: str) -> dict[str, Any]:
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """What a TOML file of the user's holds; ``what`` it is, for the message. Raises UsageError."""
+    text = read_text(path, what)
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UsageError(f"expected a {what} of at most {LARGEST_FILE} bytes, got {path}")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number with thousands of digits
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # of TOML, of a number with thousands of digits
         raise UsageError(f"the {what} {path} is not TOML: {error}") from None
 
 
@@ -216,7 +214,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     """
     from bench import device as devices
     from bench.course import Course
-    from bench.data import data_info, load_data
+    from bench.data import checked_info, load_data, remarks
     from bench.encoder import check_encoder, check_images
     from bench.scoring import evaluation
     from methods.common.base import BaseMethod
@@ -235,6 +233,9 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     check_encoder(encoder)
     scoring = evaluation(options, dataset, device)
     train_set, test_set = load_data(dataset, data)
+    info = checked_info(train_set, test_set)
+    for remark in remarks(info):
+        say(remark, err=True)
     channels, _, side = train_set.image_shape
     sizes = {test_set.image_shape[1:]: "images to evaluate on"}
     specs: list[RunSpec] = []
@@ -266,7 +267,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                 Course(len(train_set), config.batch, config.updates_per_batch, options.gpus_per_run)
     check_images(encoder, channels, sizes)
     budgets = {budget for _, budget, _ in cells}
-    return specs, budgets.pop() if len(budgets) == 1 else None, total, data_info(train_set, test_set)
+    return specs, budgets.pop() if len(budgets) == 1 else None, total, info
 
 
 def check_targets(options: Options, rows: list[Row]) -> None:

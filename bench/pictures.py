@@ -3,10 +3,11 @@
 As it is (``size`` None): RGB or grey, 8 bits, the pixels of the file. Of one size: turned upright as its EXIF says;
 made RGB (grey repeated, CMYK converted, a palette looked up, alpha dropped); the short side resized to ``size``,
 bilinear and antialiased as PIL does it; the central square cut out. But for EXIF this is what torchvision's loader,
-``Resize`` and ``CenterCrop`` give, to the last bit.
+``Resize`` and ``CenterCrop`` give, to the last bit. More than 8 bits and several frames are refused.
 """
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,26 +18,81 @@ from bench.spec import UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # as Pillow calls them
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits
+LOSSLESS, WEBP, JPEG = 0, 101, 102  # what a file has lost: 1 to 100 for a JPEG of that quality, JPEG for one unknown
 
 
-def decode(name: str, file: Path | bytes, size: int | None) -> tuple[list[bytes], str]:
-    """(H * W bytes of each channel, kind of the picture such as "RGB 256x256"). UsageError that names the image."""
+def decode(name: str, file: Path | bytes, size: int | None) -> tuple[list[bytes], str, int]:
+    """(H * W bytes of each channel, kind of the picture such as "RGB 256x256", what its file has lost).
+
+    Raises UsageError that names the image.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-            image = opened if size is None or opened.mode in DEEP else square(opened, size)
+        data = file if isinstance(file, bytes) else file.read_bytes()
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            deep, frames, lost = is_deep(opened), frames_of(opened), loss(opened, data)
+            fits = frames == 1 and not deep
+            image = square(opened, size) if size is not None and fits else opened
             kind = f"{image.mode} {image.width}x{image.height}"
             # faster than numpy's transposed copy
-            planes = [image.tobytes("raw", band) for band in image.mode] if image.mode in ("RGB", "L") else []
+            planes = [image.tobytes("raw", band) for band in image.mode] if fits and image.mode in ("RGB", "L") else []
     except Exception as error:  # Pillow raises another type for every kind of damage
-        reason = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+        known = f"no format that is read here ({', '.join(FORMATS)})"
+        reason = known if isinstance(error, UnidentifiedImageError) else error
         raise UsageError(f"cannot read the image {name}: {reason}; replace or remove it") from error
+    if frames > 1:
+        raise UsageError(f"expected one picture in each file, got {name} with {frames} frames; keep one of them")
+    if deep:
+        expected = "expected 8-bit RGB or grey images"
+        raise UsageError(f"{expected}, got {name} ({kind} of more than 8 bits a channel); convert it to 8 bits")
     if not planes:
-        advice = "convert it" if size or image.mode in DEEP else "convert it, or let --image-size do it"
+        advice = "convert it" if size else "convert it, or let --image-size do it"
         raise UsageError(f"expected 8-bit RGB or grey images, got {name} ({kind}); {advice}")
-    return planes, kind
+    return planes, kind, lost
+
+
+def is_deep(image: "Image.Image") -> bool:
+    """Whether a channel has more than 8 bits in the file; of some formats Pillow keeps 8 of them without a word.
+
+    Asked before the pixels are read.
+    """
+    if image.mode in DEEP:
+        return True
+    if image.format == "TIFF":
+        return bool(max(image.tag_v2.get(258, (1,))) > 8)  # type: ignore[attr-defined]
+    coded = [tile[3] for tile in getattr(image, "tile", ())]  # how the pixels lie in the file
+    if image.format == "PPM":
+        return any(isinstance(each, tuple) and each[1] > 255 for each in coded)
+    return image.format == "PNG" and any(";16" in str(each) for each in coded)
+
+
+def frames_of(image: "Image.Image") -> int:
+    """Pictures in the file; a camera's previews (MPO) do not count."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def loss(image: "Image.Image", data: bytes) -> int:
+    """What the file has lost of its picture: LOSSLESS, the quality of a JPEG, JPEG, or WEBP."""
+    tables = getattr(image, "quantization", None)
+    if tables:
+        return jpeg_quality(tables[min(tables)])
+    if image.format == "WEBP":
+        return WEBP if lossy(data) else LOSSLESS
+    return JPEG if "jpeg" in str(image.info.get("compression")) else LOSSLESS
+
+
+def lossy(webp: bytes) -> bool:
+    """Whether the pixels of a WebP file are in a chunk of the lossy kind."""
+    place = 12
+    while place < len(webp):
+        chunk, size = webp[place : place + 4], int.from_bytes(webp[place + 4 : place + 8], "little")
+        if chunk in (b"VP8 ", b"VP8L"):
+            return chunk == b"VP8 "
+        place += 8 + size + size % 2
+    return False
 
 
 def square(image: "Image.Image", size: int) -> "Image.Image":
@@ -59,17 +115,18 @@ def square(image: "Image.Image", size: int) -> "Image.Image":
     return image
 
 
-def jpeg_ending(name: str, file: Path | bytes) -> str:
-    """ "-jpeg75" for a JPEG of that quality, else "". Raises UsageError for what is no image."""
-    from PIL import Image
+def ending(losses: Mapping[int, int]) -> str:
+    """What the name of a dataset says of the files behind it; ``losses``: how many of them have lost what.
 
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            tables = getattr(image, "quantization", None)
-    except Exception:
-        decode(name, file, None)  # says what is wrong with it
-        raise
-    return f"-jpeg{jpeg_quality(tables[min(tables)])}" if tables else ""
+    >>> ending({0: 9}), ending({75: 9}), ending({75: 8, 90: 1}), ending({0: 1, 20: 8}), ending({101: 9})
+    ('', '-jpeg75', '-jpeg75to90', '-part-jpeg20', '-webp')
+    """
+    qualities = [each for each in losses if LOSSLESS < each < WEBP]
+    low, high = min(qualities, default=0), max(qualities, default=0)
+    found = "-jpeg" * bool(qualities or JPEG in losses)
+    found += f"{low}to{high}" if low < high else str(low or "")
+    found += "-webp" * (WEBP in losses)
+    return f"-part{found}" if found and LOSSLESS in losses else found
 
 
 def jpeg_quality(table: list[int]) -> int:

@@ -38,7 +38,7 @@ def names(kind: Kind) -> list[str]:
 
 def describe(kind: Kind, name: str) -> str:
     """First line of the file's docstring: what it is and where it comes from."""
-    tree = ast.parse((folder(kind) / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((folder(kind) / f"{name}.py").read_bytes())  # as Python itself reads it, mark and all
     return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 

@@ -29,7 +29,7 @@ class UsageError(ValueError):
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """``unknown method 'simclrr'; did you mean 'simclr'? known: ...``"""
     known = list(known)
-    hint = f"did you mean {close[0]!r}? " if (close := difflib.get_close_matches(name, known, n=1)) else ""
+    hint = "".join(f"did you mean {close!r}? " for close in difflib.get_close_matches(name, known, n=1))
     return f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}"
 
 
@@ -221,6 +221,8 @@ class DataInfo(Data):
     train_sha256: str
     test_sha256: str
     subset: bool
+    duplicates: int | None = None  # test images whose pixels are those of a training image; None: not counted
+    notes: tuple[str, ...] = ()  # for people: what was left out, what files have lost, duplicates
 
 
 class TrainResult(Data):

@@ -153,6 +153,7 @@ def _limits(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) -
     return [
         *_too_few(rows),
         *["The images are a subset of the data set: no number stands for the whole."] * manifest.data.subset,
+        *[f"{manifest.data.duplicates} test images are training images too."] * bool(manifest.data.duplicates),
         *_times(records, rows),
         *_cut_short(records),
         *_unfinished(records),

@@ -92,6 +92,7 @@ def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) ->
     methods = {base(spec.row, named[spec.row]) if named else spec.row for spec in manifest.runs}
     facts = {
         "Data set": f"{data.label}: {data.train} training and {data.test} test images, {data.classes} classes, {shape}",
+        "Data notes": "; ".join(data.notes),
         "Data source": manifest.dataset_source,
         "Command": shlex.join(manifest.command),
         "Date": manifest.created,

@@ -7,7 +7,9 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from bench.files import LARGEST_JSON
 from bench.spec import Data, EvalResult, Manifest, Record, RunSpec, Sha256, UsageError, format_eps
+from bench.text import read_text
 
 BASELINES = Path(__file__).parent / "baselines"
 Metric = Literal[
@@ -203,12 +205,10 @@ class Baseline(Reading):
     @classmethod
     def read(cls, file: Path) -> "Baseline":
         """A stored baseline. Raises UsageError if it is missing, damaged or empty."""
+        if not file.exists():
+            raise UsageError(f"nothing to compare with: no baseline {file}; see bench baseline update")
         try:
-            baseline = cls.model_validate_json(file.read_bytes())
-        except FileNotFoundError:
-            raise UsageError(f"nothing to compare with: no baseline {file}; see bench baseline update") from None
-        except OSError as error:
-            raise UsageError(f"cannot read the baseline {file}: {error.strerror}") from None
+            baseline = cls.model_validate_json(read_text(file, "baseline", LARGEST_JSON))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the file"

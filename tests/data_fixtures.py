@@ -17,14 +17,14 @@ def picture(number, size=(6, 5)):
     return file.getvalue()
 
 
-def write_images(root, train=12, test=4, classes=("a", "b"), splits=("train", "test"), ending=".png"):
-    """Pictures 0, 1, 2, ... of each split, in the order in which a listing has them."""
-    for split, count in zip(splits, (train, test), strict=True):
+def write_images(root, train=12, test=4, classes=("a", "b"), splits=("train", "test"), ending=".png", first=0):
+    """Pictures 0, 1, 2, ... of each split, in the order in which a listing has them; of the other from ``first`` on."""
+    for split, count, shift in zip(splits, (train, test), (0, first), strict=True):
         for number in range(count):
             label = number * len(classes) // count
             file = root / split / classes[label] / f"{number:05}{ending}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(picture(number))
+            file.write_bytes(picture(number + shift))
     return root
 
 

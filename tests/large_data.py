@@ -88,7 +88,7 @@ def part_of(root, count):
 def decode(root, count):
     """Both at the same time, by two processes each, so that whatever else runs takes as much from one as the other."""
     from bench.cache import decoded
-    from bench.datasets.folder import class_names, listing_of
+    from bench.datasets.folder import class_folders, listing_of
 
     files = [str(file) for file in sorted(part_of(root, count).glob("train/*/*"))]
     context = multiprocessing.get_context("spawn")
@@ -100,7 +100,7 @@ def decode(root, count):
         time.sleep(0.01)
     before, began = sum(counts), time.perf_counter()
     folder = root / f"first-{count}" / "train"
-    decoded(listing_of("imagenet", folder, class_names(folder)), 256, root / "cache" / "decoded", workers=2)
+    decoded(listing_of("imagenet", folder, sorted(class_folders(folder))), 256, root / "cache" / "decoded", workers=2)
     took = time.perf_counter() - began
     done = sum(counts) - before
     over.set()

@@ -201,8 +201,26 @@ def test_a_damaged_image_is_named_by_the_process_that_meets_it(tmp_path, monkeyp
     bad.write_bytes(b"nothing")
     monkeypatch.setattr(cache, "FEW", 10)
     monkeypatch.setattr(cache, "cores", lambda: 0)
-    with pytest.raises(UsageError, match=rf"cannot read the image {bad}: no format that Pillow knows; replace"):
+    with pytest.raises(UsageError, match=rf"cannot read the image {bad}: no format that is read here .*; replace"):
         load(root)
+
+
+def test_blocks_that_remember_less_are_decoded_again(tmp_path, decodings):
+    """Those of an earlier version knew no losses."""
+    root = write_images(tmp_path / "set", 20)
+    expected = load(root)[0].sha256
+    folder = array_of(root).parent
+    (folder / "manifest.json").unlink()
+    (block,) = (folder / "blocks").iterdir()
+    block.write_bytes(block.read_bytes()[: 4 * 20])
+    decodings.clear()
+    assert load(root)[0].sha256 == expected
+    assert len(decodings) == 20
+
+
+def test_a_dataset_with_the_longest_name_that_a_disk_takes(tmp_path):
+    for name in ("n" * 255, "\u65e5" * 85):
+        assert load(write_images(tmp_path / name, 4))[0].label == name
 
 
 def test_a_disk_that_is_too_small(tmp_path, monkeypatch):

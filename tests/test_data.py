@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from bench.data import (
     ImageSet,
     Split,
     balanced_order,
+    checked_info,
     data_info,
     data_root,
     load_data,
     permutation,
+    remarks,
 )
-from bench.spec import DataSpec, UsageError
+from bench.spec import DataInfo, DataSpec, UsageError
 
 
 def image_set(n: int = 12, classes: int = 3, shape: tuple[int, ...] = (1, 2, 2), label: str = "toy") -> ImageSet:
@@ -157,6 +160,50 @@ class TestLoadData:
         assert (info.label, info.train, info.test, info.classes) == ("toy (subset 6/6)", 6, 6, 3)
         assert (info.image_shape, info.subset) == ((1, 2, 2), True)
         assert (info.train_sha256, info.test_sha256) == (train.sha256, test.sha256)
+
+
+class TestCheckedInfo:
+    """Whether a number can rest on the images; the same in memory and in a file (tests/test_feed.py)."""
+
+    def test_copies_are_counted_and_said(self):
+        train, test = image_set(12), image_set(15).take(slice(10, 15))
+        info = checked_info(train, test)
+        assert info.duplicates == 2
+        assert remarks(info) == ["toy: 2 of the 5 test images are training images too, to the last pixel"]
+        assert remarks(checked_info(train, image_set(15).take(slice(12, 15)))) == []
+
+    def test_splits_that_are_equal(self):
+        part = replace(image_set(12).take(slice(3)), subset=True)
+        for test in (image_set(12), part):
+            with pytest.raises(UsageError, match=rf"not trained on, got {len(test)} that are all training images too"):
+                checked_info(image_set(12), test)
+        assert checked_info(image_set(12), image_set(12).take(slice(3))).duplicates == 3  # the audit will fail it
+
+    def test_images_that_are_all_equal(self):
+        one = image_set(15).take(torch.full((5,), 14))
+        with pytest.raises(UsageError, match="expected test images that differ, got the same 5 times; look at the"):
+            checked_info(image_set(12), one)
+        assert checked_info(image_set(12), one.first(1)).test == 1
+
+    @pytest.mark.parametrize(("classes", "count", "least"), [(3, 4, 5), (7, 6, 7)])
+    def test_too_few_to_hold_some_out(self, classes, count, least):
+        test = image_set(30, classes).take(slice(20, 30))
+        with pytest.raises(UsageError, match=rf"at least {least} training images \(one of .*\), got {count}; add more"):
+            checked_info(image_set(30, classes).first(count), test)
+        assert checked_info(image_set(30, classes).first(least), test).train == least
+
+    def test_a_record_of_an_earlier_version_has_no_count(self):
+        stored = data_info(image_set(), image_set()).model_dump(mode="json", exclude={"duplicates", "notes"})
+        assert (DataInfo.model_validate(stored).duplicates, remarks(DataInfo.model_validate(stored))) == (None, [])
+
+
+def test_a_class_without_images_in_one_split():
+    class Gap(BaseDataset):
+        def load(self, root: Path, split: Split) -> ImageSet:
+            return image_set().take(slice(12)) if split == "train" else image_set().take(torch.tensor([0, 1, 3]))
+
+    with pytest.raises(UsageError, match=r"of toy, got labels 0..2 .* and 0..1 .* in test: class 2 has no test image"):
+        load_data(Gap(), DataSpec(name="toy"))
 
 
 class TestDataRoot:

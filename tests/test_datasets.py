@@ -4,7 +4,6 @@ import hashlib
 import io
 import pickle
 import socket
-import sys
 import tarfile
 import threading
 from functools import partial
@@ -12,12 +11,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torchvision
-from PIL import Image
 
 from bench.data import balanced_order, data_info, load_data
 from bench.datasets import cifar10, cifar100, digits, folder, parquet, synthetic
@@ -260,153 +256,3 @@ def test_cifar100_has_the_fine_labels(tmp_path, monkeypatch):
 class Bomb:
     def __reduce__(self):
         return pytest.fail, ("a changed batch was unpickled",)
-
-
-# ---------------------------------------------------------------- folders of the user's
-
-
-def encode(value: int, size: tuple[int, int] = (6, 5), format: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, (value, 0, 0)).save(file, format, **options)
-    return file.getvalue()
-
-
-def loaded(dataset, root, split):
-    """One split of a folder of encoded images; decoded beside it."""
-    return dataset.decoded(root, split, DataSpec(name="any", root=str(root.parent / "cache")))
-
-
-def write_parquet(path, images, labels, columns=("img", "label")):
-    rows = [data and {"bytes": data, "path": None} for data in images]
-    pq.write_table(pa.table({columns[0]: rows, columns[1]: labels}), path)
-
-
-class TestParquet:
-    @pytest.mark.parametrize("columns", [("img", "label"), ("image", "fine_label")])
-    def test_reads_what_was_written(self, tmp_path, columns):
-        root = tmp_path / "photos"
-        root.mkdir()
-        for split in ("train", "test"):
-            write_parquet(root / f"{split}.parquet", [encode(v) for v in (10, 20, 30)], [0, 2, 1], columns)
-        train = loaded(parquet.Dataset(), root, "train")
-        assert (train.label, train.classes, train.image_shape) == ("photos", 3, (3, 5, 6))
-        assert train.images[:][:, 0, 0, 0].tolist() == [10, 20, 30]
-        assert train.labels.tolist() == [0, 2, 1]
-        spec = DataSpec(name="parquet", path=str(root), root=str(tmp_path), train_images=2)
-        assert load_data(parquet.Dataset(), spec)[0].label == "photos (subset 2/3)"
-
-    def test_label_of_jpegs_has_their_quality(self, tmp_path):
-        write_parquet(tmp_path / "test.parquet", [encode(9, format="JPEG", quality=75)], [0])
-        assert loaded(parquet.Dataset(), tmp_path, "test").label == f"{tmp_path.name}-jpeg75"
-
-    def test_missing(self, tmp_path):
-        with pytest.raises(UsageError, match=r"expected \S+/train.parquet, found no such file; the folder must hold"):
-            loaded(parquet.Dataset(), tmp_path, "train")
-
-    @pytest.mark.parametrize("keep", [0, 3, 50, -1, -200])
-    def test_truncated(self, tmp_path, keep):
-        path = tmp_path / "train.parquet"
-        write_parquet(path, [encode(v) for v in range(20)], list(range(20)))
-        path.write_bytes(path.read_bytes()[:keep])
-        with pytest.raises(
-            UsageError, match=r"\S+train.parquet is damaged: expected a whole parquet file, got"
-        ) as info:
-            loaded(parquet.Dataset(), tmp_path, "train")
-        assert "\n" not in str(info.value)
-
-    def test_other_columns(self, tmp_path):
-        write_parquet(tmp_path / "train.parquet", [encode(1)], [0], ("picture", "label"))
-        with pytest.raises(
-            UsageError, match=r"expected images in img or image .*, got 1 rows of picture, label in \S+"
-        ):
-            loaded(parquet.Dataset(), tmp_path, "train")
-
-    def test_no_rows(self, tmp_path):
-        pq.write_table(pa.table({"img": [], "label": []}), tmp_path / "train.parquet")
-        with pytest.raises(UsageError, match=r"got 0 rows of img, label in \S+train.parquet"):
-            loaded(parquet.Dataset(), tmp_path, "train")
-
-    @pytest.mark.parametrize(("image", "label"), [(None, 1), (encode(1), None)])
-    def test_empty_cells(self, tmp_path, image, label):
-        write_parquet(tmp_path / "train.parquet", [encode(1), image], [0, label])
-        with pytest.raises(
-            UsageError, match=r"expected an image as \{bytes, path\} .* in \S+train.parquet row 1; correct"
-        ):
-            loaded(parquet.Dataset(), tmp_path, "train")
-
-    @pytest.mark.parametrize("label", ["cat", -1, 0.5])
-    def test_labels_that_are_no_class(self, tmp_path, label):
-        write_parquet(tmp_path / "train.parquet", [encode(1)], [label])
-        with pytest.raises(UsageError, match=f"its label as 0, 1, 2, ..., got the label {label!r} in"):
-            loaded(parquet.Dataset(), tmp_path, "train")
-
-    def test_a_damaged_image(self, tmp_path):
-        write_parquet(tmp_path / "train.parquet", [encode(1), b"nothing"], [0, 1])
-        with pytest.raises(UsageError, match=r"cannot read the image \S+train.parquet row 1"):
-            loaded(parquet.Dataset(), tmp_path, "train")
-
-    def test_without_pyarrow(self, tmp_path, monkeypatch):
-        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-        with pytest.raises(UsageError, match=r"needs pyarrow: pip install 'robust-ssl-bench\[parquet\]'"):
-            loaded(parquet.Dataset(), tmp_path, "train")
-
-
-@pytest.fixture
-def pets(tmp_path):
-    """Two classes; the training images are 1 and 2 (cats), 3 (dog)."""
-    root = tmp_path / "pets"
-    for name, value in (
-        ("train/cat/a.png", 1),
-        ("train/cat/b.PNG", 2),
-        ("train/dog/a.png", 3),
-        ("test/cat/a.png", 4),
-        ("test/dog/a.png", 5),
-    ):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(encode(value))
-    return root
-
-
-class TestFolder:
-    def test_reads_what_is_there(self, pets):
-        (pets / "train" / "cat" / "notes.txt").touch()
-        (pets / "train" / ".hidden").mkdir()
-        train, test = (loaded(folder.Dataset(), pets, split) for split in ("train", "test"))
-        assert (train.label, train.classes, train.image_shape, len(test)) == ("pets", 2, (3, 5, 6), 2)
-        assert train.images[:][:, 0, 0, 0].tolist() == [1, 2, 3]
-        assert train.labels.tolist() == [0, 0, 1]
-
-    def test_label_of_jpegs_has_their_quality(self, pets):
-        for file in [*pets.glob("*/*/*")]:
-            file.unlink()
-            file.with_suffix(".jpeg").write_bytes(encode(9, format="JPEG", quality=90))
-        train, _ = load_data(folder.Dataset(), DataSpec(name="folder", path=str(pets), root=str(pets.parent)))
-        assert train.label == "pets-jpeg90"
-
-    def test_sizes_that_differ(self, pets):
-        (pets / "train" / "dog" / "a.png").write_bytes(encode(1, size=(7, 5)))
-        with pytest.raises(UsageError, match=r"got \S+cat/a.png \(RGB 6x5\) and \S+dog/a.png \(RGB 7x5\)"):
-            loaded(folder.Dataset(), pets, "train")
-
-    def test_an_unreadable_image(self, pets):
-        (pets / "test" / "dog" / "a.png").write_bytes(encode(1)[:40])
-        with pytest.raises(UsageError, match=r"cannot read the image \S+test/dog/a.png"):
-            loaded(folder.Dataset(), pets, "test")
-
-    def test_classes_that_differ(self, pets):
-        (pets / "test" / "dog").rename(pets / "test" / "hound")
-        with pytest.raises(
-            UsageError, match=r"the same classes in train and test of \S+, found in one only: dog, hound"
-        ):
-            loaded(folder.Dataset(), pets, "train")
-
-    def test_nothing_there(self, tmp_path):
-        with pytest.raises(
-            UsageError, match=r"expected a folder for each class in \S+train, found none; make \S+/<class>"
-        ):
-            loaded(folder.Dataset(), tmp_path, "train")
-
-    def test_an_empty_class(self, pets):
-        (pets / "train" / "dog" / "a.png").unlink()
-        with pytest.raises(UsageError, match=r"expected images \(.png, .jpg, .jpeg\) in \S+dog, found none"):
-            loaded(folder.Dataset(), pets, "train")

@@ -9,15 +9,14 @@ from data_fixtures import in_memory, load, noise, numbers, write_images
 from evaluation_fixtures import CPU, Shelf
 from training_fixtures import equal, flat, told, trained, without_time
 
-from bench.audit import duplicates
 from bench.course import Course
-from bench.data import ImageSet, permutation
+from bench.data import ImageSet, all_equal, checked_info, data_info, duplicates, permutation
 from bench.encoder import build_encoder
 from bench.evaluate import evaluate
 from bench.feed import Feed
 from bench.pixels import Pixels
 from bench.protocols import build_classifier, extract
-from bench.spec import EvalSpec
+from bench.spec import EvalSpec, UsageError
 from methods import simclr
 
 NEEDED = 3 * 16 * 16
@@ -167,6 +166,15 @@ class TestEqualToMemory:
         assert duplicates(whole, train.take(torch.arange(25, 40))) == 5
         assert duplicates(in_memory(whole), in_memory(train.take(torch.arange(25, 40)))) == 5
         assert duplicates(train.take(torch.arange(20)), train.take(torch.arange(20, 40))) == 0
+        assert data_info(whole, train.take(torch.arange(25, 40)).central(8)).duplicates == 5  # as what is evaluated
+
+    def test_images_that_are_all_one(self, images):
+        for data in (images[0], in_memory(images[0])):
+            assert not all_equal(data.images)
+            one = data.take(torch.zeros(9, dtype=torch.long))
+            assert all_equal(one.images)
+            with pytest.raises(UsageError, match="expected training images that differ, got the same 9 times"):
+                checked_info(one, images[1])
 
 
 def flat_rgb():

@@ -17,10 +17,11 @@ from bench.checkpoint import MANIFEST as GENERATION
 from bench.checkpoint import STATE, TENSORS, Plain, load_generation
 from bench.disk import DiskError
 from bench.files import LARGEST_HEADER, Damaged, load_tensors, read, save, save_tensors
-from bench.options import LARGEST_FILE, load_suite, parse_seeds
+from bench.options import load_suite, parse_seeds
 from bench.show import plain
 from bench.spec import Record, UsageError
 from bench.store import MANIFEST, load_manifest, load_records
+from bench.text import LARGEST
 from reports.build import build
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +80,7 @@ def test_the_disk_reads_regular_files_only(tmp_path):
         ("threads = " + "9" * 5000, "is not TOML"),
         ("budget = '1s'\nbudget = '2s'", "is not TOML"),
         ("seeds = \x1b[2J", "is not TOML"),
-        ("#" * (LARGEST_FILE + 1), "expected a suite of at most"),
+        ("#" * (LARGEST + 1), "expected a suite of at most"),
     ],
 )
 def test_a_suite_is_checked_by_schema(tmp_path, text, said):
@@ -90,8 +91,8 @@ def test_a_suite_is_checked_by_schema(tmp_path, text, said):
 
 
 def test_a_suite_that_is_not_text(tmp_path):
-    (tmp_path / "s.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="is not TOML"):
+    (tmp_path / "s.toml").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(UsageError, match=r"cannot read the suite \S+s.toml: byte \d is no UTF-16"):
         load_suite(str(tmp_path / "s.toml"))
 
 
@@ -104,7 +105,7 @@ def test_seeds_that_fill_the_memory():
 def test_every_suite_of_ours_is_small():
     for file in (ROOT / "bench" / "suites").glob("*.toml"):
         assert tomllib.loads(file.read_text(encoding="utf-8"))
-        assert file.stat().st_size < LARGEST_FILE / 10
+        assert file.stat().st_size < LARGEST / 10
 
 
 @pytest.mark.parametrize(

@@ -157,8 +157,8 @@ class TestEncoderAndImages:
 
     @pytest.fixture
     def folders(self, tmp_path):
-        write_images(tmp_path / "net", 4, 2, ("n00000001", "n00000002"), ("train", "val"), ".JPEG")
-        write_images(tmp_path / "photos", 4, 2)
+        write_images(tmp_path / "net", 5, 2, ("n00000001", "n00000002"), ("train", "val"), ".JPEG", first=9)
+        write_images(tmp_path / "photos", 5, 2, first=9)
         return tmp_path
 
     def resolved(self, data, encoder, **more):

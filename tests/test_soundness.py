@@ -463,8 +463,17 @@ def test_the_probe_band(counts, verdict, value):
 )
 def test_the_penalty_is_the_one_that_held_out_training_images_choose(changes, verdict):
     model, images, labels, _ = scene()
-    found = run("A21", subject_of(model, images, labels, probe=probe(**changes), duplicates=3))
-    assert (found.verdict, found.value, found.n) == (verdict, 3, N)
+    found = run("A21", subject_of(model, images, labels, probe=probe(**changes), duplicates=0))
+    assert (found.verdict, found.value, found.n) == (verdict, 0, N)
+
+
+@pytest.mark.parametrize(("copies", "verdict"), [(1, "PASS"), (2, "FAIL")])
+def test_more_than_one_test_image_of_a_hundred_that_was_trained_on_is_a_failure(copies, verdict):
+    model, images, labels, _ = scene()
+    images, labels = images[:1].expand(100, *images.shape[1:]), labels[:1].expand(100)
+    subject = subject_of(model, images, labels, probe=probe(), duplicates=copies)
+    found = run("A21", subject)
+    assert (found.verdict, found.value, found.n) == (verdict, copies, 100)
 
 
 def test_training_on_the_test_images_is_a_failure_and_no_record_is_no_answer():

@@ -7,6 +7,7 @@ from bench.checks.subject import AuditCheck, Subject
 from bench.spec import AuditLevel, Check, ProbeResult
 
 BAND = 0.15  # A20, [P] of protocol 3.3: calibrated on tests/zoo
+COPIES = 0.01  # A21: of the test images
 
 
 @judged("A20")
@@ -21,7 +22,7 @@ def probe_band(subject: Subject, n: int) -> Check:
 
 
 def no_test_set_selection(subject: Subject) -> Check:
-    """Test images whose pixels are also a training image's: counted only. FAIL where test images may have chosen.
+    """Test images whose pixels are also a training image's: FAIL above 1 %, or where test images may have chosen.
 
     They have not where the log shows the split: the penalty is the one that protocol 1.2 takes from the counts on
     every fifth training image, and training and test images have different hashes.
@@ -31,12 +32,12 @@ def no_test_set_selection(subject: Subject) -> Check:
         return Check(id="A21", verdict="NOT_RUN", note="no probe or no training images to look at")
     fitted = probe.penalty > 0  # 0: a classifier's own logits
     same = bool(subject.stored.get("train")) and subject.stored["train"] == subject.stored.get("test")
-    fine = not same and (not fitted or chosen_on_training_images(probe))
+    fine = not same and count <= COPIES * len(subject.images) and (not fitted or chosen_on_training_images(probe))
     return Check(
         id="A21",
         verdict="PASS" if fine else "FAIL",
         value=count,
-        threshold="FAIL if test images may have chosen; duplicates reported only",
+        threshold="FAIL above 1 % of copies, or if test images may have chosen",
         n=len(subject.images),
         note=f"{count} test images are training images too" + ("" if fitted else "; no probe was fitted"),
     )
@@ -55,5 +56,5 @@ def chosen_on_training_images(probe: ProbeResult) -> bool:
 
 CHECKS: dict[str, tuple[AuditLevel, AuditCheck]] = {
     "A20": ("full", probe_band),
-    "A21": ("full", no_test_set_selection),
+    "A21": ("core", no_test_set_selection),
 }

@@ -102,6 +102,8 @@ def conduct(request: "Request") -> Path:
             if event["event"] == "opened":
                 opened.append(Path(event["out"]))
                 display.line(f"results in {event['out']}")
+            elif event["event"] == "remark":
+                display.line(event["message"])
             elif event["event"] == "error":
                 messages.append(event["message"])
             else:

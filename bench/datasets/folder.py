@@ -1,7 +1,9 @@
-"""Folder: {train,test}/<class>/*.png, .jpg or .jpeg of one size, or --image-size; classes in order of their names."""
+"""Folder: {train,test}/<class>/*.png, .jpg, .webp ... of one size, or --image-size; classes in order of their names."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,61 +12,164 @@ from bench.blocks import Image
 from bench.cache import Listing
 from bench.data import EncodedDataset, Split
 from bench.spec import UsageError
+from bench.text import composed, printable
 
-ENDINGS = (".png", ".jpg", ".jpeg")
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # those of torchvision
+HIDDEN = ("__macosx", "thumbs.db", "desktop.ini", "lost+found", "$recycle.bin", "system volume information")
 
 
 class Dataset(EncodedDataset):
-    """Named after its folder, with the JPEG quality where the images are JPEGs."""
+    """Named after its folder, and after what its files have lost: `photos-jpeg90`."""
 
     def listing(self, root: Path, split: Split, classes: Path | None) -> Listing:
-        names, others = class_names(root / "train"), class_names(root / "test")
-        if names != others:
-            alone = ", ".join(sorted({*names} ^ {*others}))
-            raise UsageError(f"expected the same classes in train and test of {root}, found in one only: {alone}")
-        return listing_of(root.resolve().name, root / split, names)
+        return listing_of(printable(root.resolve().name), root / split, same_classes(root, "train", "test"))
 
 
-def class_names(folder: Path) -> list[str]:
-    """Names of the folders inside, sorted. Raises UsageError where there are none."""
-    names = sorted(f.name for f in folder.glob("*") if f.is_dir() and not f.name.startswith("."))
-    if not names:
-        raise UsageError(f"expected a folder for each class in {folder}, found none; make {folder}/<class>/<image>.png")
-    return names
+def same_classes(root: Path, train: str, test: str) -> list[str]:
+    """Names of the classes, sorted, which both splits have. Raises UsageError."""
+    names, others = class_folders(root / train), class_folders(root / test)
+    if alone := sorted(names.keys() ^ others.keys()):
+        listed = ", ".join(map(printable, alone[:5])) + f" and {len(alone) - 5} more" * (len(alone) > 5)
+        where = f"in {train} and {test} of {printable(root)}"
+        raise UsageError(f"expected the same classes {where}, found in one only: {listed}")
+    return sorted(names)
 
 
-def listing_of(name: str, folder: Path, classes: list[str]) -> Listing:
-    """The images in the folders of these classes, class by class, each sorted by name. Raises UsageError."""
+def class_folders(folder: Path) -> dict[str, Path]:
+    """Name as every system has it -> the folder of a class, for each inside. Raises UsageError where there are none."""
+    found: dict[str, Path] = {}
+    for each in entries(folder) if folder.is_dir() else []:
+        name = composed(each.name)
+        if is_folder(each) and not hidden(each.name):
+            if name in found:
+                where, spellings = printable(folder), f"two spellings of {printable(name)}"
+                raise UsageError(f"expected class folders of different names in {where}, got {spellings}; merge them")
+            found[name] = Path(each.path)
+    if not found:
+        where = printable(folder)
+        raise UsageError(f"expected a folder for each class in {where}, found none; make {where}/<class>/<image>.png")
+    return found
+
+
+def listing_of(name: str, folder: Path, classes: Sequence[str]) -> Listing:
+    """The images in the folders of these classes, class by class, each sorted by name. Raises UsageError.
+
+    Images in folders inside that of a class are of the class.
+    """
     names: list[str] = []
     stamps: list[tuple[int, int]] = []  # size and time of change
     labels: list[int] = []
-    for label, each in enumerate(classes):
-        for file, size, changed in image_files(folder / each):
-            names.append(f"{each}/{file}")
+    folders, others = class_folders(folder), Others(folder)
+    for each in entries(folder):
+        if hidden(each.name) or not is_folder(each):
+            others.add(each)
+    for label, path in enumerate(folders[each] for each in classes):
+        found = list(image_files(path, others, []))
+        if not found:
+            where, kinds = printable(path), ", ".join(ENDINGS)
+            raise UsageError(
+                f"expected images ({kinds}) in {where}, found none; convert what is there, or remove the class"
+            )
+        for file, size, changed in found:
+            names.append(f"{path.name}/{file}")
             stamps.append((size, changed))
             labels.append(label)
     packed = np.array(stamps, dtype=np.int64)
 
     def images() -> Iterator[Image]:
-        return ((str(folder / file), folder / file) for file in names)
+        return ((printable(folder / file), folder / file) for file in names)
 
     def state(start: int, stop: int) -> str:
         return "\n".join(names[start:stop]) + packed[start:stop].tobytes().hex()
 
     return Listing(
         name=name,
-        source="\n".join([str(folder.resolve()), *classes]),
+        source="\n".join([printable(folder.resolve()), *map(printable, classes)]),
         labels=np.array(labels, dtype=np.int64),
         classes=len(classes),
         images=images,
         state=state,
+        notes=(*inner(folder.name, names), *others.notes()),
     )
 
 
-def image_files(folder: Path) -> list[tuple[str, int, int]]:
-    """(name, size, time of change) of the images inside, sorted. Raises UsageError where there are none."""
-    with os.scandir(folder) as entries:
-        found = [each for each in entries if each.name.lower().endswith(ENDINGS) and not each.name.startswith(".")]
-    if not found:
-        raise UsageError(f"expected images ({', '.join(ENDINGS)}) in {folder}, found none; remove the empty class")
-    return sorted((each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in found)
+# ---------------------------------------------------------------- what lies in a folder
+
+
+@dataclass
+class Others:
+    """What is no image of a class: how many files of each kind, and the first of them."""
+
+    folder: Path  # of the split
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, entry: "os.DirEntry[str]") -> None:
+        """A file, or every file in a folder, that is hidden, beside the classes, or of another kind."""
+        beside = Path(entry.path).parent == self.folder
+        kind = "hidden" if hidden(entry.name) else "beside the classes" * beside or Path(entry.name).suffix.lower()
+        inside = [os.path.join(at, name) for at, _, files in os.walk(entry.path) for name in sorted(files)]
+        files = inside if entry.is_dir(follow_symlinks=False) else [entry.path]
+        if files:
+            self.counts[kind or "without an ending"] += len(files)
+            self.first.setdefault(kind or "without an ending", printable(Path(files[0]).relative_to(self.folder)))
+
+    def notes(self) -> list[str]:
+        """A line that names and counts them, if there are any."""
+        kinds = [f"{count} {kind} ({self.first[kind]})" for kind, count in sorted(self.counts.items())]
+        return [f"files of {self.folder.name} that are left out: {', '.join(kinds)}"] if kinds else []
+
+
+def image_files(folder: Path, others: Others, above: list[Path]) -> Iterator[tuple[str, int, int]]:
+    """(path below the folder, size, time of change) of the images inside and below, in order. Raises UsageError."""
+    above = [*above, folder.resolve()]
+    for each in entries(folder):
+        if hidden(each.name):
+            others.add(each)
+        elif is_folder(each):
+            if Path(each.path).resolve() not in above:  # a link to where it lies would never end
+                for path, size, changed in image_files(Path(each.path), others, above):
+                    yield f"{each.name}/{path}", size, changed
+        elif not each.name.lower().endswith(ENDINGS):
+            others.add(each)
+        else:
+            try:
+                found = each.stat()
+            except OSError as error:
+                reason = "a link to nothing" if each.is_symlink() else error.strerror
+                raise UsageError(
+                    f"cannot read the image {printable(each.path)}: {reason}; replace or remove it"
+                ) from None
+            if each.is_file():  # no pipe, which would never end
+                yield each.name, found.st_size, found.st_mtime_ns
+            else:
+                others.add(each)
+
+
+def inner(split: str, names: Sequence[str]) -> list[str]:
+    """A line for images that lie deeper than in the folder of their class, if there are any."""
+    deeper = [name for name in names if name.count("/") > 1]
+    said = f"images of {split} that lie in folders inside their class, and are taken as of it"
+    return [f"{said}: {len(deeper)} ({printable(deeper[0])})"] if deeper else []
+
+
+def hidden(name: str) -> bool:
+    """Whether a system or a storage device, and not the user, has put it there: thumbnails, indexes, bins."""
+    return name.startswith((".", "@", "#")) or name.lower() in HIDDEN
+
+
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether this is a folder or a link to one; not where the link leads nowhere, or to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def entries(folder: Path) -> "list[os.DirEntry[str]]":
+    """What is in a folder, in the order of the names. Raises UsageError."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted(found, key=lambda each: (composed(each.name), each.name))
+    except OSError as error:
+        raise UsageError(f"cannot read the folder {printable(folder)}: {error.strerror}") from None
