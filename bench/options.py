@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from bench import registry
+from bench.names import check_apart, check_labels, named
 from bench.spec import (
     NAME,
     AuditLevel,
@@ -183,7 +184,7 @@ def parse_names(kind: registry.Kind, text: str) -> list[str]:
     for name in found:
         if kind == "attack" and name.endswith(".py"):
             raise UsageError(f"expected the name of an attack, got the file {name}; put it into attacks/")
-        registry.load(kind, name)  # raises for an unknown one
+        registry.load(kind, named(name)[1] if kind == "method" else name)  # raises for an unknown one
     if len(set(found)) != len(found):
         raise UsageError(f"expected each {kind} once, got {text!r}")
     return found
@@ -199,6 +200,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         eps = tuple(parse_eps(part) for part in options.eps.split(",") if part.strip())
     if not eps or min(eps) == 0:
         raise UsageError(f"expected eps above 0, got {options.eps!r}; clean accuracy is always measured")
+    check_apart(eps)
     protocols = tuple(dict.fromkeys(part.strip() for part in options.protocols.split(",") if part.strip()))
     if not protocols:
         raise UsageError(f"expected at least one protocol, got {options.protocols!r}; known: {PROTOCOLS}")
@@ -271,6 +273,10 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     for target in options.settings:
         if target != "all" and target not in targets:
             raise UsageError("--set: " + unknown("method", target, sorted(targets)))
+        meant = {Path(row.method).resolve(): row.label for row in rows if Path(row.method).stem == target}
+        if len(meant) > 1:
+            labels = " and ".join(meant.values())
+            raise UsageError(f"--set {target} means the files of {labels}; name each of them with --methods NAME=PATH")
     train_set, test_set = load_data(dataset, data)
     channels, _, side = train_set.image_shape
     sizes = {test_set.image_shape[1:]: "images to evaluate on"}
@@ -313,10 +319,11 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
 def chosen_rows(options: Options) -> list[Row]:
     """The rows of the suite that --methods names (all, a row or a method), or a row for each method. UsageError."""
     if not options.rows:
-        return [Row(method=method) for method in parse_names("method", options.methods)]
+        rows = [Row(method=method, name=name) for name, method in map(named, parse_names("method", options.methods))]
+        check_labels(((row.label, row.method) for row in rows), suite=False)
+        return rows
     labels = [row.label for row in options.rows]
-    if len(set(labels)) != len(labels):
-        raise UsageError(f"expected rows of different names, got {', '.join(labels)}")
+    check_labels(((row.label, row.method) for row in options.rows), suite=True)
     for row in options.rows:
         registry.load("method", row.method)
     wanted = [part.strip() for part in options.methods.split(",") if part.strip()]

@@ -96,7 +96,8 @@ def loads(target):
         (r"bench\.data", r"bench\.(cache|pixels|spec)"),
         (r"bench\.feed", r"bench\.(course|data)"),
         (r"bench\.checkpoint", r"bench\.(disk|files|spec)"),
-        (r"bench\.store", r"bench\.(checkpoint|disk|files|spec)"),
+        (r"bench\.names", r"bench\.spec"),
+        (r"bench\.store", r"bench\.(checkpoint|disk|files|names|spec)"),
         (r"bench\.repair", r"bench\.(disk|files|spec|store)"),
         (r"reports(\..*)?", r"bench|bench\.(disk|files|spec|store)|reports(\..*)?"),
         (r"attacks\.(?!common)\w+", r"attacks\.common\.\w+|bench\.spec"),
@@ -115,7 +116,7 @@ def loads(target):
         (r"bench\.protocols", r"bench\.(pixels|repro|spec)|methods\.common\.\w+"),
         (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
         (r"bench\.train", r"bench\.(?!evaluate|protocols|process|engines|run|cli|store)\w+|methods\.common\.\w+|bench"),
-        (r"bench\.evaluate", r"bench\.(data|encoder|protocols|registry|search|spec)|attacks\.common\.\w+|bench"),
+        (r"bench\.evaluate", r"bench\.(data|encoder|names|protocols|registry|search|spec)|attacks\.common\.\w+|bench"),
         (
             r"bench\.checks\.\w+",
             r"bench\.(checks|checks\.\w+|data|protocols|repro|search|spec)|(attacks|methods)\.common\.\w+",
