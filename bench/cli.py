@@ -134,7 +134,7 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
     with opened(out, manifest) as lock, Display() as display:
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
-        estimates = measure_plan(todo, out / "plan-log.txt") if todo and where.here else []
+        estimates = measure_plan(todo, out / "plan-log.txt", display.line) if todo and where.here else []
         if estimates:
             display.line(summary(estimates))
             check_cap(total, estimates)

@@ -15,13 +15,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
 
 from bench.disk import DiskError, cannot
+from bench import registry
 from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag
 from bench.source import Unfit
 from bench.spec import DataInfo, RunSpec, UsageError
@@ -68,12 +70,14 @@ class Child:
                 if ours is not None:
                     ours.close()
 
-    def heard(self) -> list[dict[str, Any]] | None:
-        """The events that have come; waits for some. None once there are no more: the process is ending.
+    def heard(self, seconds: float | None = None) -> list[dict[str, Any]] | None:
+        """The events that have come; waits for some, at most so long. None once there are no more: it is ending.
 
         Raises DiskError where the child could not write.
         """
         data = os.read(self.events.fileno(), 1 << 16)
+        if not self.events.poll(seconds):
+            return []
         if not data:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -214,10 +218,8 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
         report({"event": "disk", "message": str(error)})
         return 1
     except Exception as error:
-        import traceback
-
         traceback.print_exc()
-        report({"event": "error", "message": f"{type(error).__name__}: {error}"})
+        report({"event": "error", "message": in_one_line(error)})
         return 1
     return 0
 
@@ -229,3 +231,14 @@ def expected_images(task: dict[str, Any]) -> DataInfo | None:
 
 if __name__ == "__main__":
     sys.exit(main())
+def in_one_line(error: Exception) -> str:
+    """What has gone wrong, and in which line of a file of the user's, if it came through one."""
+    first = f"{type(error).__name__}: {error}".strip(": ").splitlines()[0]
+    places = [
+        f"{Path(frame.f_code.co_filename).name}, line {number}"
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).startswith(registry.FILE)
+    ]
+    return first + (f" ({places[-1]})" if places else "")
+
+
