@@ -18,8 +18,8 @@ from bench.commands.baseline import baseline
 from bench.commands.check import check
 from bench.commands.compare import compare
 from bench.commands.evaluate import evaluate
-from bench.commands.where import Where, engine, engine_options
-from bench.process import SAVE_EVERY
+from bench.commands.where import Where, command_line, engine, engine_options
+from bench.process import SAVE_EVERY, main_hidden
 from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table
 from bench.spec import UsageError, unknown
 
@@ -119,7 +119,7 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
     options = gather(given)
     every = parse_seconds(checkpoint_every, "--checkpoint-every")
     if (here := torchrun.place()) is not None:
-        taken = torchrun.run(options, here, out, every, ["bench", *sys.argv[1:]])
+        taken = torchrun.run(options, here, out, every, command_line())
         if taken is None:
             return 0
         build(taken[0])
@@ -130,7 +130,7 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
     if dry_run:
         return show_plan(specs, total, data.label, as_json=False)
     out = out or default_out(options, specs)
-    manifest = make_manifest(specs, budget, total, data, ["bench", *sys.argv[1:]])
+    manifest = make_manifest(specs, budget, total, data, command_line())
     with opened(out, manifest) as lock, Display() as display:
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
@@ -296,10 +296,14 @@ def main(arguments: list[str] | None = None) -> None:
     from bench.signals import EXIT_INTERRUPTED, Interrupted, signals_raise
 
     try:
-        if any(not word.isascii() and word != word.encode(errors="replace").decode() for word in sys.argv):
+    from bench.doctor import refuse_hidden
+        if any(not word.isascii() and word != word.encode(errors="replace").decode() for word in words):
             raise UsageError("expected arguments in UTF-8, got other bytes")
-        with signals_raise():
-            code = cli.main(args=arguments, prog_name="bench", standalone_mode=False)
+    words = sys.argv[1:] if arguments is None else arguments
+        if words[:1] != ["doctor"]:  # which says it beside all else
+            refuse_hidden()
+        with signals_raise(), main_hidden():
+            code = cli.main(args=words, prog_name="bench", obj=words, standalone_mode=False)
     except click.exceptions.Exit as leaving:
         code = leaving.exit_code
     except click.Abort:

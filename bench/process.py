@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
-from bench.disk import DiskError, cannot
 from bench import registry
+from bench.disk import DiskError, cannot
 from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag
 from bench.source import Unfit
 from bench.spec import DataInfo, RunSpec, UsageError
@@ -75,9 +76,9 @@ class Child:
 
         Raises DiskError where the child could not write.
         """
-        data = os.read(self.events.fileno(), 1 << 16)
         if not self.events.poll(seconds):
             return []
+        data = os.read(self.events.fileno(), 1 << 16)
         if not data:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -131,6 +132,21 @@ def run_child(task: dict[str, Any], report: Report, log: Path, lock: int | None 
         raise
     finally:
         child.close()
+
+
+@contextlib.contextmanager
+def main_hidden() -> Iterator[None]:
+    """Inside, no new process runs the main module of this one again, as multiprocessing has it: none needs it.
+
+    A script that calls the command line without ``if __name__ == "__main__"`` would begin the command anew in each
+    process; one from standard input is nowhere to be found.
+    """
+    ours = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = ours
 
 
 # ---------------------------------------------------------------- the child's side
@@ -224,13 +240,6 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
     return 0
 
 
-def expected_images(task: dict[str, Any]) -> DataInfo | None:
-    """The images that a run is asked for on; None where its task does not say."""
-    return DataInfo.model_validate(task["images"]) if task.get("images") else None
-
-
-if __name__ == "__main__":
-    sys.exit(main())
 def in_one_line(error: Exception) -> str:
     """What has gone wrong, and in which line of a file of the user's, if it came through one."""
     first = f"{type(error).__name__}: {error}".strip(": ").splitlines()[0]
@@ -242,3 +251,10 @@ def in_one_line(error: Exception) -> str:
     return first + (f" ({places[-1]})" if places else "")
 
 
+def expected_images(task: dict[str, Any]) -> DataInfo | None:
+    """The images that a run is asked for on; None where its task does not say."""
+    return DataInfo.model_validate(task["images"]) if task.get("images") else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
