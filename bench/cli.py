@@ -225,6 +225,7 @@ def list_(kind: str, as_json: bool) -> int:
 @click.option("--md", is_flag=True, help="also leaderboard.md, for a repository")
 def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> int:
     """Rebuild all tables, figures and both reports of a run, or merge several runs into one report in --out."""
+    from bench.disk import DiskError
     from reports.build import build, build_merged
 
     if len(folders) > 1 and out is None:
@@ -234,8 +235,10 @@ def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> 
         texts = ["tex"] * tex + ["md"] * md
         several = len(folders) > 1
         warnings = build_merged(folders, target, texts) if several else build(folders[0], out, texts)
+    except DiskError as error:
+        raise DiskError(f"{error}; or put the report into another folder with --out DIR") from None
     except OSError as error:
-        raise UsageError(f"cannot write to {target}: {error.strerror}") from None
+        raise UsageError(f"cannot write to {target}: {error.strerror}; choose another --out") from None
     for warning in warnings:
         say(f"warning: {warning}", err=True)
     print_leaderboard(target)
@@ -293,13 +296,13 @@ cli.add_command(compare)
 def main(arguments: list[str] | None = None) -> None:
     """The console script: one clear line for a mistake, the right exit code for everything."""
     from bench.disk import DiskError
+    from bench.doctor import refuse_hidden
     from bench.signals import EXIT_INTERRUPTED, Interrupted, signals_raise
 
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-    from bench.doctor import refuse_hidden
         if any(not word.isascii() and word != word.encode(errors="replace").decode() for word in words):
             raise UsageError("expected arguments in UTF-8, got other bytes")
-    words = sys.argv[1:] if arguments is None else arguments
         if words[:1] != ["doctor"]:  # which says it beside all else
             refuse_hidden()
         with signals_raise(), main_hidden():
