@@ -89,10 +89,13 @@ def check_cores(specs: list[RunSpec], jobs: int) -> int:
     """``jobs``, where runs in time do not share a core. Raises UsageError."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     timed = any(spec.budget.unit == "seconds" for spec in specs)
+    ranks = max(spec.gpus_per_run for spec in specs)
     threads = max((spec.threads or cores) * spec.gpus_per_run for spec in specs)
     if jobs > 1 and timed and jobs * threads > cores:
+        fit = cores // (jobs * ranks)
+        way = f"--threads {fit}" if fit else f"--jobs {max(1, cores // ranks)} --threads 1"
         raise UsageError(
             f"expected runs in time to have their cores alone, got --jobs {jobs} of {threads} threads on {cores} "
-            f"cores; use --threads {max(1, cores // jobs)}, or a budget in updates"
+            f"cores; use {way}, or a budget in updates"
         )
     return jobs
