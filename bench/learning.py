@@ -1,6 +1,7 @@
 """Whether an encoder would be trained at all, asked in the warm-up: a run that trains nothing is refused by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,9 +42,25 @@ class Traced(TorchDispatchMode):
         return out
 
 
-def has_gradient(module: nn.Module) -> bool:
-    """Whether any weight has a gradient that is not zero; one that is not finite is the affair of the training."""
-    return any(bool(weight.grad.any()) for weight in module.parameters() if weight.grad is not None)
+@contextmanager
+def gradients_seen(module: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Yields what says, afterwards, whether a gradient that is not zero has come to any weight inside.
+
+    One that is not finite counts too: it is the affair of the training.
+    """
+    found: list[Tensor] = []
+
+    def look(weight: Tensor) -> None:
+        assert weight.grad is not None
+        found.append(weight.grad.any())
+
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    hooks = [weight.register_post_accumulate_grad_hook(look) for weight in weights]
+    try:
+        yield lambda: any(map(bool, found))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_learning(

@@ -24,7 +24,7 @@ from bench.clock import Clock
 from bench.course import Course
 from bench.data import ImageSet
 from bench.feed import Feed
-from bench.learning import Traced, check_learning, has_gradient
+from bench.learning import Traced, check_learning, gradients_seen
 from bench.optim import LARS, cosine, gradients_of
 from bench.ranks import ALONE, Ranks
 from bench.repro import Draws, stream
@@ -202,10 +202,9 @@ def warm_up(training: Training, images: ImageSet, course: Course, seed: int, met
             with trace if metered else contextlib.nullcontext():
                 loss = next(losses)
             check_shared(ranks, loss)
-            backward(training, loss)
-            found = has_gradient(method.encoder), trace.reaches(loss)
-            step(training)
-        return found
+            with gradients_seen(method.encoder) as seen:
+                update(training, loss)
+        return ranks.any(seen()), trace.reaches(loss)
 
     trace = Traced()
     with kept_generators(training.device):
@@ -272,18 +271,8 @@ def show_labels(method: BaseMethod, images: ImageSet, ids: Tensor) -> None:
 
 def update(training: Training, loss: Tensor) -> None:
     """One optimizer step on this loss, and on what an adversary of the released kind has left on the weights."""
-    backward(training, loss)
-    step(training)
-
-
-def backward(training: Training, loss: Tensor) -> None:
-    """Leave the gradients of the whole batch on the weights."""
     loss.backward()
     training.ranks.average(gradients_of(training.optimizer.param_groups[0]["params"]))
-
-
-def step(training: Training) -> None:
-    """Move the weights by their gradients, and take those away."""
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     training.method.after_update()

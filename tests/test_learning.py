@@ -72,7 +72,7 @@ class ZeroHead(simclr.Method):
 
     def build(self, width):
         super().build(width)
-        self.head = torch.nn.Linear(width, 2)
+        self.head = torch.nn.Linear(width, 2, bias=False)
         torch.nn.init.zeros_(self.head.weight)
 
     def loss(self, views):

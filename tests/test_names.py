@@ -8,7 +8,7 @@ from bench.names import check_apart, check_path, eps_name
 from bench.options import Options, Row, chosen_rows, resolve
 from bench.spec import EvalSpec, UsageError
 
-SMALL = {"data": "digits", "budget": "1up", "train_images": 64, "test_images": 16, "attacks": "pgd", "device": "cpu"}
+SMALL = {"data": "digits", "budget": "1up", "train_images": 128, "test_images": 16, "attacks": "pgd", "device": "cpu"}
 
 
 @pytest.fixture

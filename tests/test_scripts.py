@@ -61,7 +61,7 @@ from importlib.machinery import PathFinder
 class Finder:
     def find_spec(self, name, path=None, target=None):
         return PathFinder.find_spec(name, [{str(ROOT)!r}]) if path is None else None
-sys.meta_path = [finder for finder in sys.meta_path if not hasattr(finder, "MAPPING")] + [Finder()]
+sys.meta_path = [each for each in sys.meta_path if each.__module__.startswith("_frozen_importlib")] + [Finder()]
 """
     )
     code += "import bench.cli\nbench.cli.main(['list', 'methods'])"
