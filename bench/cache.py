@@ -8,8 +8,10 @@ time) get a new array.
 """
 
 import contextlib
+import errno
 import hashlib
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +23,7 @@ import numpy as np
 
 from bench.blocks import BLOCK, REMEMBERED, SUM, Block, Image, Task, checksum, decode_blocks
 from bench.cores import cores
-from bench.disk import cannot, listed, make_folders, remove_file, sync_file, write_bytes, write_part
+from bench.disk import listed, make_folders, remove_file, sync_file, write_bytes, write_part
 from bench.files import read, read_bytes, save
 from bench.lock import owned
 from bench.pictures import decode
@@ -76,16 +78,24 @@ def decoded(listing: Listing, size: int | None, root: Path, workers: int | None 
     state = sha256("".join(file.name for _, file in listing.blocks(folder)))
     found = opened(folder, state)
     if found is None:
-        try:
-            make_folders(folder)
-        except OSError as error:
-            raise cannot("make", folder, error) from error
+        writable(folder)
         with progress(listing) as tell, owned(folder, patience=math.inf):
             if opened(folder, state) is None:  # another process may have been at it
                 make(folder, listing, state, size, workers or cores() + 1, tell)
         found = opened(folder, state)
         assert found is not None
     return found
+
+
+def writable(folder: Path) -> None:
+    """Make the folder where it is missing. Raises UsageError where this user cannot write to it."""
+    try:
+        make_folders(folder)
+        if not os.access(folder, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        way = "give another folder with --data-root or BENCH_DATA_ROOT"
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; {way}") from None
 
 
 def opened(folder: Path, state: str) -> tuple[Pixels, Counter[int]] | None:

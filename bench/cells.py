@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from bench.names import eps_name
 from bench.search import Cell
 from bench.spec import EvalResult, EvalSpec
 
@@ -28,8 +29,8 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
                 continue
             # .75 * .1 is not .075, and a point of the curve beside an eps that was asked for is that one
             curve = [float(f"{factor * spec.main_eps:.12g}") for factor in spec.curve] if attack == "pgd" else []
-            curve = [eps for eps in curve if eps <= 1 and all(abs(eps - asked) > 1e-9 for asked in spec.eps)]
-            for eps in sorted({*spec.eps, *curve}):
+            radii = {eps_name(eps): eps for eps in (*curve, *spec.eps) if eps <= 1}
+            for eps in sorted(radii.values()):
                 asked = eps in spec.eps
                 count = (
                     first(spec.pgd_images)

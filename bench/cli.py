@@ -20,8 +20,8 @@ from bench.commands.check import check
 from bench.commands.compare import compare
 from bench.commands.ending import print_ending
 from bench.commands.evaluate import evaluate
-from bench.commands.where import Where, engine, engine_options
-from bench.process import SAVE_EVERY
+from bench.commands.where import Where, command_line, engine, engine_options
+from bench.process import SAVE_EVERY, main_hidden
 from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table, too_short
 from bench.spec import UsageError, unknown
 
@@ -145,7 +145,7 @@ def run(
         if not (yes := consent.agreed("Go on?")):
             return 0
     if (here := torchrun.place()) is not None:
-        taken = torchrun.run(options, here, out, every, ["bench", *sys.argv[1:]])
+        taken = torchrun.run(options, here, out, every, command_line())
         if taken is None:
             return 0
         build(taken[0])
@@ -154,11 +154,11 @@ def run(
     if dry_run:
         return show_plan(specs, total, data.label, as_json=False)
     out = out or default_out(options, specs)
-    manifest = make_manifest(specs, budget, total, data, ["bench", *sys.argv[1:]])
+    manifest = make_manifest(specs, budget, total, data, command_line())
     with opened(out, manifest) as lock, Display() as display:
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
-        estimates = measure_plan(todo, out / "plan-log.txt") if todo and where.here else []
+        estimates = measure_plan(todo, out / "plan-log.txt", display.line) if todo and where.here else []
         check_cap(total, estimates)
         with (
             engine(where, options, out, specs, every, lock) as made_by,
@@ -264,6 +264,7 @@ def list_(kind: str, as_json: bool) -> int:
 @click.option("--md", is_flag=True, help="also leaderboard.md, for a repository")
 def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> int:
     """Rebuild all tables, figures and both reports of a run, or merge several runs into one report in --out."""
+    from bench.disk import DiskError
     from bench.store import check_folder
 
     for folder in folders:
@@ -278,8 +279,10 @@ def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> 
         texts = ["tex"] * tex + ["md"] * md
         several = len(folders) > 1
         warnings = build_merged(folders, target, texts) if several else build(folders[0], out, texts)
+    except DiskError as error:
+        raise DiskError(f"{error}; or put the report into another folder with --out DIR") from None
     except OSError as error:
-        raise UsageError(f"cannot write to {target}: {error.strerror}") from None
+        raise UsageError(f"cannot write to {target}: {error.strerror}; choose another --out") from None
     for warning in warnings:
         say(f"warning: {warning}", err=True)
     print_leaderboard(target)
@@ -337,13 +340,17 @@ cli.add_command(compare)
 def main(arguments: list[str] | None = None) -> None:
     """The console script: one clear line for a mistake, the right exit code for everything."""
     from bench.disk import DiskError
+    from bench.doctor import refuse_hidden
     from bench.signals import EXIT_INTERRUPTED, Interrupted, signals_raise
 
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        if any(not word.isascii() and word != word.encode(errors="replace").decode() for word in sys.argv):
+        if any(not word.isascii() and word != word.encode(errors="replace").decode() for word in words):
             raise UsageError("expected arguments in UTF-8, got other bytes")
-        with signals_raise():
-            code = cli.main(args=arguments, prog_name="bench", standalone_mode=False)
+        if words[:1] != ["doctor"]:  # which says it beside all else
+            refuse_hidden()
+        with signals_raise(), main_hidden():
+            code = cli.main(args=words, prog_name="bench", obj=words, standalone_mode=False)
     except click.exceptions.Exit as leaving:
         code = leaving.exit_code
     except click.Abort:

@@ -17,7 +17,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from bench.cache import Listing, decoded
-from bench.names import check_data
+from bench.known import check_data
 from bench.pictures import LOSSLESS, WEBP, ending
 from bench.pixels import PART, Index, Pixels, central
 from bench.spec import DataInfo, DataSpec, Level, UsageError

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from bench.cores import cores
-from bench.names import check_device_name
+from bench.known import check_device_name
 from bench.spec import Precision, UsageError
 
 aten = torch.ops.aten

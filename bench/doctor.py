@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cores import cores
+from bench.spec import UsageError
 
 EXTRAS = {
     "parquet": "pyarrow",
@@ -19,6 +20,7 @@ EXTRAS = {
     "mlflow": "mlflow-skinny",
     "test": "pytest",
 }
+HERE = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "pyautoattack", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "typst")
 
 
@@ -84,11 +86,23 @@ def data(data_root: str | None) -> dict[str, str]:
 
 def shadowed() -> dict[str, str]:
     """Our packages that another one hides: their names are generic, so this can happen."""
-    here = Path(__file__).resolve().parent.parent
-    hidden: dict[str, str] = {}
+    return {name: f"is imported from {place}, not from {HERE}" for name, place in hidden().items()}
+
+
+def hidden() -> dict[str, str]:
+    """Name -> folder or file that Python would import instead of our package of that name."""
+    found: dict[str, str] = {}
     for name in ("bench", "methods", "attacks", "reports"):
         spec = importlib.util.find_spec(name)
-        origin = Path(spec.origin).resolve() if spec and spec.origin else None
-        if origin is None or origin.parent.parent != here:
-            hidden[name] = f"is imported from {origin}, not from {here}"
-    return hidden
+        folders = [*(spec.submodule_search_locations or ())] if spec else []
+        if HERE / name not in {Path(folder).resolve() for folder in folders}:
+            found[name] = (folders or [spec.origin if spec else None])[0] or "nowhere"
+    return found
+
+
+def refuse_hidden() -> None:
+    """Raises UsageError where a folder of another, as that from which the command is given, hides one of ours."""
+    for name, place in hidden().items():
+        raise UsageError(
+            f"{place} hides {HERE / name}, which has the same name; rename it, or give the command in another folder"
+        )

@@ -7,7 +7,7 @@ asked. What only a loaded plug-in, the images or the device can tell comes later
 from pathlib import Path
 
 from bench import registry
-from bench.names import check_data, check_device_name, check_encoder_name, check_protocols
+from bench.known import check_data, check_device_name, check_encoder_name, check_protocols
 from bench.options import Options, Row, check_targets, chosen_rows, parse_names, parse_seeds, row_cells
 from bench.outline import outline
 from bench.scoring import asked_eps, asked_images, asked_protocols

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 
-from bench.names import check_encoder_name
+from bench.known import check_encoder_name
 from bench.spec import UsageError
 
 

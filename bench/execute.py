@@ -25,13 +25,14 @@ from bench.ranks import ALONE, Ranks
 from bench.repair import repair
 from bench.repro import environment
 from bench.search import in_this_process
-from bench.signals import Interrupted, StopFlag
+from bench.signals import Interrupted, StopFlag, Stuck
 from bench.spec import DataInfo, Record, RunSpec, Setting, TrainResult, UsageError
 from bench.state import Training
 from bench.store import Beat, RunFolder, Snapshot
 from bench.train import Keeper, train
 
 Report = Callable[[dict[str, Any]], None]
+WARM_UP_SECONDS = 600.0  # that the warm-up may take, compilation included
 
 
 def execute(
@@ -176,19 +177,25 @@ def train_run(
         beat, kept = folder.beat(), state["seconds"] if state else 0.0
         lost = max(0.0, beat.seconds - kept) if beat else 0.0
         ranks.tell({"resume": state, "lost_seconds": lost, "every": save_every, "marks": marks})
-        result = train(
-            method,
-            images,
-            spec.budget,
-            spec.seed,
-            device,
-            precision=spec.precision,
-            compiled=spec.compiled,
-            resume=state,
-            lost_seconds=lost,
-            keeper=keeper,
-            ranks=ranks,
-        )
+        flag.limit(WARM_UP_SECONDS)  # until the state before the first update is saved
+        try:
+            result = train(
+                method,
+                images,
+                spec.budget,
+                spec.seed,
+                device,
+                precision=spec.precision,
+                compiled=spec.compiled,
+                resume=state,
+                lost_seconds=lost,
+                keeper=keeper,
+                ranks=ranks,
+            )
+        except Stuck:
+            raise UsageError(
+                f"the warm-up, one update, took longer than {WARM_UP_SECONDS:g} s; does the loss of {spec.row} return?"
+            ) from None
         if result.status == "preempted":
             raise Interrupted(flag.signum or signal.SIGTERM)
         if result.status == "finished":

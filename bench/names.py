@@ -1,51 +1,77 @@
-"""What can be said of a name without torch: encoders, protocols, devices, and what a dataset is given beside its name.
+"""Names that tell apart what is asked for: a row by its label, a radius by the name of its result's file."""
 
-These are the first steps of checks that are finished where the thing itself is loaded.
-"""
-
+import os
 import re
-from importlib.util import find_spec
+from collections.abc import Iterable
+from pathlib import Path
 
-from bench.spec import DataSpec, UsageError, unknown
+from bench.spec import NAME, UsageError
 
-ENCODERS = ("resnet18", "resnet8")  # of this project: bench.encoder builds them
-LIBRARIES = ("torchvision", "timm")  # of encoders, as timm:NAME
-PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
-
-
-def check_encoder_name(name: str) -> None:
-    """Raises UsageError for an encoder of ours that does not exist, an unknown library, and one that is missing."""
-    library, colon, _ = name.partition(":")
-    if not colon and name not in ENCODERS:
-        raise UsageError(unknown("encoder", name, [*ENCODERS, *(f"{each}:NAME" for each in LIBRARIES)]))
-    if colon and library not in LIBRARIES:
-        raise UsageError(unknown("library of encoders", library, LIBRARIES))
-    if colon and find_spec(library) is None:
-        raise UsageError(f"the encoder {name} needs {library}: pip install 'robust-ssl-bench[{library}]'")
+INSIDE = 300  # bytes of the longest path inside the folder of a run: runs/<name>/adversarial/<cell>-<hash>.safetensors
 
 
-def check_protocols(names: tuple[str, ...]) -> None:
-    """Raises UsageError for a protocol that does not exist, and where there is none."""
-    if not names:
-        raise UsageError(f"expected at least one protocol, got none; known: {', '.join(PROTOCOLS)}")
-    for name in names:
-        if name not in PROTOCOLS:
-            raise UsageError(unknown("protocol", name, PROTOCOLS))
+def named(text: str) -> tuple[str, str]:
+    """(name, method) of ``NAME=METHOD``, which tells two files of one name apart; the name is "" where none is given.
+
+    >>> named("a=B1/mine.py"), named("mine.py"), named("./x=1/mine.py")
+    (('a', 'B1/mine.py'), ('', 'mine.py'), ('', './x=1/mine.py'))
+    """
+    name, equals, method = text.partition("=")
+    return (name, method) if equals and re.fullmatch(NAME, name) else ("", text)
 
 
-def check_device_name(name: str) -> None:
-    """Raises UsageError for a device that no machine has; whether this one has it, torch knows (bench.device)."""
-    if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", name):
-        raise UsageError(f"expected a device such as auto, cpu or cuda:0, got {name!r}")
+def check_labels(rows: Iterable[tuple[str, str]], suite: bool) -> None:
+    """Raises UsageError where two rows, (label, method) each, have one label: that of their runs and lines."""
+    first: dict[str, str] = {}
+    for label, method in rows:
+        if label in first:
+            other = first[label]
+            way = "give one a name = of its own" if suite else f"as --methods {label}1={other},{label}2={method}"
+            raise UsageError(
+                f"expected rows of different names, got {label} for {other} and for {method}; name them apart: {way}"
+            )
+        first[label] = method
 
 
-def check_data(spec: DataSpec, *, needs_path: bool, takes_size: bool, takes_classes: bool) -> None:
-    """Raises UsageError for a folder, a size or classes that the dataset does not take, or a folder that it misses."""
-    if needs_path and spec.path is None:
-        raise UsageError(f"expected a folder after the name, got {spec.name!r}; write {spec.name}:DIR")
-    if not needs_path and spec.path is not None:
-        raise UsageError(f"expected {spec.name!r} alone, got {spec.name}:{spec.path}; this dataset takes no folder")
-    if spec.image_size is not None and not takes_size:
-        raise UsageError(f"expected {spec.name!r} without --image-size, got {spec.image_size}; its images have a size")
-    if spec.classes is not None and not takes_classes:
-        raise UsageError(f"expected {spec.name!r} without --classes, got {spec.classes}; it has all its classes")
+def eps_name(eps: float) -> str:
+    """eps in the name of a file, to six digits; radii that are equal in them are refused at the door.
+
+    >>> eps_name(8 / 255)
+    '0.031373'
+    """
+    return f"{eps:.6f}"
+
+
+def check_apart(radii: Iterable[float]) -> None:
+    """Raises UsageError where two radii have one name, or one that of 0."""
+    known = {eps_name(0.0): 0.0}
+    for eps in radii:
+        other = known.setdefault(eps_name(eps), eps)
+        if other != eps:
+            raise UsageError(f"expected eps that differ from each other and 0 by 1e-6, got {other:.9g} and {eps:.9g}")
+
+
+def check_path(out: Path) -> None:
+    """Raises UsageError where the file system takes no folder of this name, or no files in it."""
+    whole = out.absolute()
+    there = next(each for each in (*whole.parents, Path("/")) if os.path.exists(each))
+    most = {kind: limit(there, f"PC_{kind}_MAX") for kind in ("NAME", "PATH")}
+    for part in whole.parts:
+        if len(os.fsencode(part)) > most["NAME"]:
+            raise UsageError(too_long("name", part, most["NAME"]))
+    if len(os.fsencode(whole)) + INSIDE > most["PATH"]:
+        raise UsageError(too_long("path", str(whole), most["PATH"] - INSIDE))
+
+
+def limit(folder: Path, name: str) -> int:
+    """A limit of the file system of a folder; that of most where it says none."""
+    try:
+        return os.pathconf(folder, name)
+    except (OSError, ValueError):
+        return {"PC_NAME_MAX": 255, "PC_PATH_MAX": 4096}[name]
+
+
+def too_long(what: str, text: str, most: int) -> str:
+    """That a name of the user's is, and how long it may be."""
+    count = len(os.fsencode(text))
+    return f"the {what} {text[:30]}... is too long: {count} bytes of at most {most}; choose a shorter --out"

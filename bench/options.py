@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 
 from bench import registry
 from bench.cores import default_threads
+from bench.names import check_labels, named
 from bench.show import say
 from bench.spec import (
     NAME,
@@ -201,7 +202,7 @@ def parse_names(kind: registry.Kind, text: str) -> list[str]:
     for name in found:
         if kind == "attack" and name.endswith(".py"):
             raise UsageError(f"expected the name of an attack, got the file {name}; put it into attacks/")
-        registry.source(kind, name)  # raises for an unknown one
+        registry.source(kind, named(name)[1] if kind == "method" else name)  # raises for an unknown one
     if len(set(found)) != len(found):
         raise UsageError(f"expected each {kind} once, got {text!r}")
     return found
@@ -276,15 +277,20 @@ def check_targets(options: Options, rows: list[Row]) -> None:
     for target in options.settings:
         if target != "all" and target not in targets:
             raise UsageError("--set: " + unknown("method", target, sorted(targets)))
+        meant = {Path(row.method).resolve(): row.label for row in rows if Path(row.method).stem == target}
+        if len(meant) > 1:
+            labels = " and ".join(meant.values())
+            raise UsageError(f"--set {target} means the files of {labels}; name each of them with --methods NAME=PATH")
 
 
 def chosen_rows(options: Options) -> list[Row]:
     """The rows of the suite that --methods names (all, a row or a method), or a row for each method. UsageError."""
     if not options.rows:
-        return [Row(method=method) for method in parse_names("method", options.methods)]
+        rows = [Row(method=method, name=name) for name, method in map(named, parse_names("method", options.methods))]
+        check_labels(((row.label, row.method) for row in rows), suite=False)
+        return rows
     labels = [row.label for row in options.rows]
-    if len(set(labels)) != len(labels):
-        raise UsageError(f"expected rows of different names, got {', '.join(labels)}")
+    check_labels(((row.label, row.method) for row in options.rows), suite=True)
     for row in options.rows:
         registry.source("method", row.method)
     wanted = [part.strip() for part in options.methods.split(",") if part.strip()]

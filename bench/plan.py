@@ -133,7 +133,7 @@ def curve_seconds(train_images: int, spec: EvalSpec, robust: float, a: float, b:
 
 
 def measure(specs: list[RunSpec], report: Report) -> None:
-    """Measure a few steps of every method in this process, and report a Measured for each.
+    """Measure a few steps of every method in this process, and report each before it begins and its Measured after.
 
     Memory is the peak of the process so far, so methods that need less than one before them show that one's.
     """
@@ -151,6 +151,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         devices.prepare(device, spec.threads)
         dataset = registry.load("dataset", spec.data.name).Dataset()
         train_set, test_set = load_data(dataset, spec.data)
+        report({"event": "measuring", "row": spec.row})
         method, _ = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
         course = Course(len(train_set), method.config.batch, method.config.updates_per_batch)
         total = course.total_updates(spec.budget)

@@ -15,12 +15,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
+from bench import registry
 from bench.disk import DiskError, cannot
 from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag
 from bench.source import Unfit
@@ -68,11 +71,13 @@ class Child:
                 if ours is not None:
                     ours.close()
 
-    def heard(self) -> list[dict[str, Any]] | None:
-        """The events that have come; waits for some. None once there are no more: the process is ending.
+    def heard(self, seconds: float | None = None) -> list[dict[str, Any]] | None:
+        """The events that have come; waits for some, at most so long. None once there are no more: it is ending.
 
         Raises DiskError where the child could not write.
         """
+        if not self.events.poll(seconds):
+            return []
         data = os.read(self.events.fileno(), 1 << 16)
         if not data:
             return None
@@ -127,6 +132,21 @@ def run_child(task: dict[str, Any], report: Report, log: Path, lock: int | None 
         raise
     finally:
         child.close()
+
+
+@contextlib.contextmanager
+def main_hidden() -> Iterator[None]:
+    """Inside, no new process runs the main module of this one again, as multiprocessing has it: none needs it.
+
+    A script that calls the command line without ``if __name__ == "__main__"`` would begin the command anew in each
+    process; one from standard input is nowhere to be found.
+    """
+    ours = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = ours
 
 
 # ---------------------------------------------------------------- the child's side
@@ -214,12 +234,21 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
         report({"event": "disk", "message": str(error)})
         return 1
     except Exception as error:
-        import traceback
-
         traceback.print_exc()
-        report({"event": "error", "message": f"{type(error).__name__}: {error}"})
+        report({"event": "error", "message": in_one_line(error)})
         return 1
     return 0
+
+
+def in_one_line(error: Exception) -> str:
+    """What has gone wrong, and in which line of a file of the user's, if it came through one."""
+    first = f"{type(error).__name__}: {error}".strip(": ").splitlines()[0]
+    places = [
+        f"{Path(frame.f_code.co_filename).name}, line {number}"
+        for frame, number in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).startswith(registry.FILE)
+    ]
+    return first + (f" ({places[-1]})" if places else "")
 
 
 def expected_images(task: dict[str, Any]) -> DataInfo | None:

@@ -6,24 +6,28 @@ and imports nothing.
 """
 
 import ast
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
+from bench.plugins import Kind as Kind
+from bench.plugins import check
 from bench.spec import NAME, UsageError, unknown
 
-Kind = Literal["method", "attack", "dataset", "tracker"]
 PACKAGES: dict[Kind, str] = {
     "method": "methods",
     "attack": "attacks",
     "dataset": "bench.datasets",
     "tracker": "bench.trackers",
 }
+FILE = "bench_plugin_"  # how the name of a module begins that is a file of the user's
 
 
 def folder(kind: Kind) -> Path:
@@ -37,8 +41,11 @@ def names(kind: Kind) -> list[str]:
 
 
 def describe(kind: Kind, name: str) -> str:
-    """First line of the file's docstring: what it is and where it comes from."""
-    tree = ast.parse((folder(kind) / f"{name}.py").read_bytes())  # as Python itself reads it, mark and all
+    """First line of the file's docstring: what it is and where it comes from; why there is none of a broken file."""
+    try:
+        tree = ast.parse((folder(kind) / f"{name}.py").read_bytes())  # as Python itself reads it, mark and all
+    except (SyntaxError, ValueError) as error:
+        return f"cannot be read: {_reason(error)}"
     return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
@@ -54,17 +61,16 @@ def source(kind: Kind, name: str) -> Path | None:
 
 
 def load(kind: Kind, name: str) -> ModuleType:
-    """The plug-in's module: from the folder, a path to a .py file, or an entry point. Raises UsageError."""
+    """The plug-in's module: from the folder, a path to a .py file, or an entry point. Raises UsageError.
+
+    One that would lose a part of what it says is refused (bench.plugins).
+    """
     if name.endswith(".py"):
         return _load_file(kind, Path(name))
     if name in names(kind):
-        return importlib.import_module(f"{PACKAGES[kind]}.{name}")
+        return _checked(kind, f"the {kind} {name}", lambda: importlib.import_module(f"{PACKAGES[kind]}.{name}"))
     for point in importlib.metadata.entry_points(group=f"bench.{kind}s", name=name):
-        try:
-            module = point.load()
-        except Exception as error:
-            raise UsageError(f"the {kind} {name} of {point.value} cannot be imported: {_reason(error)}") from error
-        return _checked(kind, module, f"the {kind} {name} of {point.value}")
+        return _checked(kind, f"the {kind} {name} of {point.value}", point.load)
     raise UsageError(unknown(kind, name, names(kind)))
 
 
@@ -72,7 +78,9 @@ def _checked_file(kind: Kind, path: Path) -> Path:
     if not path.is_file():
         raise UsageError(f"expected a {kind} file, got {path}: no such file")
     if not re.fullmatch(NAME, path.stem):
-        raise UsageError(f"expected a {kind} file whose name has letters, digits, _, . and - only, got {path.name!r}")
+        raise UsageError(
+            f"expected a {kind} file whose name has at most 68 letters, digits, _, . and -, got {path.name!r}"
+        )
     if path.stem in names(kind):
         raise UsageError(f"the {kind} file {path} has the name of a known {kind}; give it another name")
     return path
@@ -80,25 +88,31 @@ def _checked_file(kind: Kind, path: Path) -> Path:
 
 def _load_file(kind: Kind, path: Path) -> ModuleType:
     path = _checked_file(kind, path)
-    spec = importlib.util.spec_from_file_location(f"bench_plugin_{path.stem}", path)
+    # two files of one name are two modules
+    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"{FILE}{path.stem}_{place}", path)
     assert spec is not None
-    assert spec.loader is not None
+    loader = spec.loader
+    assert loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
+
+    def run() -> ModuleType:
+        loader.exec_module(module)
+        return module
+
+    return _checked(kind, f"the {kind} file {path}", run)
+
+
+def _checked(kind: Kind, where: str, run: Callable[[], ModuleType]) -> ModuleType:
+    """What ``run`` imports, if it is a plug-in of this kind. Raises UsageError, beginning with ``where``."""
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"the {kind} file {path} cannot be imported: {_reason(error)}") from error
-    return _checked(kind, module, f"the {kind} file {path}")
-
-
-def _checked(kind: Kind, module: ModuleType, where: str) -> ModuleType:
-    wanted = ("Config", "Method") if kind == "method" else (kind.capitalize(),)
-    missing = [name for name in wanted if not hasattr(module, name)]
-    if missing:
-        raise UsageError(f"{where} must define {' and '.join(wanted)}; missing: {', '.join(missing)}")
+        module = run()
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{where} cannot be imported: {_reason(error)}") from error
+    check(kind, module, where)
     return module
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

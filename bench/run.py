@@ -8,18 +8,20 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from bench import __version__, registry
+from bench.changes import MOST, between, changes, flat, unlimited
 from bench.disk import DiskError, put_aside
 from bench.engines import EXIT, LOST, Engine, Event
 from bench.files import Damaged, save
 from bench.lock import LOCK, owned
+from bench.names import check_path
 from bench.options import Options
 from bench.plan import Estimate, Measured, estimate
-from bench.process import UNFIT, run_child
+from bench.process import PATIENCE, UNFIT, Child, run_child
 from bench.progress import Display
 from bench.repair import settle
 from bench.schedule import TRIES, Job, Schedule
@@ -42,6 +44,7 @@ def default_out(options: Options, specs: list[RunSpec]) -> Path:
 
 ENDED = ("finished", "diverged", "oom")  # whatever became of the process afterwards
 POLL = 1.0  # seconds between two looks at the deadline and at the size of the cluster
+MEASURE_SECONDS = 120.0  # that the few updates of one method may take in the plan
 
 
 @contextlib.contextmanager
@@ -50,6 +53,7 @@ def opened(out: Path, manifest: Manifest, moves: bool = False) -> Iterator[int]:
 
     Raises UsageError if the folder holds another run's settings or other files, cannot be written, or is in use.
     """
+    check_path(out)
     try:
         begun = {LOCK, "runs", f"{MANIFEST}.damaged"}
         if out.exists() and not (out / MANIFEST).exists():
@@ -79,60 +83,77 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
     if stored is None:
         for spec in manifest.runs:
             record = RunFolder(out, spec).record([])
-            if unlimited([record.spec]) != unlimited([spec]):
-                raise UsageError(f"{out} holds a run {spec.name} with other settings; choose another --out")
+            if fields := between(flat(unlimited(record.spec)), flat(unlimited(spec))):
+                other = "; ".join(fields[:MOST])
+                raise UsageError(f"{out} holds a run {spec.name} with other settings ({other}); choose another --out")
         save(out / MANIFEST, manifest)
         return manifest
-    if unlimited(stored.runs) != unlimited(manifest.runs) or stored.budget != manifest.budget:
-        raise UsageError(
-            f"{out} holds a run with other settings ({difference(stored, manifest)}); choose another --out"
-        )
+    if other := changes(stored, manifest):
+        raise UsageError(f"{out} holds a run with other settings ({other}); choose another --out")
     images = [(data.train_sha256, data.test_sha256) for data in (stored.data, manifest.data)]
     if images[0] != images[1]:
         raise UsageError(f"{out} was made with other images of {stored.data.label}; choose another --out")
     return stored
 
 
-def unlimited(specs: list[RunSpec]) -> list[RunSpec]:
-    """The runs without a limit on the time of their evaluation: with another one they go on in the same folder."""
-    return [spec.model_copy(update={"eval": spec.eval.model_copy(update={"budget_seconds": None})}) for spec in specs]
+def measure_plan(specs: list[RunSpec], log: Path, say: Callable[[str], None]) -> list[Estimate]:
+    """What each run will take on this machine, from a few measured steps of every method.
 
-
-def difference(stored: Manifest, new: Manifest) -> str:
-    """The first thing in which two manifests differ, in words."""
-    names = ([run.name for run in stored.runs], [run.name for run in new.runs])
-    if names[0] != names[1]:
-        return f"runs {', '.join(names[0])}"
-    for old, now in zip(unlimited(stored.runs), unlimited(new.runs), strict=True):
-        for key in RunSpec.model_fields:
-            if getattr(old, key) != getattr(now, key):
-                return f"{key} of {old.name}: {getattr(old, key)}"
-    return f"budget {stored.budget}"
-
-
-def measure_plan(specs: list[RunSpec], log: Path) -> list[Estimate]:
-    """What each run will take on this machine, from a few measured steps of every method. Raises UsageError."""
+    Of a run whose method could not be measured there is no estimate, and ``say`` hears why. Raises UsageError.
+    """
     measured = measure_rows(specs, log)
-    return [estimate(spec, measured[spec.row]) for spec in specs]
+    for row, found in measured.items():
+        if isinstance(found, str):
+            say(f"{row}: no estimate: {found}")
+    known = {row: found for row, found in measured.items() if isinstance(found, Measured)}
+    return [estimate(spec, known[spec.row]) for spec in specs if spec.row in known]
 
 
-def measure_rows(specs: list[RunSpec], log: Path) -> dict[str, Measured]:
-    """A few steps of the method of every row, measured in one fresh process. Raises UsageError."""
-    first = {spec.row: spec for spec in reversed(specs)}
-    measured: dict[str, Measured] = {}
-    messages: list[str] = []
+def measure_rows(specs: list[RunSpec], log: Path) -> dict[str, Measured | str]:
+    """A few steps of the method of every row, measured in a fresh process; or why that method could not be measured.
 
-    def listen(event: dict[str, Any]) -> None:
-        if event.pop("event") == "measured":
-            measured[event["row"]] = Measured.model_validate(event)
-        elif "message" in event:
-            messages.append(event["message"])
-
-    task = {"task": "measure", "specs": [spec.model_dump(mode="json") for spec in first.values()]}
-    code = run_child(task, listen, log)
-    if code:
-        raise UsageError(f"the plan could not be measured: {messages[-1] if messages else f'see {log}'}")
+    One that raises, ends its process or takes longer than MEASURE_SECONDS is left out, and the others go on in another
+    process. Raises UsageError where it is the fault of no method.
+    """
+    left = {spec.row: spec for spec in reversed(specs)}
+    measured: dict[str, Measured | str] = {}
+    while left:
+        task = {"task": "measure", "specs": [spec.model_dump(mode="json") for spec in left.values()]}
+        row, why = measure_some(task, log, measured)
+        left = {other: spec for other, spec in left.items() if other not in measured}
+        if row is not None:
+            measured[row] = why
+            left.pop(row, None)
+        elif left:
+            raise UsageError(f"the plan could not be measured: {why}")
     return measured
+
+
+def measure_some(task: dict[str, Any], log: Path, measured: dict[str, Measured | str]) -> tuple[str | None, str]:
+    """Put what a fresh process measures into ``measured``: the row at which it ended, None for none, and why."""
+    running, why, since = None, "", math.inf
+    child = Child(task, log)
+    try:
+        while (events := child.heard(POLL)) is not None:
+            for event in events:
+                kind = event.pop("event")
+                if kind == "measuring":
+                    running, since = event["row"], time.monotonic()
+                elif kind == "measured":
+                    measured[event["row"]] = Measured.model_validate(event)
+                    running, since = None, math.inf
+                elif "message" in event:
+                    why = event["message"]
+            if time.monotonic() - since > MEASURE_SECONDS:
+                return running, f"a few updates took longer than {MEASURE_SECONDS:g} s"
+        code = child.ended()
+        return running, why or f"the process ended with code {code}; see {log}"
+    except Interrupted as interrupted:
+        child.pass_on(interrupted.signum)
+        child.leave(PATIENCE)
+        raise
+    finally:
+        child.close()
 
 
 def run_all(

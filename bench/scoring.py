@@ -3,7 +3,8 @@
 from typing import Any
 
 from bench import registry
-from bench.names import PROTOCOLS, check_protocols
+from bench.known import PROTOCOLS, check_protocols
+from bench.names import check_apart
 from bench.options import Options, parse_names, parse_seconds
 from bench.spec import EvalSpec, Level, UsageError, parse_eps
 
@@ -20,6 +21,7 @@ def asked_eps(options: Options) -> tuple[float, ...] | None:
     eps = tuple(parse_eps(part) for part in options.eps.split(",") if part.strip())
     if not eps or min(eps) == 0:
         raise UsageError(f"expected eps above 0, got {options.eps!r}; clean accuracy is always measured")
+    check_apart(eps)
     return eps
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from bench.cluster import Cluster
     from bench.plan import Estimate
 
+NOT_ALL = 3  # exit code where some rows have no estimate
+
 
 def plain(text: str) -> str:
     """``text`` on one line, for a terminal: what is no letter, digit, sign or blank is shown by its number.
@@ -110,22 +112,34 @@ def _counted(pairs: Any) -> str:
 def show_plan(
     specs: list[RunSpec], total: Budget | None, label: str, as_json: bool, cluster: "Cluster | None" = None
 ) -> int:
-    """Measure and print the plan, also on a cluster. Raises UsageError if the training is above a total budget."""
+    """Measure and print the plan, also on a cluster: the exit code. A row that cannot be measured is left out.
+
+    Raises UsageError if the training is above a total budget.
+    """
     import tempfile
 
     from bench.engines.local import local_jobs
-    from bench.plan import duration, estimate, total_seconds
+    from bench.plan import Measured, duration, estimate, total_seconds
     from bench.run import measure_rows
     from bench.signals import signals_raise
 
     with tempfile.TemporaryDirectory() as folder, signals_raise():
         log = Path(folder) / "log.txt"
         try:
-            measured = measure_rows(specs, log)
+            found = measure_rows(specs, log)
         except UsageError:
             if log.is_file():
                 say_log(log)
             raise
+        missing = {row: each for row, each in found.items() if isinstance(each, str)}
+        if any(str(log) in each for each in missing.values()):
+            say_log(log)
+    measured = {row: each for row, each in found.items() if isinstance(each, Measured)}
+    for row, why in missing.items():
+        say(f"{row}: no estimate: {why}", err=True)
+    specs = [spec for spec in specs if spec.row in measured]
+    if not specs:
+        return NOT_ALL
     estimates = [estimate(spec, measured[spec.row]) for spec in specs]
     jobs = local_jobs(specs, specs[0].device, None)[0]
     on_cluster, device = None, specs[0].device
@@ -142,7 +156,7 @@ def show_plan(
         document |= {"cluster": on_cluster.document() | {"measured_on": device}} if on_cluster else {}
         click.echo(json.dumps(document | {"runs": runs}, indent=1))
         check_cap(total, estimates)
-        return 0
+        return NOT_ALL if missing else 0
     rows = [
         [
             each.row,
@@ -165,7 +179,7 @@ def show_plan(
 
         show_cluster(on_cluster, specs, device)
     check_cap(total, estimates)
-    return 0
+    return NOT_ALL if missing else 0
 
 
 def check_cap(total: Budget | None, estimates: list["Estimate"]) -> None:
@@ -182,11 +196,8 @@ def check_cap(total: Budget | None, estimates: list["Estimate"]) -> None:
 
 def too_short(estimates: list["Estimate"], specs: list[RunSpec]) -> list[str]:
     """A line about the runs whose budget in time holds too few updates on this machine; none where all hold enough."""
-    few = {
-        each.row: each.updates
-        for each, spec in zip(estimates, specs, strict=True)
-        if spec.budget.unit == "seconds" and each.updates < LEARNING_UPDATES
-    }
+    timed = {spec.row for spec in specs if spec.budget.unit == "seconds"}
+    few = {each.row: each.updates for each in estimates if each.row in timed and each.updates < LEARNING_UPDATES}
     if not few:
         return []
     rows = ", ".join(f"{row} about {updates}" for row, updates in few.items())

@@ -89,6 +89,10 @@ def raise_again(lost: "sys.UnraisableHookArgs") -> None:
     signal.setitimer(signal.ITIMER_REAL, MOMENT)
 
 
+class Stuck(BaseException):
+    """Something has taken longer than it may; not an Exception, so that what hangs does not catch it."""
+
+
 class StopFlag:
     """The handler of a child. Called, it says whether a signal has come while ``training`` was True."""
 
@@ -113,6 +117,11 @@ class StopFlag:
             self.training = False
             self.settle()
 
+    def limit(self, seconds: float) -> None:
+        """Raises Stuck in the training after so long, unless it has settled before."""
+        if self.signum is None:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+
     def settle(self) -> None:
         """The update under way is over, and its time with it."""
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -126,3 +135,5 @@ class StopFlag:
     def _drop(self, signum: int, frame: FrameType | None) -> None:
         if self.training and self.signum is not None:
             raise Interrupted(self.signum)
+        if self.training:
+            raise Stuck

@@ -27,6 +27,7 @@ from pydantic import Field, ValidationError
 
 from bench.disk import DiskError, is_there, listed, put_aside, remove_file, write_bytes
 from bench.files import Damaged, load_tensors, read, save, save_tensors, sealed, sha256
+from bench.names import eps_name
 from bench.spec import (
     Audit,
     Data,
@@ -294,7 +295,7 @@ class RunFolder:
 
     def result(self, protocol: str, attack: str, eps: float) -> EvalResult | None:
         """A cell that was measured."""
-        return self._read(EvalResult, f"results/{protocol}-{attack}-{eps:.6f}.json")
+        return self._read(EvalResult, f"results/{protocol}-{attack}-{eps_name(eps)}.json")
 
     def save_result(self, result: EvalResult) -> None:
         """And forget what the attack returned before."""
@@ -378,7 +379,7 @@ class RunFolder:
 
 def result_file(result: EvalResult) -> str:
     """Its place in the folder of its run."""
-    return f"results/{result.protocol}-{result.attack}-{result.eps:.6f}.json"
+    return f"results/{result.protocol}-{result.attack}-{eps_name(result.eps)}.json"
 
 
 def cell(name: str) -> str:

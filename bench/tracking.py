@@ -46,7 +46,9 @@ def parse_trackers(text: str) -> list[str]:
         package = getattr(registry.load("tracker", name), "PACKAGE", None)
         found = find_spec(package) if package else None
         if package and (found is None or found.origin is None):  # wandb makes a folder wandb: no package
-            raise UsageError(f"--track {name} needs {package}: pip install 'robust-ssl-bench[{name}]'")
+            known = name in registry.names("tracker")
+            wanted = f"'robust-ssl-bench[{name}]'" if known else package
+            raise UsageError(f"--track {name} needs {package}: pip install {wanted}")
     return names
 
 

@@ -24,6 +24,7 @@ from bench.clock import Clock
 from bench.course import Course
 from bench.data import ImageSet
 from bench.feed import Feed
+from bench.learning import Traced, check_learning, gradients_seen
 from bench.optim import LARS, cosine, gradients_of
 from bench.ranks import ALONE, Ranks
 from bench.repro import Draws, stream
@@ -185,22 +186,35 @@ def summary(training: Training, course: Course, status: Status, note: str, preci
 def warm_up(training: Training, images: ImageSet, course: Course, seed: int, metered: bool = True) -> devices.Meter:
     """One whole update on noise, its passes counted, then everything as it was, weights to generators.
 
-    Off the clock (house rule 3). The noise has its own stream, and no other generator is touched.
+    Off the clock (house rule 3). The noise has its own stream, and no other generator is touched. Where it is metered,
+    a method that would train nothing raises UsageError (bench.learning).
     """
-    undo, method = Undo(training), training.method
+    undo, method, ranks = Undo(training), training.method, training.ranks
     shape = (course.batch, *images.image_shape)
     noise = torch.randint(0, 256, shape, generator=stream(seed, "warm-up"), dtype=torch.uint8).to(training.device)
     ids = torch.arange(course.batch)
     meter = devices.Meter(images.image_shape[0])
-    with kept_generators(training.device), meter if metered else contextlib.nullcontext():
-        draws = Draws(seed, -1, training.ranks.part(ids), method.config.views, training.device)
-        views = method.augment(training.ranks.part(noise), draws)
-        show_labels(method, images, ids.to(training.device))
-        losses = training.adversary.losses(method, views, draws=draws)
-        loss = next(losses)
-        check_shared(training.ranks, loss)
-        update(training, loss)
-    losses.close()
+    draws = Draws(seed, -1, ranks.part(ids), method.config.views, training.device)
+
+    def one_update() -> tuple[bool, bool]:
+        """Whether a gradient has reached the encoder, and whether the loss is known to be computed from the views."""
+        with contextlib.closing(training.adversary.losses(method, views, draws=draws)) as losses:
+            with trace if metered else contextlib.nullcontext():
+                loss = next(losses)
+            check_shared(ranks, loss)
+            with gradients_seen(method.encoder) as seen:
+                update(training, loss)
+        return ranks.any(seen()), trace.reaches(loss)
+
+    trace = Traced()
+    with kept_generators(training.device):
+        with meter if metered else contextlib.nullcontext():
+            views = method.augment(ranks.part(noise), draws)
+            trace.follow(views)
+            show_labels(method, images, ids.to(training.device))
+            found = one_update()
+        if metered:
+            check_learning(method, views, *found, one_update)
     undo.restore()
     return meter
 

@@ -251,3 +251,9 @@ def test_a_second_process_waits_and_then_has_nothing_to_do(tmp_path, decodings):
     waiting.join(30)
     assert len(found) == 1
     assert decodings == []
+
+
+def test_a_place_that_cannot_be_written_names_the_way_to_another(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match=r"cannot write to .*; give another folder with --data-root or B"):
+        cache.writable(tmp_path / "file" / "decoded")

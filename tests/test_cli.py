@@ -18,6 +18,7 @@ import pytest
 
 from bench import run
 from bench.cli import main
+from bench.disk import DiskError
 from bench.lock import owned
 from bench.progress import Display
 from bench.spec import RunSpec
@@ -261,6 +262,16 @@ class TestRefused:
         (tmp_path / "file").write_text("in the way")
         assert bench(*self.ARGUMENTS, str(tmp_path / place)) == 2
         assert re.fullmatch(r"bench: cannot write to \S+: .+; choose another --out", self.only_line(capsys))
+
+    def test_a_report_that_cannot_be_written_names_the_way_to_another_folder(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def build(*given: object) -> list[str]:
+            raise DiskError("cannot write r/results.csv: Read-only file system")
+
+        monkeypatch.setattr("reports.build.build", build)
+        assert bench("report", "r") == 1
+        assert self.only_line(capsys).endswith("file system; or put the report into another folder with --out DIR")
 
     def test_a_folder_that_vanishes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

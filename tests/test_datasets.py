@@ -220,7 +220,7 @@ class TestCifar:
 
     def test_a_root_that_cannot_be_made(self, cifar, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(UsageError, match=r"cannot fetch http\S+ into \S+/file/root: .*Not a directory"):
+        with pytest.raises(UsageError, match=r"cannot write to \S+/file/root: Not a directory; give .* --data-root or"):
             load(tmp_path / "file" / "root")
 
     @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])

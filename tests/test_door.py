@@ -11,8 +11,8 @@ import pytest
 from bench import registry
 from bench.data import EncodedDataset
 from bench.encoder import BACKBONES, LIBRARIES
-from bench.names import ENCODERS
-from bench.names import LIBRARIES as NAMES_OF_LIBRARIES
+from bench.known import ENCODERS
+from bench.known import LIBRARIES as NAMES_OF_LIBRARIES
 from bench.outline import outline
 
 ROOT = Path(__file__).parent.parent

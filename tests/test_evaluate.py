@@ -12,7 +12,7 @@ from bench import evaluate as module
 from bench import registry
 from bench.cells import plan_cells
 from bench.evaluate import run_cell
-from bench.names import PROTOCOLS, check_protocols
+from bench.known import PROTOCOLS, check_protocols
 from bench.options import Options
 from bench.protocols import Classifier, build_classifier, fit_probe
 from bench.scoring import evaluation

@@ -25,7 +25,7 @@ from attacks import none, pgd
 from bench import evaluate as module
 from bench import registry
 from bench.evaluate import Cell, build_attack, evaluate, run_cell
-from bench.names import PROTOCOLS
+from bench.known import PROTOCOLS
 from bench.protocols import Classifier, OfCrops, build_classifier, fit_published_probe, fixed_boxes
 from bench.spec import EvalSpec, ThreatModel
 from bench.traces import AttackError

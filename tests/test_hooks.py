@@ -57,6 +57,9 @@ from bench.hooks import Hook
 
 
 class Tracker(Hook):
+    def progress(self, *what):
+        pass
+
     def {method}(self, *what):
         {act}
 """

@@ -89,7 +89,10 @@ def test_what_is_refused(suite, changes, message):
 
 def test_rows_of_one_name_and_of_bad_names_are_refused():
     twice = Options(rows=[Row(method="emp_ssl", budget="1up"), Row(method="emp_ssl", budget="2up")])
-    with pytest.raises(UsageError, match="rows of different names, got emp_ssl, emp_ssl"):
+    with pytest.raises(
+        UsageError,
+        match="got emp_ssl for emp_ssl and for emp_ssl; name them apart: give",
+    ):
         chosen_rows(twice)
     with pytest.raises(UsageError, match=r"rows\.0\.name"):
         options_of({"rows": [{"method": "emp_ssl", "name": "../away"}]})

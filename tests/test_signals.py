@@ -1,5 +1,6 @@
 """Signals ask a process to stop: at once, after the update under way, or after the moment that it is given."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import signals
-from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag, signals_raise, signals_wait
+from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag, Stuck, signals_raise, signals_wait
 
 ROOT = Path(__file__).parent.parent
 ALL = list(EXIT_INTERRUPTED)
@@ -210,6 +211,21 @@ def test_an_update_that_takes_longer_than_the_grace_is_interrupted(monkeypatch):
         hang(StopFlag(), signal.SIGTERM)
     assert 0.2 <= time.monotonic() - began < 2
     assert raised.value.signum == signal.SIGTERM
+
+
+def test_what_takes_longer_than_its_limit_is_stuck_and_no_handler_of_exceptions_holds_it():
+    flag = StopFlag()
+
+    def hang(settled):
+        with flag.in_training(), contextlib.suppress(Exception):
+            flag.limit(0.05)
+            if settled:
+                flag.settle()
+            time.sleep(0.1)
+
+    hang(settled=True)
+    with pytest.raises(Stuck):
+        hang(settled=False)
 
 
 def test_a_second_one_in_training_interrupts_the_update():

@@ -1,12 +1,12 @@
 """``bench evaluate``: audit and score anybody's encoder or classifier, in a process of its own."""
 
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.commands.where import command_line
 from bench.show import print_leaderboard, say, say_log
 from bench.spec import UsageError
 
@@ -78,7 +78,7 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
         device=str(device),
         threads=options.threads,
         out=str(out) if out else None,
-        command=("bench", *sys.argv[1:]),
+        command=tuple(command_line()),
     )
 
 

@@ -1,6 +1,7 @@
 """The options of ``bench run`` that say where runs are made, and the engine that follows from them."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,13 @@ from bench.spec import RunSpec, UsageError
 
 if TYPE_CHECKING:
     from bench.options import Options
+
+
+def command_line() -> list[str]:
+    """The command as it was given, to be kept with its results; also one that a script gives to ``bench.cli.main``."""
+    context = click.get_current_context(silent=True)
+    given = context.find_root().obj if context else None
+    return ["bench", *(sys.argv[1:] if given is None else given)]
 
 
 @dataclass(frozen=True)

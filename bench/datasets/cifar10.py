@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import torch
 
+from bench.cache import writable
 from bench.data import BaseDataset, ImageSet, Split
 from bench.spec import UsageError
 from bench.unpack import unpack as unpack_archive
@@ -47,8 +48,8 @@ def unpack(cifar: Any, root: Path) -> None:
     """
     archive = root / cifar.filename
     remedy = f"download {cifar.url} by hand and put it at {archive}"
+    writable(root)
     try:
-        root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".unpack-", dir=root) as scratch:
             if archive.exists():
                 check_md5(archive, cifar.tgz_md5, str(archive), f"delete it, or {remedy}")

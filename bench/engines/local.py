@@ -96,8 +96,11 @@ def check_cores(specs: list[RunSpec], jobs: int) -> int:
     """``jobs``, where runs in time do not share a core. Raises UsageError."""
     timed, threads, there = any(spec.budget.unit == "seconds" for spec in specs), threads_of(specs), cores()
     if jobs > 1 and timed and jobs * threads > there:
+        ranks = max(spec.gpus_per_run for spec in specs)
+        fit = there // (jobs * ranks)
+        way = f"--threads {fit}" if fit else f"--jobs {max(1, there // ranks)} --threads 1"
         raise UsageError(
             f"expected runs in time to have their cores alone, got --jobs {jobs} of {threads} threads on {there} "
-            f"cores; use --jobs {max(1, there // threads)}, or a budget in updates"
+            f"cores; use {way}, or a budget in updates"
         )
     return jobs

@@ -36,7 +36,7 @@ class Adversary:
 
         ``draws`` gives the numbers of a random start, those after the ones that made the views.
         """
-        yield method.loss(views)
+        yield scalar(method.loss(views), "loss")
 
 
 class PGD(Adversary):
@@ -51,12 +51,12 @@ class PGD(Adversary):
                 clean = method.clean(views)
             for _ in range(config.steps):
                 moved = moved.detach().requires_grad_()
-                method.adversarial_loss(moved, clean).backward()
+                scalar(method.adversarial_loss(moved, clean), "adversarial_loss").backward()
                 if moved.grad is None:
-                    raise UsageError("expected an adversarial_loss that depends on the views which move, got another")
+                    raise UsageError("adversarial_loss: expected it to depend on the views that it is given")
                 moved = project(moved.detach() + config.step * steepest(moved.grad), unmoved, config.eps)
         self.climbed()
-        yield method.loss(replaced(views, moved, method.moves))
+        yield scalar(method.loss(replaced(views, moved, method.moves)), "loss")
 
 
 class Free(Adversary):
@@ -72,7 +72,7 @@ class Free(Adversary):
                 moved = project(moved, unmoved, self.config.eps)
             moved.requires_grad_()
             try:
-                yield method.loss(replaced(views, moved, method.moves))
+                yield scalar(method.loss(replaced(views, moved, method.moves)), "loss")
             finally:  # also when the trainer stops here: the update has been made
                 if moved.grad is not None:
                     stepped = moved.detach() + self.config.step * steepest(moved.grad)
@@ -80,6 +80,22 @@ class Free(Adversary):
 
 
 ADVERSARIES: dict[str, type[Adversary]] = {"none": Adversary, "pgd": PGD, "free": Free}
+
+
+def scalar(loss: object, name: str) -> Tensor:
+    """The loss that a method has returned. Raises UsageError unless it is one real number that gradients flow from."""
+    if not isinstance(loss, Tensor):
+        size = f" of {len(loss)}" if isinstance(loss, tuple | list | dict) else ""
+        got = "None" if loss is None else f"a {type(loss).__name__}{size}"
+        hint = "; let it end with return" if loss is None else ""
+        raise UsageError(f"{name}: expected a scalar tensor, got {got}{hint}")
+    if loss.numel() != 1:
+        raise UsageError(f"{name}: expected a scalar tensor, got one of shape {tuple(loss.shape)}; take its mean")
+    if not loss.is_floating_point():
+        raise UsageError(f"{name}: expected a scalar tensor of real numbers, got {str(loss.dtype).split('.')[1]}")
+    if not loss.requires_grad:
+        raise UsageError(f"{name}: expected a scalar tensor that depends on weights and views, got a detached one")
+    return loss
 
 
 def replaced(views: Tensor, moved: Tensor, moves: slice) -> Tensor:

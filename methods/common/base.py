@@ -220,9 +220,19 @@ def resolve(
     layers = [(dataset, changed) for traits, changed in overrides.items() if set(traits.split()) <= default.traits]
     layers.append(("--set", {key: _parse(key, value, types[key]) for key, value in chosen.items()}))
     for source, changed in layers:
+        for key in changed:
+            if key not in known:
+                raise UsageError(f"OVERRIDES of {dataset}: {unknown('setting', key, known)}")
         values.update(changed)
         sources.update(dict.fromkeys(changed, source))
-    return config(**values), [Setting(name=name, value=values[name], source=sources[name]) for name in known]
+    for name, kind in typing.get_type_hints(BaseConfig).items():
+        if name in values:  # whatever a subclass, or a dataset, says of it
+            _parse(name, values[name], kind)
+    made = config(**values)
+    for name in chosen:
+        if getattr(made, name) != values[name]:
+            raise UsageError(f"--set {name}={values[name]} has no effect: the method makes {getattr(made, name)} of it")
+    return made, [Setting(name=name, value=getattr(made, name), source=sources[name]) for name in known]
 
 
 def _parse(name: str, value: Any, kind: Any) -> Any:

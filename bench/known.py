@@ -1,0 +1,51 @@
+"""What can be said of a name without torch: encoders, protocols, devices, and what a dataset is given beside its name.
+
+These are the first steps of checks that are finished where the thing itself is loaded.
+"""
+
+import re
+from importlib.util import find_spec
+
+from bench.spec import DataSpec, UsageError, unknown
+
+ENCODERS = ("resnet18", "resnet8")  # of this project: bench.encoder builds them
+LIBRARIES = ("torchvision", "timm")  # of encoders, as timm:NAME
+PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
+
+
+def check_encoder_name(name: str) -> None:
+    """Raises UsageError for an encoder of ours that does not exist, an unknown library, and one that is missing."""
+    library, colon, _ = name.partition(":")
+    if not colon and name not in ENCODERS:
+        raise UsageError(unknown("encoder", name, [*ENCODERS, *(f"{each}:NAME" for each in LIBRARIES)]))
+    if colon and library not in LIBRARIES:
+        raise UsageError(unknown("library of encoders", library, LIBRARIES))
+    if colon and find_spec(library) is None:
+        raise UsageError(f"the encoder {name} needs {library}: pip install 'robust-ssl-bench[{library}]'")
+
+
+def check_protocols(names: tuple[str, ...]) -> None:
+    """Raises UsageError for a protocol that does not exist, and where there is none."""
+    if not names:
+        raise UsageError(f"expected at least one protocol, got none; known: {', '.join(PROTOCOLS)}")
+    for name in names:
+        if name not in PROTOCOLS:
+            raise UsageError(unknown("protocol", name, PROTOCOLS))
+
+
+def check_device_name(name: str) -> None:
+    """Raises UsageError for a device that no machine has; whether this one has it, torch knows (bench.device)."""
+    if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", name):
+        raise UsageError(f"expected a device such as auto, cpu or cuda:0, got {name!r}")
+
+
+def check_data(spec: DataSpec, *, needs_path: bool, takes_size: bool, takes_classes: bool) -> None:
+    """Raises UsageError for a folder, a size or classes that the dataset does not take, or a folder that it misses."""
+    if needs_path and spec.path is None:
+        raise UsageError(f"expected a folder after the name, got {spec.name!r}; write {spec.name}:DIR")
+    if not needs_path and spec.path is not None:
+        raise UsageError(f"expected {spec.name!r} alone, got {spec.name}:{spec.path}; this dataset takes no folder")
+    if spec.image_size is not None and not takes_size:
+        raise UsageError(f"expected {spec.name!r} without --image-size, got {spec.image_size}; its images have a size")
+    if spec.classes is not None and not takes_classes:
+        raise UsageError(f"expected {spec.name!r} without --classes, got {spec.classes}; it has all its classes")
