@@ -105,8 +105,11 @@ def gather(given: dict[str, Any]) -> "Options":
 )
 @engine_options
 @click.option("--track", help="tell trackers of each run: tensorboard, wandb, mlflow or a .py file; with commas")
+@click.option("--again", is_flag=True, help="put aside what other code made in the folder, and make it again")
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
-def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None, dry_run: bool, **given: Any) -> int:
+def run(
+    out: Path | None, checkpoint_every: str, where: Where, track: str | None, again: bool, dry_run: bool, **given: Any
+) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
     from bench import torchrun
     from bench.options import parse_seconds, resolve
@@ -119,7 +122,7 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
     options = gather(given)
     every = parse_seconds(checkpoint_every, "--checkpoint-every")
     if (here := torchrun.place()) is not None:
-        taken = torchrun.run(options, here, out, every, ["bench", *sys.argv[1:]])
+        taken = torchrun.run(options, here, out, every, ["bench", *sys.argv[1:]], again)
         if taken is None:
             return 0
         build(taken[0])
@@ -131,7 +134,7 @@ def run(out: Path | None, checkpoint_every: str, where: Where, track: str | None
         return show_plan(specs, total, data.label, as_json=False)
     out = out or default_out(options, specs)
     manifest = make_manifest(specs, budget, total, data, ["bench", *sys.argv[1:]])
-    with opened(out, manifest) as lock, Display() as display:
+    with opened(out, manifest, again=again) as lock, Display() as display:
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
         estimates = measure_plan(todo, out / "plan-log.txt") if todo and where.here else []
@@ -182,9 +185,11 @@ def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
 @click.option("--device", default="auto", help="auto, cpu or cuda:0  [auto]")
 def verify(folder: Path, data_root: str | None, device: str) -> int:
     """Recompute the published numbers from stored weights, probes and adversarial images: exit 1 on any difference."""
-    from bench.verify import verify
+    from bench.verify import other_code, verify
 
     checked, differences = verify(folder, data_root, device)
+    if code := other_code(folder):
+        say(code)
     for difference in differences:
         say(difference)
     say(f"{len(differences)} differences in {checked} recomputed numbers of {folder}")

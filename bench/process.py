@@ -204,7 +204,7 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
 
             spec = RunSpec.model_validate(task["spec"])
             every, images = task.get("save_every", SAVE_EVERY), expected_images(task)
-            execute(Path(task["out"]), spec, report, flag, every, images=images)
+            execute(Path(task["out"]), spec, report, flag, every, images=images, code=task.get("code", ""))
     except Interrupted as interrupted:
         return EXIT_INTERRUPTED[signal.Signals(interrupted.signum)]
     except UsageError as error:

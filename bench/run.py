@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import __version__, registry
+from bench.again import check_code
 from bench.disk import DiskError, put_aside
 from bench.engines import EXIT, LOST, Engine, Event
 from bench.files import Damaged, save
@@ -45,10 +46,11 @@ POLL = 1.0  # seconds between two looks at the deadline and at the size of the c
 
 
 @contextlib.contextmanager
-def opened(out: Path, manifest: Manifest, moves: bool = False) -> Iterator[int]:
+def opened(out: Path, manifest: Manifest, moves: bool = False, again: bool = False) -> Iterator[int]:
     """Own the folder of a run, made now or found: yields the handle of its lock (see bench.lock, also ``moves``).
 
-    Raises UsageError if the folder holds another run's settings or other files, cannot be written, or is in use.
+    Raises UsageError if the folder holds another run's settings or other files, cannot be written, or is in use; also
+    if it holds what other code has made, unless that is to be made ``again`` (bench.again).
     """
     try:
         begun = {LOCK, "runs", f"{MANIFEST}.damaged"}
@@ -61,7 +63,7 @@ def opened(out: Path, manifest: Manifest, moves: bool = False) -> Iterator[int]:
         raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
     with owned(out, moves=moves) as lock:
         settle(out)
-        open_folder(out, manifest)
+        check_code(out, open_folder(out, manifest).runs, again)
         yield lock
 
 

@@ -41,9 +41,6 @@ class Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-# ---------------------------------------------------------------- what is asked for
-
-
 class Budget(Data):
     """How much training each run gets, in exactly one unit.
 
@@ -184,9 +181,6 @@ class RunSpec(Data):
         return "weights_sha256" in self.settings
 
 
-# ---------------------------------------------------------------- what is found
-
-
 class Setting(Data):
     """One resolved setting of a method and where its value comes from (text, sound, code, the dataset, --set)."""
 
@@ -262,6 +256,7 @@ class TrainResult(Data):
     preemptions: int = 0  # how often the training was stopped or killed, and went on
     lost_seconds: float = 0.0  # of training that was done again after a kill: not charged
     note: str = ""
+    code: str = ""  # hash of the files that made this (bench.source); so in the records below
 
     def disturbed(self, machine: float | None = None) -> bool | None:
         """Whether the clock probe differs after and before, or from the machine's median; None without a probe."""
@@ -287,6 +282,7 @@ class ProbeResult(Data):
     band: list[tuple[float, int, int]] = []  # (lambda, correct, total) under PGD at the main eps
     sha256: str = ""  # of weight and bias as stored
     note: str = ""
+    code: str = ""
 
 
 class EvalResult(Data):
@@ -307,6 +303,7 @@ class EvalResult(Data):
     traces: list[str] = []  # what the attack did not leave as it was: generators, modes, state (see bench.search)
     images_sha256: Sha256 = ""  # of the first images that it returned, where they are kept
     note: str = ""
+    code: str = ""
 
     @property
     def correct(self) -> int:
@@ -341,6 +338,7 @@ class Audit(Data):
     ranked_correct: int = 0
     audited: int = 0  # images that the ranked attacks both saw
     evidence: str = ""  # SHA-256 of what was judged: weights, probe, images, results
+    code: str = ""
 
     @property
     def verdict(self) -> Literal["PASS", "FLAG", "FAIL", "NOT_RUN"]:
@@ -367,6 +365,7 @@ class Record(Data):
     data: DataInfo | None = None
     settings: list[Setting] = []
     environment: Environment | None = None
+    sources: dict[str, dict[str, str]] = {}  # part of the run -> file -> hash, of the code that makes it (bench.source)
     train: TrainResult | None = None
     probes: list[ProbeResult] = []
     results: list[EvalResult] = []
@@ -397,3 +396,4 @@ class Manifest(Data):
     dataset_source: str = ""
     main_eps: float
     environment: Environment
+    code: dict[str, str] = {}  # row -> hash of all code that makes its runs

@@ -11,6 +11,7 @@
                              /examples/<protocol>.json                             an Examples: pictures for the report
                              /snapshots/<percent>.json, <percent>.safetensors      the encoder on the way (bench.curve)
                              /curve.json                                           a Curve: what they are worth
+                             /aside/<n>/                                           what other code made (bench.again)
     OUT/results.csv, leaderboard.csv, figures/, report.pdf, report.html     derived, rebuilt at will
 
 Every JSON file ends with its checksum, and every file of tensors has its hash in one. Of two files that belong
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from bench.disk import DiskError, is_there, listed, put_aside, remove_file, write_bytes
+from bench.disk import DiskError, is_there, listed, move, put_aside, remove_file, write_bytes
 from bench.files import Damaged, load_tensors, read, save, save_tensors, sealed, sha256
 from bench.spec import (
     Audit,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+ASIDE = "aside"
 CELLS = ("probes", "results", "adversarial")  # the folders of what is made from a trained encoder
 Png = Annotated[str, Field(pattern="^[A-Za-z0-9+/]*=*$")]  # base64
 D = TypeVar("D", bound=Data)
@@ -102,6 +104,7 @@ class Curve(Data):
     """curve.json: the points of one run in the order of its training."""
 
     points: list[Point]
+    code: str = ""  # hash of the files that made them
 
 
 class Beat(Data):
@@ -343,6 +346,11 @@ class RunFolder:
         """Rename files that are there to ``<name>.damaged``, each to stay before the next. Raises DiskError."""
         for name in names:
             put_aside(self.path / name)
+
+    def set_aside(self, folder: str, names: list[str]) -> None:
+        """Move files and folders that are there into a folder of this run, each before the next. Raises DiskError."""
+        for name in names:
+            move(self.place(name), self.place(f"{folder}/{name}"))
 
     def remove(self, name: str) -> None:
         """A file, if it is there. Raises DiskError."""
