@@ -98,7 +98,7 @@ def loads(target):
         (r"bench\.checkpoint", r"bench\.(disk|files|spec)"),
         (r"bench\.store", r"bench\.(checkpoint|disk|files|spec)"),
         (r"bench\.repair", r"bench\.(disk|files|spec|store)"),
-        (r"reports(\..*)?", r"bench|bench\.(disk|files|spec|store)|reports(\..*)?"),
+        (r"reports(\..*)?", r"bench|bench\.(disk|files|source|spec|store)|reports(\..*)?"),
         (r"attacks\.(?!common)\w+", r"attacks\.common\.\w+|bench\.spec"),
         (r"attacks\.common(\..*)?", r"attacks\.common\.\w+|bench\.spec"),
         (r"methods\.(?!common)\w+", r"methods|methods\.common\.\w+|methods\.\w+"),
