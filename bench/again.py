@@ -4,6 +4,7 @@ A number belongs to the code that made it. What is stored carries the hash of th
 the files behind it, so that those that have changed can be named. What has no hash was made by code that is not known.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -139,11 +140,9 @@ def outdated(run: RunFolder, now: Sources) -> list[Outdated]:
     transfer = [name for name in run.names("adversarial") if "-transfer-" in name]
     for audit in record.audits:
         found += other(AUDIT, audit.code, *transfer, "audit.json")
-    if is_there(run.path / "curve.json") and not any(each.path.name == "curve.json" for each in damaged):
-        try:
+    if is_there(run.path / "curve.json"):
+        with contextlib.suppress(Damaged):
             found += other(CURVE, read(Curve, run.path / "curve.json").code, "curve.json")
-        except Damaged:
-            return found
     return found
 
 

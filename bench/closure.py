@@ -219,7 +219,7 @@ def below(name: str, folders: list[str]) -> tuple[Path | None, list[str]]:
 
 def anywhere(name: str) -> tuple[Path | None, list[str]]:
     """The same of a module that is in no package, as Python finds it; those that are installed to be edited too."""
-    specs = (finder.find_spec(name, None) for finder in sys.meta_path)
+    specs = (finder.find_spec(name, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
     spec = next((spec for spec in specs if spec is not None), None)
     if spec is None:
         return None, []
