@@ -56,9 +56,11 @@ def verify(folder: Path, data_root: str | None = None, device: str = "auto") -> 
 
 def other_code(folder: Path) -> str:
     """A sentence where other code than is here, which recomputes the numbers, made some of them; else ""."""
-    specs = load_manifest(folder).runs
     try:
+        specs = load_manifest(folder).runs
         now = sources(specs)
+    except Damaged:  # a difference, which ``verify`` tells
+        return ""
     except Unfit as unfit:
         return f"the code that made the numbers was not compared with that which is here: {unfit}"
     found = [each for spec in specs for each in outdated(RunFolder(folder, spec), now[spec.row])]
