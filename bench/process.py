@@ -23,7 +23,6 @@ from typing import Any, TextIO
 
 from bench.disk import DiskError, cannot
 from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag
-from bench.source import Unfit
 from bench.spec import DataInfo, RunSpec, UsageError
 
 Report = Callable[[dict[str, Any]], None]
@@ -208,6 +207,8 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
     except Interrupted as interrupted:
         return EXIT_INTERRUPTED[signal.Signals(interrupted.signum)]
     except UsageError as error:
+        from bench.source import Unfit  # which the command line need not load
+
         report({"event": "error", "message": str(error), "usage": True})
         return UNFIT if isinstance(error, Unfit) else 2
     except DiskError as error:
