@@ -205,9 +205,16 @@ def ranked_pair(results: Iterable[EvalResult], protocol: str, eps: float) -> tup
 
 
 def evidence(record: Record, protocol: str, encoder: str, probe: str, test: str) -> str:
-    """Hash of all that the audit of a protocol judges: weights, probe, test images and results, times aside."""
+    """Hash of all that the audit of a protocol judges: weights, probe, test images and results.
+
+    Times aside, and the code, to which bench.again holds the whole folder.
+    """
     results = sorted(
-        (r.model_dump(mode="json", exclude={"seconds", "failed"}) for r in record.results if r.protocol == protocol),
+        (
+            r.model_dump(mode="json", exclude={"seconds", "failed", "code"})
+            for r in record.results
+            if r.protocol == protocol
+        ),
         key=lambda result: (result["attack"], result["eps"]),
     )
     text = json.dumps([encoder, probe, test, results], sort_keys=True)

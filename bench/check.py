@@ -19,6 +19,7 @@ from bench.process import SAVE_EVERY, run_child
 from bench.progress import Display
 from bench.run import make_manifest, opened, run_all
 from bench.signals import signals_raise
+from bench.source import together
 from bench.spec import Manifest, UsageError
 from bench.store import load_manifest, load_records
 from reports import gate
@@ -66,8 +67,11 @@ def run_suite(manifest: Manifest, out: Path | None, stack: contextlib.ExitStack,
 
 
 def run_specs(folder: Path, manifest: Manifest, display: Display) -> None:
-    """Every run of the manifest that has not ended."""
-    with opened(folder, manifest) as lock, contextlib.closing(LocalEngine(folder, SAVE_EVERY, lock)) as engine:
+    """Every run of the manifest that has not ended; what other code made there is made again: this asks of the code."""
+    with (
+        opened(folder, manifest, again=True) as lock,
+        contextlib.closing(LocalEngine(folder, SAVE_EVERY, lock)) as engine,
+    ):
         run_all(folder, manifest.runs, display, None, engine, lock=lock)
 
 
@@ -90,9 +94,12 @@ def score_weights(asked: Sequence[Fixed], weights: Path, folder: Path, display: 
     return read(FixedRun, folder / FIXED).fixed
 
 
-def stored_scores(folder: Path) -> list[Fixed]:
-    """Those of an earlier check of this run; none where there was none."""
-    return read(FixedRun, folder / FIXED).fixed if (folder / FIXED).is_file() else []
+def stored_scores(folder: Path, code: str = "") -> list[Fixed]:
+    """Those of an earlier check of this run, by the code of this hash if one is given; none where there was none."""
+    if not (folder / FIXED).is_file():
+        return []
+    found = read(FixedRun, folder / FIXED)
+    return found.fixed if "" in (code, found.code) or code == found.code else []
 
 
 # ---------------------------------------------------------------- the check
@@ -174,7 +181,8 @@ def repeat(
     methods = {alarm.method for alarm in alarms if alarm.gate == "G1"}
     if methods:
         asked = [each.model_copy(update={"seed": each.seed + 1}) for each in baseline.fixed if each.spec.row in methods]
-        scores = stored_scores(again) or score_weights(asked, file.parent, again, display)
+        scores = stored_scores(again, together(each.spec for each in asked))
+        scores = scores or score_weights(asked, file.parent, again, display)
         compared += gate.same_weights(scores, baseline)
     return compared
 

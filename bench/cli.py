@@ -110,10 +110,18 @@ def gather(given: dict[str, Any]) -> "Options":
 )
 @engine_options
 @click.option("--track", help="tell trackers of each run: tensorboard, wandb, mlflow or a .py file; with commas")
+@click.option("--again", is_flag=True, help="put aside what other code made in the folder, and make it again")
 @click.option("--dry-run", is_flag=True, help="print the plan and stop, as `bench plan`")
 @click.option("--yes", is_flag=True, help="do not ask before hours of work")
 def run(
-    out: Path | None, checkpoint_every: str, where: Where, track: str | None, dry_run: bool, yes: bool, **given: Any
+    out: Path | None,
+    checkpoint_every: str,
+    where: Where,
+    track: str | None,
+    again: bool,
+    dry_run: bool,
+    yes: bool,
+    **given: Any,
 ) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
     from bench import door
@@ -145,7 +153,7 @@ def run(
         if not (yes := consent.agreed("Go on?")):
             return 0
     if (here := torchrun.place()) is not None:
-        taken = torchrun.run(options, here, out, every, command_line())
+        taken = torchrun.run(options, here, out, every, command_line(), again)
         if taken is None:
             return 0
         build(taken[0])
@@ -155,7 +163,7 @@ def run(
         return show_plan(specs, total, data.label, as_json=False)
     out = out or default_out(options, specs)
     manifest = make_manifest(specs, budget, total, data, command_line())
-    with opened(out, manifest) as lock, Display() as display:
+    with opened(out, manifest, again=again) as lock, Display() as display:
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
         estimates = measure_plan(todo, out / "plan-log.txt", display.line) if todo and where.here else []
@@ -221,9 +229,11 @@ def verify(folder: Path, data_root: str | None, device: str) -> int:
 
     check_folder(folder)
 
-    from bench.verify import verify
+    from bench.verify import other_code, verify
 
     checked, differences = verify(folder, data_root, device)
+    if code := other_code(folder):
+        say(code)
     for difference in differences:
         say(difference)
     say(f"{len(differences)} differences in {checked} recomputed numbers of {folder}")

@@ -237,6 +237,17 @@ def put_aside(path: Path) -> None:
         sync_folders(path.parent)
 
 
+def move(path: Path, to: Path) -> None:
+    """Rename a file or folder that is there, to stay; makes the folders above its new place. Raises DiskError."""
+    if is_there(path):
+        try:
+            make_folders(to.parent)
+            DISK.replace(path, to)
+        except OSError as error:
+            raise cannot("put aside", path, error) from error
+        sync_folders(to.parent, path.parent)
+
+
 def cannot(do: str, path: Path, error: OSError) -> DiskError:
     """``cannot write runs/a/train.json: No space left on device; ...``"""
     return DiskError(

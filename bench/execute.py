@@ -12,6 +12,7 @@ import torch
 
 from bench import calibration, registry
 from bench import device as devices
+from bench.again import check_run
 from bench.audit import audit
 from bench.build import build_method
 from bench.copies import check_copies
@@ -26,9 +27,11 @@ from bench.repair import repair
 from bench.repro import environment
 from bench.search import in_this_process
 from bench.signals import Interrupted, StopFlag, Stuck
+from bench.signed import Signed
+from bench.source import TRAINING, sources
 from bench.spec import DataInfo, Record, RunSpec, Setting, TrainResult, UsageError
 from bench.state import Training
-from bench.store import Beat, RunFolder, Snapshot
+from bench.store import Beat, Snapshot
 from bench.train import Keeper, train
 
 Report = Callable[[dict[str, Any]], None]
@@ -43,18 +46,21 @@ def execute(
     save_every: float = math.inf,
     ranks: Ranks = ALONE,
     images: DataInfo | None = None,
+    code: str = "",
 ) -> None:
     """Do a run as far as it goes; its status is in its record at the end.
 
     This is rank 0 of the ``ranks``; the others are told what to do (bench.assist). Audit and curve are made here alone.
     Where this machine, or that of a rank, has other ``images`` than the run is asked for on, or other code than rank 0,
-    nothing is done.
+    nothing is done; nor where its code is not that of what is there, or of the command (its hash, ``code``).
 
     Raises Interrupted after a signal, with what can go on saved; UsageError, DiskError and what a method raises.
     """
-    folder = RunFolder(out, spec)
+    now = sources([spec])[spec.row]  # before it is loaded: what is changed meanwhile is told the next time
+    folder = Signed(out, spec, now)
     for damage in repair(folder):
         report({"event": "damaged", "message": f"{damage}; it is put aside and made again"})
+    check_run(folder, now, code)
     device = devices.resolve(spec.device)
     devices.prepare(device, spec.threads)
     dataset = registry.load("dataset", spec.data.name).Dataset()
@@ -69,6 +75,7 @@ def execute(
         data=data,
         settings=settings,
         environment=environment(str(device), spec.precision, ranks.size),
+        sources=now,
     )
     folder.save_record(record)
 
@@ -79,7 +86,7 @@ def execute(
     try:
         trained = folder.trained()
         if trained is None:
-            made_from = identity(settings, data)
+            made_from = identity(settings, data, folder.codes[TRAINING])
             result = train_run(folder, method, train_set, device, made_from, report, flag, save_every, ranks)
         else:
             ranks.tell(None)
@@ -120,7 +127,7 @@ def execute(
 
 
 def train_run(
-    folder: RunFolder,
+    folder: Signed,
     method: Any,
     images: ImageSet,
     device: Any,
@@ -132,7 +139,7 @@ def train_run(
 ) -> TrainResult:
     """Train from the newest checkpoint, or from the start; what came of it is stored.
 
-    Raises Interrupted after a signal, and UsageError where the checkpoint belongs to other settings or images.
+    Raises Interrupted after a signal, and UsageError where the checkpoint belongs to other settings, images or code.
     """
     spec = folder.spec
     state, damaged = folder.checkpoint()
@@ -143,7 +150,7 @@ def train_run(
         reading = state.pop("reading", None)
         if state.pop("made_from", None) != made_from:
             raise UsageError(
-                f"the checkpoints of {spec.name} were made with other settings or images; "
+                f"the checkpoints of {spec.name} were made with other settings, images or code; "
                 f"remove {folder.path / 'checkpoints'} to train from the start"
             )
     with flag.in_training():
@@ -207,8 +214,8 @@ def train_run(
     return result
 
 
-def identity(settings: list[Setting], data: DataInfo) -> str:
-    """Hash of what a checkpoint belongs to: every setting of the method, and the training images."""
+def identity(settings: list[Setting], data: DataInfo, code: str) -> str:
+    """Hash of what a checkpoint belongs to: every setting of the method, the training images, and the code."""
     values = {setting.name: setting.value for setting in settings}
-    text = json.dumps([values, data.train_sha256], sort_keys=True, default=str)
+    text = json.dumps([values, data.train_sha256, code], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

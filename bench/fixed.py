@@ -26,6 +26,7 @@ from bench.optim import LARS
 from bench.protocols import Classifier, linear
 from bench.repro import Draws
 from bench.search import Cell, Report
+from bench.source import together
 from bench.spec import Budget, EvalResult
 from bench.state import Training
 from bench.train import show_labels, update
@@ -47,14 +48,15 @@ def fixed_images(train: ImageSet, test: ImageSet) -> ImageSet:
 
 def score_all(asked: list[dict[str, Any]], folder: Path, out: Path, report: Report) -> None:
     """Score the stored weights of several methods, which lie in ``folder``, into the file ``out``."""
-    found = []
-    for each in map(Fixed.model_validate, asked):
+    found, weights = [], [Fixed.model_validate(each) for each in asked]
+    now = together(each.spec for each in weights)
+    for each in weights:
 
         def tell(event: dict[str, Any], row: str = each.spec.row) -> None:
             report(event | {"row": row})
 
         found.append(score(each, folder, tell))
-    save(out, FixedRun(fixed=found))
+    save(out, FixedRun(fixed=found, code=now))
 
 
 def score(asked: Fixed, folder: Path, report: Report) -> Fixed:

@@ -54,6 +54,7 @@ class Request(Data):
     device: str = "cpu"
     threads: int | None = None
     out: str | None = None
+    again: bool = False  # what other code has made in the folder is put aside, and made again
     command: tuple[str, ...] = ()
 
     @property

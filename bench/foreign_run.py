@@ -10,6 +10,7 @@ from torch import nn
 
 from bench import device as devices
 from bench import registry
+from bench.again import check_run
 from bench.audit import audit
 from bench.data import ImageSet, checked_info, data_info, load_data, remarks
 from bench.evaluate import evaluate
@@ -21,8 +22,10 @@ from bench.repro import environment
 from bench.run import make_manifest, opened
 from bench.search import one_line
 from bench.signals import Interrupted
+from bench.signed import Signed
+from bench.source import sources
 from bench.spec import Budget, Record, RunSpec, Setting, TrainResult
-from bench.store import RunFolder
+from bench.store import load_manifest
 
 Report = Callable[[dict[str, Any]], None]
 ELSEWHERE = "trained elsewhere: no budget, no cost and no adversary of training is known"
@@ -34,6 +37,7 @@ def evaluate_foreign(request: Request, report: Report) -> None:
     Nothing is written before the module has been found usable. Events: those of a run, ``remark`` on the images, and
     ``opened`` with the folder.
     """
+    now = sources([run_spec(request, "")])[request.row]  # before it is loaded
     device = devices.resolve(request.device)
     devices.prepare(device, request.threads)
     train, test = load_data(registry.load("dataset", request.data.name).Dataset(), request.data)
@@ -47,8 +51,10 @@ def evaluate_foreign(request: Request, report: Report) -> None:
     spec = run_spec(request, weights)
     out = Path(request.out) if request.out else default_folder(spec)
     manifest = make_manifest([spec], None, None, info, list(request.command))
-    with opened(out, manifest):
-        score(request, module, width, train.seen_as(test), test, spec, device, RunFolder(out, spec), report)
+    with opened(out, manifest, again=request.again):
+        folder = Signed(out, spec, now)
+        check_run(folder, now, load_manifest(out).code[spec.row])
+        score(request, module, width, train.seen_as(test), test, spec, folder, device, report)
 
 
 def score(
@@ -58,8 +64,8 @@ def score(
     train: ImageSet,
     test: ImageSet,
     spec: RunSpec,
+    folder: Signed,
     device: torch.device,
-    folder: RunFolder,
     report: Report,
 ) -> None:
     """Evaluate and audit a module that is usable, into a folder that is owned."""
@@ -72,6 +78,7 @@ def score(
         settings=[Setting(name=name, value=value, source="bench evaluate") for name, value in spec.settings.items()]
         + [Setting(name="output_width", value=width, source="found")],
         environment=environment(str(device), "fp32"),
+        sources=folder.found,
     )
     if request.architecture is not None:
         save_tensors(folder.place(WEIGHTS), load_tensors(Path(request.source).resolve()))
@@ -88,7 +95,7 @@ def score(
         folder.save_probe(*own_logits(width, train))
     try:
         missing = [evaluate(module, train, test, spec.eval, spec.seed, device, folder, report)]
-        missing += [audit_folder(module, train, test, spec, device, folder.out, report)]
+        missing += [audit_folder(module, train, test, folder, device, report)]
         examples(module, test, spec.eval, device, folder)
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")
@@ -102,7 +109,7 @@ def score(
     ended("finished", *missing)
 
 
-class Loaded(RunFolder):
+class Loaded(Signed):
     """The run's folder, whose record also says which weights were loaded: here the loading stands for the training."""
 
     def record(self, damaged: list[Damaged] | None = None) -> Record:
@@ -113,10 +120,11 @@ class Loaded(RunFolder):
 
 
 def audit_folder(
-    module: nn.Module, train: ImageSet, test: ImageSet, spec: RunSpec, device: torch.device, out: Path, report: Report
+    module: nn.Module, train: ImageSet, test: ImageSet, folder: Signed, device: torch.device, report: Report
 ) -> str:
     """Audit the numbers in the folder, which stays without a training; returns what is missing, or ""."""
-    return audit(module, train, test, spec.eval, spec.seed, device, Loaded(out, spec), report)
+    spec = folder.spec
+    return audit(module, train, test, spec.eval, spec.seed, device, Loaded(folder.out, spec, folder.found), report)
 
 
 def run_spec(request: Request, weights: str) -> RunSpec:

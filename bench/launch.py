@@ -111,7 +111,7 @@ def take_part(task: dict[str, Any], report: Report, flag: StopFlag) -> int:
         with joined(rank, spec.gpus_per_run, device, task["meeting"]) as ranks:
             if rank == 0:
                 every, images = task.get("save_every", SAVE_EVERY), expected_images(task)
-                execute(Path(task["out"]), spec, report, flag, every, ranks, images)
+                execute(Path(task["out"]), spec, report, flag, every, ranks, images, task.get("code", ""))
             else:
                 assist(spec, device, flag, ranks)
     except Exception as error:

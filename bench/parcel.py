@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 
 from bench.disk import cannot, listed, remove_file, write_bytes
 from bench.spec import UsageError
+from bench.store import ASIDE
 
 PART = re.compile(r"[A-Za-z0-9._-]{1,120}")  # of a name in a parcel
 Parcel = dict[str, bytes]  # name in the folder, as results/linear-pgd-0.100000.json -> content
@@ -44,9 +45,11 @@ def unpack(folder: Path, parcel: Parcel) -> None:
 
 
 def names(folder: Path, within: str = "") -> list[str]:
-    """The files below a folder, relative to it, sorted. Raises DiskError."""
+    """The files below a folder, relative to it, sorted; not what was put aside there. Raises DiskError."""
     found = []
     for name in listed(folder / within):
+        if f"{within}{name}" == ASIDE:
+            continue
         path = folder / within / name
         try:
             if path.is_dir():

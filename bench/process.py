@@ -26,7 +26,6 @@ from typing import Any, TextIO
 from bench import registry
 from bench.disk import DiskError, cannot
 from bench.signals import EXIT_INTERRUPTED, Interrupted, StopFlag
-from bench.source import Unfit
 from bench.spec import DataInfo, RunSpec, UsageError
 
 Report = Callable[[dict[str, Any]], None]
@@ -224,10 +223,12 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
 
             spec = RunSpec.model_validate(task["spec"])
             every, images = task.get("save_every", SAVE_EVERY), expected_images(task)
-            execute(Path(task["out"]), spec, report, flag, every, images=images)
+            execute(Path(task["out"]), spec, report, flag, every, images=images, code=task.get("code", ""))
     except Interrupted as interrupted:
         return EXIT_INTERRUPTED[signal.Signals(interrupted.signum)]
     except UsageError as error:
+        from bench.source import Unfit  # which the command line need not load
+
         report({"event": "error", "message": str(error), "usage": True})
         return UNFIT if isinstance(error, Unfit) else 2
     except DiskError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import __version__, registry
+from bench.again import check_code
 from bench.changes import MOST, between, changes, flat, unlimited
 from bench.disk import DiskError, put_aside
 from bench.engines import EXIT, LOST, Engine, Event
@@ -48,10 +49,11 @@ MEASURE_SECONDS = 120.0  # that the few updates of one method may take in the pl
 
 
 @contextlib.contextmanager
-def opened(out: Path, manifest: Manifest, moves: bool = False) -> Iterator[int]:
+def opened(out: Path, manifest: Manifest, moves: bool = False, again: bool = False) -> Iterator[int]:
     """Own the folder of a run, made now or found: yields the handle of its lock (see bench.lock, also ``moves``).
 
-    Raises UsageError if the folder holds another run's settings or other files, cannot be written, or is in use.
+    Raises UsageError if the folder holds another run's settings or other files, cannot be written, or is in use; also
+    if it holds what other code has made, unless that is to be made ``again`` (bench.again).
     """
     check_path(out)
     try:
@@ -65,7 +67,7 @@ def opened(out: Path, manifest: Manifest, moves: bool = False) -> Iterator[int]:
         raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
     with owned(out, moves=moves) as lock:
         settle(out)
-        open_folder(out, manifest)
+        check_code(out, open_folder(out, manifest).runs, again)
         yield lock
 
 

@@ -39,9 +39,6 @@ class Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-# ---------------------------------------------------------------- what is asked for
-
-
 class Budget(Data):
     """How much training each run gets, in exactly one unit.
 
@@ -181,9 +178,6 @@ class RunSpec(Data):
         return "weights_sha256" in self.settings
 
 
-# ---------------------------------------------------------------- what is found
-
-
 class Setting(Data):
     """One resolved setting of a method and where its value comes from (text, sound, code, the dataset, --set)."""
 
@@ -262,6 +256,7 @@ class TrainResult(Data):
     preemptions: int = 0  # how often the training was stopped or killed, and went on
     lost_seconds: float = 0.0  # of training that was done again after a kill: not charged
     note: str = ""
+    code: str = ""  # hash of the files that made this (bench.source); so in the records below
 
 
 class ProbeResult(Data):
@@ -279,6 +274,7 @@ class ProbeResult(Data):
     band: list[tuple[float, int, int]] = []  # (lambda, correct, total) under PGD at the main eps
     sha256: str = ""  # of weight and bias as stored
     note: str = ""
+    code: str = ""
 
 
 class EvalResult(Data):
@@ -300,6 +296,7 @@ class EvalResult(Data):
     images_sha256: Sha256 = ""  # of the first images that it returned, where they are kept
     failed: str = ""  # why there is no number: what the attack did; outcomes are then those of the stages before it
     note: str = ""
+    code: str = ""
 
     @property
     def correct(self) -> int:
@@ -334,6 +331,7 @@ class Audit(Data):
     ranked_correct: int = 0
     audited: int = 0  # images that the ranked attacks both saw
     evidence: str = ""  # SHA-256 of what was judged: weights, probe, images, results
+    code: str = ""
 
     @property
     def verdict(self) -> Literal["PASS", "FLAG", "FAIL", "NOT_RUN"]:
@@ -360,6 +358,7 @@ class Record(Data):
     data: DataInfo | None = None
     settings: list[Setting] = []
     environment: Environment | None = None
+    sources: dict[str, dict[str, str]] = {}  # part of the run -> file -> hash, of the code that makes it (bench.source)
     train: TrainResult | None = None
     probes: list[ProbeResult] = []
     results: list[EvalResult] = []
@@ -391,3 +390,4 @@ class Manifest(Data):
     dataset_source: str = ""
     main_eps: float
     environment: Environment
+    code: dict[str, str] = {}  # row -> hash of all code that makes its runs

@@ -1,7 +1,6 @@
 """The store: what a run folder holds and where. A finished cell is found again and never run twice.
 
-    OUT/manifest.json                       what was asked, where it was made
-    OUT/.lock                               who writes here (see bench.lock)
+    OUT/manifest.json, .lock                what was asked, where it was made; who writes here (see bench.lock)
     OUT/runs/<method>-s<seed>/run.json      a Record without its parts: settings, environment, status
                              /train.json, encoder.safetensors; checkpoints/ until training is finished
                              /probes/<protocol>.json, <protocol>.safetensors
@@ -11,6 +10,7 @@
                              /examples/<protocol>.json                             an Examples: pictures for the report
                              /snapshots/<percent>.json, <percent>.safetensors      the encoder on the way (bench.curve)
                              /curve.json                                           a Curve: what they are worth
+                             /aside/<n>/                                           what other code made (bench.again)
     OUT/results.csv, leaderboard.csv, figures/, report.pdf, report.html     derived, rebuilt at will
 
 Every JSON file ends with its checksum, and every file of tensors has its hash in one. Of two files that belong
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
-from bench.disk import DiskError, is_there, listed, put_aside, remove_file, write_bytes
+from bench.disk import DiskError, is_there, listed, move, put_aside, remove_file, write_bytes
 from bench.files import Damaged, load_tensors, read, save, save_tensors, sealed, sha256
 from bench.names import eps_name
 from bench.spec import (
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+ASIDE = "aside"
 CELLS = ("probes", "results", "adversarial")  # the folders of what is made from a trained encoder
 Png = Annotated[str, Field(pattern="^[A-Za-z0-9+/]*=*$")]  # base64
 D = TypeVar("D", bound=Data)
@@ -104,6 +105,7 @@ class Curve(Data):
     """curve.json: the points of one run in the order of its training."""
 
     points: list[Point]
+    code: str = ""  # hash of the files that made them
 
 
 class Beat(Data):
@@ -352,6 +354,11 @@ class RunFolder:
         """Rename files that are there to ``<name>.damaged``, each to stay before the next. Raises DiskError."""
         for name in names:
             put_aside(self.path / name)
+
+    def set_aside(self, folder: str, names: list[str]) -> None:
+        """Move files and folders that are there into a folder of this run, each before the next. Raises DiskError."""
+        for name in names:
+            move(self.place(name), self.place(f"{folder}/{name}"))
 
     def remove(self, name: str) -> None:
         """A file, if it is there. Raises DiskError."""

@@ -35,7 +35,7 @@ def place() -> Place | None:
 
 
 def run(
-    options: Options, here: Place, out: Path | None, every: float, command: list[str]
+    options: Options, here: Place, out: Path | None, every: float, command: list[str], again: bool = False
 ) -> tuple[Path, list[str]] | None:
     """Take part in the one run that the options ask for: on rank 0 its folder and what is not finished, else None.
 
@@ -61,7 +61,7 @@ def run(
         if here.rank > 0:
             assist(spec, device, flag, ranks)
             return None
-        with opened(out, manifest, moves=True), Display() as display:  # torchrun has one rank 0, now here, now there
+        with opened(out, manifest, True, again), Display() as display:  # torchrun has one rank 0, now here, now there
             display.begin([spec], None)
             display.started(spec)
             execute(out, spec, lambda event: display.event(spec, event), flag, every, ranks)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attacks.common.base import predicted
 from bench import device as devices
 from bench import registry
+from bench.again import described, outdated
 from bench.audit import evidence, probe_hash, ranked_pair
 from bench.build import build_method
 from bench.data import ImageSet, Pictures, load_data
@@ -21,6 +22,7 @@ from bench.files import Damaged, sha256
 from bench.foreign import reload_module
 from bench.search import TrainMode, check_eval_mode
 from bench.search import verify as verify_images
+from bench.source import Unfit, sources
 from bench.spec import RANKED, EvalResult, Record, RunSpec, ThreatModel, UsageError, format_eps
 from bench.store import RunFolder, load_manifest
 
@@ -52,6 +54,19 @@ def verify(folder: Path, data_root: str | None = None, device: str = "auto") -> 
     if not checked and not differences:
         raise UsageError(f"nothing to verify: {folder} has no finished run")
     return checked, differences
+
+
+def other_code(folder: Path) -> str:
+    """A sentence where other code than is here, which recomputes the numbers, made some of them; else ""."""
+    try:
+        specs = load_manifest(folder).runs
+        now = sources(specs)
+    except Damaged:  # a difference, which ``verify`` tells
+        return ""
+    except Unfit as unfit:
+        return f"the code that made the numbers was not compared with that which is here: {unfit}"
+    found = [each for spec in specs for each in outdated(RunFolder(folder, spec), now[spec.row])]
+    return f"the code that made the numbers is not that which is here: {described(found)}" if found else ""
 
 
 def verify_run(run: RunFolder, record: Record, data_root: str | None, device_name: str) -> tuple[int, list[str]]:

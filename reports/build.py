@@ -15,6 +15,7 @@ from bench.files import Damaged
 from bench.spec import UsageError
 from bench.store import MANIFEST, Examples, Point, load_curves, load_examples, load_manifest, load_records, write_text
 from reports import html, inert, pdf, plots, text_tables
+from reports.codes import apart
 from reports.curves import curves
 from reports.differences import Folder
 from reports.leaderboard import leaderboard, ranked_lines
@@ -34,8 +35,11 @@ def build(folder: Path, out: Path | None = None, texts: Collection[str] = ()) ->
     out = _free(out) if out and out.resolve() != folder.resolve() else folder
     damaged: list[Damaged] = []
     lost: list[Damaged] = []
-    view = View(load_manifest(folder), load_records(folder, damaged))
-    examples, points = load_examples(folder, lost), load_curves(folder, damaged)
+    found = load_records(folder, damaged)
+    view = View(load_manifest(folder), apart(found))
+    names = {before.spec.name: after.spec.name for before, after in zip(found, view.records, strict=True)}
+    examples = {names[name]: each for name, each in load_examples(folder, lost).items()}
+    points = {names[name]: each for name, each in load_curves(folder, damaged).items()}
     return _left_out(damaged, lost) + _write(out, view, examples, points, texts)
 
 

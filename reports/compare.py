@@ -12,6 +12,7 @@ import numpy as np
 
 from bench.spec import EvalResult, Record, UsageError
 from reports.claims import ALPHA, hardware_class
+from reports.codes import apart
 from reports.differences import Difference, Folder, differences
 from reports.rows import derived, place
 from reports.stats import (
@@ -123,6 +124,7 @@ class Comparison:
     cells: list[Cell]
     seeds: list[Seeds]
     costs: list[Cost]
+    code_known: bool = True  # of all runs that have results
 
     def as_json(self) -> dict[str, Any]:
         """All fields by name."""
@@ -142,7 +144,8 @@ def compare(a: Folder, b: Folder) -> Comparison:
         )
     adjusted = iter(holm([cell.p for cell in cells if cell.p is not None]).tolist())
     cells = [cell if cell.p is None else replace(cell, adjusted=next(adjusted)) for cell in cells]
-    return Comparison(differences([a, b]), _notes(a, b), cells, trainings, _costs(a, b))
+    known = all(record.sources for folder in (a, b) for record in folder.records if record.results)
+    return Comparison(differences([a, b]), _notes(a, b), cells, trainings, _costs(a, b), known)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -169,6 +172,7 @@ def _images(record: Record) -> str | None:
 
 def _cell(record: Record, key: tuple[str, str, float], a: EvalResult, b: EvalResult, one_order: bool) -> Cell:
     notes = ["the attack has other settings"] * (a.config_hash != b.config_hash)
+    notes += ["the attack is of other code"] * (a.code != b.code)
     first, second = a.outcomes, b.outcomes
     only: tuple[int, int] | tuple[None, None] = (None, None)
     p = None
@@ -232,10 +236,17 @@ def _seeds(before: Sequence[Record], after: Sequence[Record]) -> list[Seeds]:
 def _accuracies(records: Sequence[Record]) -> dict[Key, list[float]]:
     """Cell without its seed -> the accuracy at each seed."""
     found: dict[Key, list[float]] = {}
-    for record in records:
+    several = _of_two_codes(records)
+    for record in (each for each in records if each.spec.row not in several):
         for key, result in _results(record).items():
             found.setdefault((record.spec.row, *key), []).append(result.correct / result.total)
     return found
+
+
+def _of_two_codes(records: Sequence[Record]) -> list[str]:
+    """Methods whose seeds are none of one training, or of one evaluation."""
+    named = zip(records, apart(records), strict=True)
+    return list(dict.fromkeys(record.spec.row for record, other in named if record.spec.row != other.spec.row))
 
 
 # ---------------------------------------------------------------- costs
@@ -298,6 +309,9 @@ def _notes(a: Folder, b: Folder) -> list[str]:
     alone = [[name for name in mine if name not in other] for mine, other in (status, status[::-1])]
     notes = [f"only in {letter}: {', '.join(names)}" for letter, names in zip("AB", alone, strict=True) if names]
     both = [name for name in status[0] if name in status[1]]
+    for letter, folder in (("A", a), ("B", b)):
+        mixed = _of_two_codes(folder.records)
+        notes += [f"seeds that two codes made in {letter}, not taken together: {', '.join(mixed)}"] * bool(mixed)
     return notes + [
         f"{name}: {status[0][name]} in A, {status[1][name]} in B" for name in both if status[0][name] != status[1][name]
     ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.spec import Environment, Manifest, Record, format_eps
+from reports.codes import different_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +32,12 @@ class Difference:
 
 
 def differences(folders: Sequence[Folder]) -> list[Difference]:
-    """Everything that is not the same in all ``folders``: what a run stands on first, the settings of methods last."""
+    """Everything that is not the same in all ``folders``: what a run stands on first, then code, then settings."""
     told = [facts(folder) for folder in folders]
     names = dict.fromkeys(name for each in told for name in each)
     found = [Difference(name, tuple(each.get(name, "") for each in told)) for name in names]
-    return [each for each in found if len(set(each.values)) > 1] + _settings(folders)
+    differing = [each for each in found if len(set(each.values)) > 1]
+    return differing + _code(folders) + _settings(folders)
 
 
 def facts(folder: Folder) -> dict[str, str]:
@@ -71,6 +73,11 @@ def versions(folder: Folder) -> dict[str, str]:
     }
     packages = dict.fromkeys(name for e in environments for name in e.versions)
     return told | {name: _joined(e.versions.get(name, "none") for e in environments) for name in packages}
+
+
+def _code(folders: Sequence[Folder]) -> list[Difference]:
+    found = different_files([folder.records for folder in folders])
+    return [Difference(f"code: {name}" if name else "code", hashes) for name, hashes in found]
 
 
 def _settings(folders: Sequence[Folder]) -> list[Difference]:

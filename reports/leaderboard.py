@@ -103,14 +103,22 @@ def ranked_lines(board: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def different_attacks(rows: pd.DataFrame, main_eps: float) -> dict[str, list[str]]:
-    """Check S1: protocol -> the hashes of the ranked attacks, where rows of one seed have different ones."""
+    """Check S1: protocol -> the hashes of the ranked attacks, where rows of one seed have different ones.
+
+    So it is where the code differs that fitted the heads or attacked.
+    """
     worst = rows[(rows["attack"] == "worst") & np.isclose(rows["eps"].astype(float), main_eps)]
     found: dict[str, list[str]] = {}
     for (protocol, _), of_seed in worst.groupby(["protocol", "seed"]):
-        hashes = sorted(of_seed["config_hash"].dropna().unique())
+        hashes = sorted({_attack(*each) for each in of_seed[["config_hash", "code"]].itertuples(index=False)} - {""})
         if len(hashes) > 1:
             found[str(protocol)] = hashes
     return found
+
+
+def _attack(config_hash: object, code: object) -> str:
+    known = f" by the code {code.partition('.')[2]}" if isinstance(code, str) else ""
+    return f"{config_hash}{known}" if isinstance(config_hash, str) else ""
 
 
 def _line(

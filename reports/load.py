@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.spec import Manifest, Record, UsageError
 from bench.store import Point, load_curves, load_manifest, load_records
+from reports.codes import apart
 from reports.curves import curves
 from reports.leaderboard import leaderboard, ranked_lines
 from reports.pairs import pairs
@@ -55,4 +56,8 @@ def load(folder: Path | str) -> Run:
     if not isinstance(folder, Path | str):
         raise UsageError(f"expected the folder of a run, got {folder!r}")
     place = Path(folder)
-    return Run(place, load_manifest(place), load_records(place), load_curves(place))
+    found = load_records(place)
+    records = apart(found)
+    names = {before.spec.name: after.spec.name for before, after in zip(found, records, strict=True)}
+    points = {names[name]: each for name, each in load_curves(place).items()}
+    return Run(place, load_manifest(place), records, points)

@@ -1,6 +1,6 @@
 """Several run folders, of different machines or days, as one: what a report over them shows, and what it leaves out.
 
-Runs of a method become one line only where everything but seed and machine is the same and no seed occurs twice.
+Runs of a method become one line only where all but seed and machine is the same, code too, and no seed occurs twice.
 Otherwise its runs are named by their folder, as ``cf_amc_ssl@day2``. Runs of several budgets are named by budget.
 """
 
@@ -8,14 +8,16 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from bench.spec import Manifest, Record, RunSpec, UsageError, format_eps
+from bench.spec import Manifest, Record, UsageError, format_eps
 from reports.budgets import base
 from reports.claims import hardware_class
+from reports.codes import conflict, relabelled
 from reports.differences import Folder, differences, facts, versions
 
 OF_MACHINE = (  # columns that say nothing about a method where the machines differ
@@ -121,7 +123,7 @@ def merge(folders: Sequence[Folder]) -> Merged:
         folder, spec = folders[place].name, record.spec
         row = base(spec.row, str(spec.budget)) if by_budget else spec.row
         label = row + f"@{folder}" * (_method(record) in by_folder) + f"-{spec.budget}" * by_budget
-        named = record.model_copy(update={"spec": _relabelled(spec, label)})
+        named = record.model_copy(update={"spec": relabelled(spec, label)})
         records.append(named)
         sources[named.spec.name] = folder
         names[place][spec.name] = named.spec.name
@@ -186,12 +188,9 @@ def _one_recipe(records: Sequence[Record]) -> bool:
     """Whether the records say the same of everything but seed, machine and the place of files."""
     asked = [r.spec.model_dump(exclude={"seed", "device", "threads", "data", "method_path"}) for r in records]
     resolved = [[(s.name, s.value) for s in r.settings] for r in records if r.settings]
+    if any(conflict(one, other) for one, other in combinations(records, 2)):
+        return False
     return all(each == asked[0] for each in asked) and all(each == resolved[0] for each in resolved)
-
-
-def _relabelled(spec: RunSpec, label: str) -> RunSpec:
-    """Not checked, since ``@`` is in no name of a file: this one is only shown."""
-    return spec if label == spec.row else spec.model_copy(update={"label": label})
 
 
 # ---------------------------------------------------------------- what is said of them

@@ -189,6 +189,7 @@ class FixedRun(Data):
     """fixed.json: the stored weights of all methods under one seed of the attack."""
 
     fixed: list[Fixed]
+    code: str = ""  # hash of the code that scored them
 
 
 # ---------------------------------------------------------------- the file

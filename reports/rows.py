@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bench.spec import EvalResult, Manifest, Record, TrainResult
+from reports import codes
 from reports.disturbed import clock_probe
 from reports.stats import wilson
 
@@ -62,10 +63,11 @@ COLUMNS = {
     "precision": "object",
     "eval": "object",
     "config_hash": "object",
+    "code": "object",  # training.head.attack: the beginning of the hash of the code behind each
     "status": "object",
     "note": "object",
 }
-COSTS = (COLUMNS.keys() & TrainResult.model_fields.keys()) - {"status", "note"}
+COSTS = (COLUMNS.keys() & TrainResult.model_fields.keys()) - {"status", "note", "code"}
 ATTACKS = ("none", "fgsm", "noise", "pgd", "autoattack", "worst", "pgd_only", "pgd_crop")  # the order of the rows
 
 
@@ -106,6 +108,7 @@ def _worst(pgd: EvalResult, autoattack: EvalResult | None) -> EvalResult:
         outcomes="".join(min(pair) for pair in both),
         seconds=0.0,  # costs nothing of its own
         config_hash=f"{pgd.config_hash}+{autoattack.config_hash}",
+        code=f"{pgd.code}+{autoattack.code}",
     )
 
 
@@ -128,6 +131,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         "node": (record.environment.node or None) if record.environment else None,
         "precision": spec.precision,
         "eval": spec.eval.level,
+        "code": codes.cell(record, result),
         "status": record.status,
     }
     if record.train is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from bench.spec import Manifest, Record, format_eps
+from reports import codes
 from reports.cells import PROTOCOLS, interval, percent, table
 from reports.claims import hardware_class
 from reports.leaderboard import different_attacks
@@ -64,7 +65,8 @@ def appendix(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) 
         {
             "title": "Settings",
             "text": "Value and source of every setting: what the paper says (text), what is sound where its code is "
-            "not (sound), or what its code does (code); else the data set or the command.",
+            "not (sound), or what its code does (code); else the data set or the command. The hash of the code that "
+            "makes a part is that of all its files: those of this project and those named as its source.",
             "tables": _settings(records),
             "columns": 2,
         },
@@ -241,7 +243,8 @@ def _settings(records: Sequence[Record]) -> list[dict[str, Any]]:
     """What all methods share once, then what each has of its own."""
     methods: dict[str, list[list[str]]] = {}
     for record in records:
-        methods.setdefault(record.spec.row, [[s.name, _shown(s.value), s.source] for s in record.settings])
+        settings = [[s.name, _shown(s.value), s.source] for s in record.settings]
+        methods.setdefault(record.spec.row, settings + codes.settings(record))
     of_each = {method: settings for method, settings in methods.items() if settings}
     if len(of_each) < 2:
         return _setting_tables(of_each)

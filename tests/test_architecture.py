@@ -101,7 +101,7 @@ def loads(target):
         (r"bench\.names", r"bench\.spec"),
         (r"bench\.store", r"bench\.(checkpoint|disk|files|names|spec)"),
         (r"bench\.repair", r"bench\.(disk|files|spec|store)"),
-        (r"reports(\..*)?", r"bench|bench\.(disk|fairness|files|spec|store|text)|reports(\..*)?"),
+        (r"reports(\..*)?", r"bench|bench\.(disk|fairness|files|source|spec|store|text)|reports(\..*)?"),
         (r"attacks\.(?!common)\w+", r"attacks\.common\.\w+|bench\.spec"),
         (r"attacks\.common(\..*)?", r"attacks\.common\.\w+|bench\.spec"),
         (r"methods\.(?!common)\w+", r"methods|methods\.common\.\w+|methods\.\w+"),

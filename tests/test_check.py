@@ -18,6 +18,7 @@ from test_regression import METHODS, asked, baseline
 from bench.baseline import keep_weights
 from bench.check import FIXED, PORTABLE, REPEAT, ask_suite, repeated
 from bench.files import load_tensors, save
+from bench.source import AUDIT, TRAINING, attack_part, codes, sources
 from bench.spec import EvalResult, Record
 from bench.store import RunFolder
 from reports.regression import Baseline, FixedRun, Reading, default_baseline
@@ -42,6 +43,16 @@ def whole(record: Record) -> Record:
     return record
 
 
+def made_here(record: Record) -> Record:
+    """As by the code that is here: a repeat of other code is made again."""
+    hashes = codes(sources([record.spec])[record.spec.row])
+    results = [r.model_copy(update={"code": hashes[attack_part(r.attack)]}) for r in record.results]
+    audits = [audit.model_copy(update={"code": hashes[AUDIT]}) for audit in record.audits]
+    assert record.train is not None
+    train = record.train.model_copy(update={"code": hashes[TRAINING]})
+    return record.model_copy(update={"train": train, "results": results, "audits": audits})
+
+
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The portable kernels are those of this test alone."""
@@ -58,7 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Change, Chang
         folder, wanted = tmp_path_factory.mktemp("stored") / "run", asked(seeds)
         write(folder, wanted, list(map(change, records(wanted))))
         fresh = repeated(wanted, baseline(), {"cf_amc_ssl"})
-        write(folder / REPEAT, fresh, list(map(again, records(fresh))))
+        write(folder / REPEAT, fresh, list(map(made_here, map(again, records(fresh)))))
         return folder
 
     return made

@@ -23,9 +23,9 @@ from bench.files import load_tensors, save_tensors
 from bench.foreign import Request, call_factory
 from bench.foreign_run import evaluate_foreign, run_spec
 from bench.run import finished
-from bench.spec import DataSpec
+from bench.spec import DataSpec, UsageError
 from bench.store import RunFolder, load_records
-from bench.verify import verify
+from bench.verify import other_code, verify
 from reports.build import build
 
 SIDE = 8
@@ -84,6 +84,28 @@ def test_a_linear_classifier_gets_its_exact_robustness_image_by_image(models, tw
     before = {file: file.stat().st_mtime_ns for file in Path(request.out).rglob("results/*.json")}
     score(request)
     assert {file: file.stat().st_mtime_ns for file in Path(request.out).rglob("results/*.json")} == before
+
+
+def test_a_repaired_factory_is_never_shown_the_old_number(models, two_classes, tmp_path):
+    request = Request(
+        source="their_models:Two", kind="classifier", data=two_classes, eval=EVAL, threads=1, out=str(tmp_path / "out")
+    )
+    before, _ = score(request)
+    file = tmp_path / "their_models.py"
+    file.write_text(file.read_text().replace("self.weight.T", "self.weight.T.round()"))
+    sys.modules.pop("their_models")
+    with pytest.raises(
+        UsageError, match=r"by other code: their_models\.py changed since, which touches the model of Two;"
+    ):
+        evaluate_foreign(request, print)
+    sys.modules.pop("their_models")
+    record, _ = score(request.model_copy(update={"again": True}))
+    assert {r.outcomes for r in record.results} != {r.outcomes for r in before.results}
+    assert len(list(tmp_path.glob("out/runs/*/aside/1/results/*.json"))) == len(record.results) == 3
+    assert verify(tmp_path / "out")[1] == []
+    assert other_code(tmp_path / "out") == ""
+    file.write_text(file.read_text() + "changed = True\n")
+    assert "their_models.py changed since, which touches the model of Two" in other_code(tmp_path / "out")
 
 
 def test_reports_read_the_folder_and_rank_no_classifier(models, two_classes, tmp_path):

@@ -55,7 +55,9 @@ def _show(found: "Comparison") -> None:
         rows = [[each.what, *each.values] for each in found.differences]
         show(table("What differs", ["", "A", "B"], rows))
     else:
-        say("Same versions, commit, hardware, data, budget and settings.")
+        say(f"Same {'code, ' * found.code_known}versions, commit, hardware, data, budget and settings.")
+    if not found.code_known:
+        say("The code that made them is not recorded.")
     for note in found.notes:
         say(note)
     heads = ["attack", "seed", "A %", "B %", "B - A", "only A/B", "h", "p (Holm)"]

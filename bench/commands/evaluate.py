@@ -38,12 +38,13 @@ FAILED_CELLS = 3
 @click.option("--threads", type=int, help="CPU threads of torch  [all cores]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda:0")
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the results  [runs/<name>-<data>-<hash>]")
-def evaluate(source: str, out: Path | None, **given: Any) -> int:
+@click.option("--again", is_flag=True, help="put aside what other code made in the folder, and make it again")
+def evaluate(source: str, out: Path | None, again: bool, **given: Any) -> int:
     """Audit and score anybody's encoder or classifier; `bench report` reads the folder that it leaves."""
     from bench.store import load_records
     from reports.build import build
 
-    request = gather(source, out, **given)
+    request = gather(source, out, **given).model_copy(update={"again": again})
     folder = conduct(request)
     for warning in build(folder):
         say(f"warning: {warning}", err=True)

@@ -19,20 +19,26 @@ LOST = "lost"  # or: its worker or node is gone, as ``message`` says; it can be 
 
 
 def run_task(
-    out: Path, spec: RunSpec, save_every: float, images: DataInfo | None, visible: str | None = None
+    out: Path, spec: RunSpec, save_every: float, images: DataInfo | None, visible: str | None = None, code: str = ""
 ) -> dict[str, Any]:
-    """One run as the process that makes it is told (bench.process). ``images``: those that it has to find there.
+    """One run as the process that makes it is told (bench.process). ``images``, ``code``: what it has to find there.
 
     ``visible`` is what CUDA_VISIBLE_DEVICES is to be; None: as it is.
     """
     told = {"task": "run", "out": str(out), "spec": spec.model_dump(mode="json"), "save_every": save_every}
     told |= {"images": images.model_dump(mode="json")} if images is not None else {}
+    told |= {"code": code} if code else {}
     return told | ({"visible": visible} if visible is not None else {})
 
 
 def images_of(out: Path) -> DataInfo | None:
     """The images that the runs of a folder are asked for on; None where it has no manifest. Raises UsageError."""
     return load_manifest(out).data if (out / MANIFEST).is_file() else None
+
+
+def codes_of(out: Path) -> dict[str, str]:
+    """Row -> hash of the code that its runs are asked for with; none where it has no manifest. Raises UsageError."""
+    return load_manifest(out).code if (out / MANIFEST).is_file() else {}
 
 
 class Engine(Protocol):

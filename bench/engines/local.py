@@ -5,7 +5,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from bench.cores import cores
-from bench.engines import EXIT, Event, images_of, run_task
+from bench.engines import EXIT, Event, codes_of, images_of, run_task
 from bench.process import PATIENCE, Child
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
@@ -22,7 +22,7 @@ class LocalEngine:
             raise ValueError(f"expected a GPU for each of {jobs} jobs, got {len(gpus)}")
         self.slots = jobs
         self._out, self._save_every, self._lock = out, save_every, lock
-        self._images = images_of(out)
+        self._images, self._codes = images_of(out), codes_of(out)
         self._free = list(gpus)
         self._children: dict[str, Child] = {}
         self._gpu: dict[str, str] = {}
@@ -31,7 +31,8 @@ class LocalEngine:
         """See Engine."""
         if self._free:
             self._gpu[spec.name] = self._free.pop(0)
-        task = run_task(self._out, spec, self._save_every, self._images, self._gpu.get(spec.name))
+        code = self._codes.get(spec.row, "")
+        task = run_task(self._out, spec, self._save_every, self._images, self._gpu.get(spec.name), code)
         self._children[spec.name] = Child(task, RunFolder(self._out, spec).place("log.txt"), self._lock)
 
     def poll(self, seconds: float) -> list[tuple[str, Event]]:

@@ -16,7 +16,7 @@ from bench.engines.worker import TELL_EVERY, Order, Outcome, answer, common, end
 from bench.parcel import Parcel
 from bench.process import PATIENCE
 from bench.signals import signals_wait
-from bench.source import source_hash
+from bench.source import source_hashes
 from bench.spec import RunSpec, UsageError
 from bench.store import RunFolder
 
@@ -110,7 +110,8 @@ class SlurmEngine:
         self._waiting.append(spec)
 
     def _submit(self) -> None:
-        orders = [Order(spec=spec, source=source_hash(spec), **self._common) for spec in self._waiting]
+        source = source_hashes(self._waiting)
+        orders = [Order(spec=spec, source=source[spec.row], **self._common) for spec in self._waiting]
         with signals_wait():  # no job without its place in the list, by which it is stopped and found again
             with self._executor.batch():
                 jobs = [self._executor.submit(Job(order.model_dump(mode="json"))) for order in orders]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from platformdirs import user_cache_path
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from bench.disk import DiskError, cannot
-from bench.engines import EXIT, LOST, Event, images_of, run_task
+from bench.engines import EXIT, LOST, Event, codes_of, images_of, run_task
 from bench.lock import owned
 from bench.parcel import Parcel, pack, unpack
 from bench.process import PATIENCE, UNFIT, Child
@@ -40,6 +40,7 @@ class Order(Data):
     manifest: str  # SHA-256 of the manifest that is there
     source: str  # hash of the code that the worker has to have (bench.source)
     images: DataInfo | None  # that the worker has to have
+    codes: dict[str, str] = Field(default_factory=dict)  # row -> hash of the code of its runs, when the command began
     folder: str  # where the command was given: relative names of data and of the user's files start there
     save_every: float
     reached: int = 0  # how much of the run there is at home (RunFolder.reached)
@@ -52,6 +53,7 @@ def common(out: Path, save_every: float) -> dict[str, Any]:
         "out": str(out.resolve()),
         "manifest": manifest_hash(out),
         "images": images_of(out),
+        "codes": codes_of(out),
         "folder": str(Path.cwd()),
         "save_every": save_every,
     }
@@ -135,7 +137,8 @@ def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[E
 
     Cut off from those, it is stopped, and has the exit code of a run that a signal has stopped.
     """
-    child = Child(run_task(out, order.spec, order.save_every, order.images, order.visible), log, lock)
+    code = order.codes.get(order.spec.row, "")
+    child = Child(run_task(out, order.spec, order.save_every, order.images, order.visible, code), log, lock)
     try:
         untold: list[Event] = []
         message = ""
