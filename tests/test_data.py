@@ -188,7 +188,9 @@ class TestCheckedInfo:
     @pytest.mark.parametrize(("classes", "count", "least"), [(3, 4, 5), (7, 6, 7)])
     def test_too_few_to_hold_some_out(self, classes, count, least):
         test = image_set(30, classes).take(slice(20, 30))
-        with pytest.raises(UsageError, match=rf"at least {least} training images \(one of .*\), got {count}; add more"):
+        with pytest.raises(
+            UsageError, match=rf"at least {least} training images \(one of .*\), got {count}; add images"
+        ):
             checked_info(image_set(30, classes).first(count), test)
         assert checked_info(image_set(30, classes).first(least), test).train == least
 
