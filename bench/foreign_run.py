@@ -16,7 +16,8 @@ from bench.data import ImageSet, checked_info, data_info, load_data, remarks
 from bench.evaluate import evaluate
 from bench.examples import examples
 from bench.files import Damaged, load_tensors, save_tensors, sha256
-from bench.foreign import WEIGHTS, Request, check_module, load_module, own_logits
+from bench.foreign import WEIGHTS, check_module, load_module, own_logits
+from bench.foreign_request import Request
 from bench.repair import repair
 from bench.repro import environment
 from bench.run import make_manifest, opened

@@ -198,7 +198,7 @@ def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connectio
             specs = [RunSpec.model_validate(spec) for spec in task["specs"]]
             measure(specs, report)
         elif task["task"] == "evaluate_foreign":
-            from bench.foreign import Request
+            from bench.foreign_request import Request
             from bench.foreign_run import evaluate_foreign
 
             evaluate_foreign(Request.model_validate(task["request"]), report)

@@ -12,16 +12,8 @@ from foreign_fixtures import importable, refused, saved, untrained
 from torch import nn
 
 from bench.encoder import fold_batch_norm
-from bench.foreign import (
-    Foreign,
-    call_factory,
-    check_input_range,
-    check_module,
-    check_source,
-    load_module,
-    mean_and_std,
-    parse_normalize,
-)
+from bench.foreign import Foreign, call_factory, check_module, load_module, mean_and_std
+from bench.foreign_request import check_input_range, check_source, parse_normalize
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from bench.datasets.folder import Dataset as Folder
 from bench.encoder import build_encoder
 from bench.evaluate import evaluate
 from bench.files import load_tensors, save_tensors
-from bench.foreign import Request, call_factory
+from bench.foreign import call_factory
+from bench.foreign_request import Request
 from bench.foreign_run import evaluate_foreign, run_spec
 from bench.run import finished
 from bench.spec import DataSpec, UsageError

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench.cli import main
 from bench.files import save
-from bench.foreign import Request
+from bench.foreign_request import Request
 from bench.options import options_of
 from bench.progress import Display
 from bench.registry import load as load_plugin

@@ -11,7 +11,7 @@ from bench.show import print_leaderboard, say, say_log
 from bench.spec import UsageError
 
 if TYPE_CHECKING:
-    from bench.foreign import Request
+    from bench.foreign_request import Request
 
 FAILED_CELLS = 3
 
@@ -41,10 +41,11 @@ FAILED_CELLS = 3
 @click.option("--again", is_flag=True, help="put aside what other code made in the folder, and make it again")
 def evaluate(source: str, out: Path | None, again: bool, **given: Any) -> int:
     """Audit and score anybody's encoder or classifier; `bench report` reads the folder that it leaves."""
+    request = gather(source, out, **given).model_copy(update={"again": again})
+
     from bench.store import load_records
     from reports.build import build
 
-    request = gather(source, out, **given).model_copy(update={"again": again})
     folder = conduct(request)
     for warning in build(folder):
         say(f"warning: {warning}", err=True)
@@ -56,24 +57,31 @@ def evaluate(source: str, out: Path | None, again: bool, **given: Any) -> int:
 
 def gather(source: str, out: Path | None, **given: Any) -> "Request":
     """The request, checked as far as that goes without loading the model. Raises UsageError."""
-    from bench import device as devices
-    from bench import registry
-    from bench.foreign import Request, check_input_range, check_source, parse_normalize
+    from bench import door, registry
+    from bench.foreign_request import Request, check_input_range, check_source, parse_normalize
+    from bench.known import check_encoder_name
     from bench.options import options_of
-    from bench.scoring import evaluation
 
     check_source(source, given["architecture"])
     check_input_range(given.pop("input_range"))
     normalize, kind = given.pop("normalize"), given.pop("kind")
+    means_and_stds = parse_normalize(normalize) if normalize else ()
     own = {"architecture": given.pop("architecture"), "name": given.pop("name"), "kind": kind}
+    if own["architecture"] is not None:
+        check_encoder_name(own["architecture"])
     options = options_of({key: value for key, value in given.items() if value is not None})
+    door.check_scoring(options)
+
+    from bench import device as devices
+    from bench.scoring import evaluation
+
     device = devices.resolve(options.device)
     scoring = evaluation(options, registry.load("dataset", options.data_spec.name).Dataset(), device)
     protocols = ("linear",) if kind == "classifier" else ("linear", "multi_patch")
     return Request(
         source=source,
         **own,
-        normalize=parse_normalize(normalize) if normalize else (),
+        normalize=means_and_stds,
         data=options.data_spec,
         eval=scoring.model_copy(update={"protocols": protocols}),
         device=str(device),
