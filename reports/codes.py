@@ -98,20 +98,26 @@ def different_files(folders: Sequence[Sequence[Record]]) -> list[tuple[str, tupl
         return [("", tuple("recorded" if each else "not recorded" for each in told))]
     names: list[str] = []
     for part in dict.fromkeys(part for each in told for part in each):
-        having = [each[part] for each in told if part in each]
+        having = [files for each in told for files in each.get(part, ())]
         names += [name for other in having[1:] for name in changed(having[0], other)]
-    whole: list[Mapping[str, str]] = [{n: h for files in each.values() for n, h in files.items()} for each in told]
-    found = [(name, tuple(each.get(name, "")[:SHORT] for each in whole)) for name in dict.fromkeys(names)]
+
+    def hashes(each: Mapping[str, Sequence[Mapping[str, str]]], name: str) -> str:
+        used = [files[name][:SHORT] for of_part in each.values() for files in of_part if name in files]
+        return "; ".join(dict.fromkeys(used))
+
+    found = [(name, tuple(hashes(each, name) for each in told)) for name in dict.fromkeys(names)]
+    found = [each for each in found if len(set(each[1])) > 1]
     found.sort(key=lambda each: (own(each[0]), each[0]))
     more = len(found) - LISTED
     rest = [(f"{more} more files", ("other",) * len(folders))] if more > 0 else []
     return found[:LISTED] + rest
 
 
-def _parts(records: Iterable[Record]) -> dict[str, Mapping[str, str]]:
-    """Part, with its row where it is the row's own -> files; the last run that says it."""
-    return {
-        f"{part} {record.spec.row}" if part in (TRAINING, MODEL) else part: files
-        for record in records
-        for part, files in record.sources.items()
-    }
+def _parts(records: Iterable[Record]) -> dict[str, list[Mapping[str, str]]]:
+    """Part, with its row where it is the row's own -> its files, as each code that made it has them."""
+    found: dict[str, list[Mapping[str, str]]] = {}
+    for record in records:
+        for part, files in record.sources.items():
+            known = found.setdefault(f"{part} {record.spec.row}" if part in (TRAINING, MODEL) else part, [])
+            known += [files] if files not in known else []
+    return found

