@@ -20,8 +20,8 @@ def check_encoder_name(name: str) -> None:
         raise UsageError(unknown("encoder", name, [*ENCODERS, *(f"{each}:NAME" for each in LIBRARIES)]))
     if colon and library not in LIBRARIES:
         raise UsageError(unknown("library of encoders", library, LIBRARIES))
-    if colon and find_spec(library) is None:
-        raise UsageError(f"the encoder {name} needs {library}: pip install 'robust-ssl-bench[{library}]'")
+    if library == "timm" and colon and find_spec("timm") is None:
+        raise UsageError(f"the encoder {name} needs timm: pip install 'robust-ssl-bench[timm]'")
 
 
 def check_protocols(names: tuple[str, ...]) -> None:

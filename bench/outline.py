@@ -15,7 +15,7 @@ DEEPEST = 20  # bases above each other; more is a circle
 
 @dataclass
 class Outline:
-    """``fields``: names with an annotation, but for ClassVar, in the order of a dataclass. ``values``: literals."""
+    """``fields``: names with an annotation, but for ClassVar, in the order of a dataclass. ``values``: constants."""
 
     bases: list[str] = field(default_factory=list)
     fields: list[str] = field(default_factory=list)
@@ -51,12 +51,10 @@ def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
 
 
 def note(found: Outline, name: str, value: ast.expr | None) -> None:
-    """Keep the value of a name, where it is a literal."""
-    if value is None:
-        return
-    try:
-        found.values[name] = ast.literal_eval(value)
-    except ValueError:
+    """Keep the value of a name, where it is a number, a text, a bool or None."""
+    if isinstance(value, ast.Constant):
+        found.values[name] = value.value
+    else:
         found.values.pop(name, None)
 
 

@@ -36,7 +36,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 class Data(BaseModel):
     """Base of all records: immutable, unknown keys refused, no NaN or infinity in JSON."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class Budget(Data):

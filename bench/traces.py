@@ -45,6 +45,7 @@ class Before:
         self._modes = modes(model)
         self._parts = parts(model)
         self._generators = generators()
+        self._drawn = random.getstate(), np.random.get_state()  # noqa: NPY002
         self._settings = {name: get() for name, (get, _) in SETTINGS.items()}
         self._kept = [(module.__dict__, containers(module.__dict__)) for module in self._modules.values()]
         self._everywhere = containers(modules_of_torch.__dict__, "_global_")
@@ -83,8 +84,8 @@ class Before:
                 tensor.grad = None
         for name, (_, put) in SETTINGS.items():
             put(self._settings[name])
-        random.setstate(pickle.loads(self._generators["random"]))
-        np.random.set_state(pickle.loads(self._generators["numpy"]))  # noqa: NPY002  # as it was
+        random.setstate(self._drawn[0])
+        np.random.set_state(self._drawn[1])  # noqa: NPY002  # as it was
         for name, state in self._generators.items():
             if name.startswith("torch"):
                 device = name.partition(" ")[2]

@@ -86,7 +86,8 @@ def came_out(rows: pd.DataFrame, board: pd.DataFrame) -> str:
             f"(most: {best['method']}), those trained without one {span(lines[clean], robust)}"
         )
     else:
-        said += f"{best['method']} keeps most of the attacked images right, {span(lines[:1], robust)}"
+        most = ", the most" if len(lines) > 1 else ""
+        said += f"{best['method']} keeps {span(lines[:1], robust)} of the attacked images right{most}"
     return said + "."
 
 

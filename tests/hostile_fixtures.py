@@ -12,7 +12,7 @@ SPEC = {"method": "simclr", "data": {"name": "digits"}, "budget": {"amount": 1, 
 
 
 def one_line(text):
-    return len(text) < 500 and text.isprintable()
+    return len(text) < 800 and text.isprintable()
 
 
 def with_checksum(data):

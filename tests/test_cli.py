@@ -270,6 +270,7 @@ class TestRefused:
             raise DiskError("cannot write r/results.csv: Read-only file system")
 
         monkeypatch.setattr("reports.build.build", build)
+        monkeypatch.setattr("bench.store.check_folder", lambda folder: None)
         assert bench("report", "r") == 1
         assert self.only_line(capsys).endswith("file system; or put the report into another folder with --out DIR")
 

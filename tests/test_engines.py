@@ -336,7 +336,7 @@ def test_runs_in_time_have_their_cores_alone(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match=r"--jobs 5 of 1 threads on 4 cores"):
         check_cores(timed, 5)
     assert check_cores(cells(1), 5) == 5  # in updates
-    with pytest.raises(UsageError, match=r"--jobs 2 of 4 threads on 4 cores; use --jobs 1,"):
+    with pytest.raises(UsageError, match=r"--jobs 2 of 4 threads on 4 cores; use --threads 2,"):
         check_cores([spec.model_copy(update={"threads": 4}) for spec in timed], 2)
     with pytest.raises(ValueError, match="a GPU for each of 2 jobs"):
         LocalEngine(tmp_path, 1.0, None, jobs=2, gpus=("0",))

@@ -21,6 +21,6 @@ def test_the_tree_names_files_that_exist() -> None:
     tree = re.findall(r"```\n(bench/ .*?)```", README, re.DOTALL)[0]
     named = re.findall(r"^  ((?:[a-z_]+(?:\.py|/) +)+)", tree, re.MULTILINE)
     files = [name for group in named for name in group.split()]
-    assert len(files) == 51
+    assert len(files) == 57
     for name in files:
         assert (ROOT / "bench" / name).exists(), name

@@ -9,7 +9,8 @@ from zoo import broken, healthy
 from bench.checks import multi_patch, soundness, structural
 
 CHECKS = structural.CHECKS | soundness.CHECKS | multi_patch.CHECKS
-CORE = [id for id, (level, _) in CHECKS.items() if level == "core"]
+# A21 judges the log of the probe and the training images, which are no part of a stored model
+CORE = [id for id, (level, _) in CHECKS.items() if level == "core" and id != "A21"]
 ATTACKS_NUMBER = [id for id in CORE if id.startswith("A") and id not in ("A16", "A17")]
 # what is meant for one of the broken and runs at the core level under the linear protocol
 MEANT = sorted({id for each in broken.BROKEN.values() for id in each.checks} & set(CORE))
