@@ -293,6 +293,7 @@ def bench(*arguments):
     return leaving.value.code
 
 
+@pytest.mark.ci
 def test_the_command_scores_a_factory_in_a_process_of_its_own(models, two_classes, tmp_path, capsys):
     fixed = ("--kind", "classifier", "--data", f"folder:{two_classes.path}", "--threads", "1", "--device", "cpu")
     fixed += ("--attacks", "pgd", "--eval", "quick", "--eps", "0.1", "--audit", "off", "--out", str(tmp_path / "out"))

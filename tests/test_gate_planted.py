@@ -56,6 +56,7 @@ def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("untimed")
 class TestStoredWeights:
+    @pytest.mark.ci
     def test_attack_steps_halved(self, baseline: Baseline, monkeypatch: pytest.MonkeyPatch) -> None:
         climb = attacks.pgd.maximize
 

@@ -37,6 +37,7 @@ def test_json_has_one_row_for_each_name(capsys, without_memory):
         assert row["per_second"] > 0
 
 
+@pytest.mark.ci
 def test_the_table_names_the_threads_and_what_was_asked_for(capsys, without_memory):
     assert command("--only", "coding_rate,emp_pgd_step", "--precision", "bf16") == 0
     out = capsys.readouterr().out

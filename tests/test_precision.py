@@ -77,7 +77,11 @@ class TestMixed:
         loss.backward()
         assert method[0].weight.grad.abs().sum() > 0
 
-    @pytest.mark.parametrize("name", ["simclr", "emp_ssl", "emp_ssl_adv", "simclr_adv", "simclr_free", "cf_amc_ssl"])
+    @pytest.mark.parametrize(
+        "name",
+        ["simclr_adv", "cf_amc_ssl"]
+        + [pytest.param(name, marks=pytest.mark.ci) for name in ("simclr", "emp_ssl", "emp_ssl_adv", "simclr_free")],
+    )
     def test_training_keeps_float32_weights_and_a_loss_close_to_float32(self, tiny, digits, name):
         budget, images = Budget.parse("2up"), digits.first(12)
         one, method = tiny(name), tiny(name)

@@ -70,6 +70,7 @@ def test_a_child_trains_evaluates_and_stores_and_does_nothing_twice(tmp_path):
     assert whole(tmp_path, run) == before
 
 
+@pytest.mark.ci
 def test_the_global_generators_do_not_decide_anything(tmp_path):
     """A child in this process, whose generator is elsewhere, ends with the weights of one in its own."""
     run = spec()

@@ -105,7 +105,8 @@ class TestTheDriver:
         assert many / few < 1.25
 
     def test_time(self) -> None:
-        few, many = self.seconds_per_cell(1000), self.seconds_per_cell(10_000)
+        pairs = [(self.seconds_per_cell(1000), self.seconds_per_cell(10_000)) for _ in range(2)]
+        few, many = (min(side) for side in zip(*pairs, strict=True))  # other work makes either slow
         assert many < 1e-3
         assert many / few < 2
 

@@ -264,6 +264,7 @@ def test_the_stage_asks_every_number_once_and_counts_what_stored_images_break(ou
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in out.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.ci
 def test_a_stage_that_is_stopped_anywhere_ends_with_the_same_audits(made, staged, tmp_path):
     for stop in (2, 3, 5):  # between the three sources, and between the three targets
         other = shutil.copytree(made, tmp_path / str(stop))
