@@ -113,24 +113,31 @@ class Child:
         self._our_life.close()
 
 
-def run_child(task: dict[str, Any], report: Report, log: Path, lock: int | None = None) -> int:
-    """Do one task in a fresh process, see Child: its exit code, 0 when it went well.
+@contextlib.contextmanager
+def started(task: dict[str, Any], log: Path, lock: int | None = None) -> Iterator[Child]:
+    """One task in a fresh process, see Child, which has ended at the end.
 
     A signal that reaches the parent is passed on, and the child is given time to save. Raises DiskError and
     Interrupted.
     """
     child = Child(task, log, lock)
     try:
-        while (events := child.heard()) is not None:
-            for event in events:
-                report(event)
-        return child.ended()
+        yield child
     except Interrupted as interrupted:
         child.pass_on(interrupted.signum)
         child.leave(PATIENCE)
         raise
     finally:
         child.close()
+
+
+def run_child(task: dict[str, Any], report: Report, log: Path, lock: int | None = None) -> int:
+    """Do one task in a fresh process, see ``started``: its exit code, 0 when it went well."""
+    with started(task, log, lock) as child:
+        while (events := child.heard()) is not None:
+            for event in events:
+                report(event)
+        return child.ended()
 
 
 @contextlib.contextmanager

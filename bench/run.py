@@ -22,7 +22,7 @@ from bench.lock import LOCK, owned
 from bench.names import check_path
 from bench.options import Options
 from bench.plan import Estimate, Measured, estimate
-from bench.process import PATIENCE, UNFIT, Child, run_child
+from bench.process import UNFIT, run_child, started
 from bench.progress import Display
 from bench.repair import settle
 from bench.schedule import TRIES, Job, Schedule
@@ -134,8 +134,7 @@ def measure_rows(specs: list[RunSpec], log: Path) -> dict[str, Measured | str]:
 def measure_some(task: dict[str, Any], log: Path, measured: dict[str, Measured | str]) -> tuple[str | None, str]:
     """Put what a fresh process measures into ``measured``: the row at which it ended, None for none, and why."""
     running, why, since = None, "", math.inf
-    child = Child(task, log)
-    try:
+    with started(task, log) as child:
         while (events := child.heard(POLL)) is not None:
             for event in events:
                 kind = event.pop("event")
@@ -150,12 +149,6 @@ def measure_some(task: dict[str, Any], log: Path, measured: dict[str, Measured |
                 return running, f"a few updates took longer than {MEASURE_SECONDS:g} s"
         code = child.ended()
         return running, why or f"the process ended with code {code}; see {log}"
-    except Interrupted as interrupted:
-        child.pass_on(interrupted.signum)
-        child.leave(PATIENCE)
-        raise
-    finally:
-        child.close()
 
 
 def run_all(

@@ -25,7 +25,7 @@ class Child:
     started: ClassVar[list["Child"]] = []
     end: ClassVar[dict[str, object]] = {}
 
-    def __init__(self, task, log):
+    def __init__(self, task, log, lock):
         self.rows, self.closed, self.hung = [spec["method"] for spec in task["specs"]], False, False
         self.started.append(self)
 
@@ -55,7 +55,7 @@ class Child:
 @pytest.fixture
 def process(monkeypatch):
     """Sets what the process of the broken method does; time moves by a minute at each look."""
-    monkeypatch.setattr(run, "Child", Child)
+    monkeypatch.setattr("bench.process.Child", Child)
     monkeypatch.setattr(Child, "started", [])
     minutes = itertools.count(0, 60)
     monkeypatch.setattr(run.time, "monotonic", lambda: float(next(minutes)))
