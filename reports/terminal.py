@@ -28,10 +28,10 @@ def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 def drawing(board: pd.DataFrame) -> list[str]:
     """A bar for each line of the leaderboard's first protocol: solid is robust, light is clean accuracy.
 
-    Where no line was attacked by both PGD and AutoAttack, robust is PGD alone. [] where nothing was attacked.
+    Where no line was attacked by both PGD and AutoAttack, robust is PGD alone. A line that is not ranked says why, and
+    is not solid. [] where nothing was attacked.
     """
-    first = next((lines for _, lines in board.groupby("protocol", sort=False)), board)
-    robust = "worst" if first["worst"].notna().any() else "pgd"
+    first, robust = first_protocol(board)
     lines = first[first["clean"].notna() & first[robust].notna()]
     if lines.empty:
         return []
@@ -40,10 +40,28 @@ def drawing(board: pd.DataFrame) -> list[str]:
     title = f"{lines.iloc[0]['protocol']}: {SOLID} robust ({what}), {LIGHT} clean"
     drawn = [f"{title:<{width + WIDTH + 2}}  robust  clean"]
     for line in lines.to_dict("records"):
+        why = unranked(line) if robust == "worst" else ""
         solid, light = (round(WIDTH * line[name]) for name in (robust, "clean"))
-        bar = (SOLID * solid + LIGHT * max(0, light - solid)).ljust(WIDTH, EMPTY)
-        drawn.append(f"{line['method']:<{width}}  {bar}  {100 * line[robust]:4.1f} %  {100 * line['clean']:3.0f} %")
+        bar = (SOLID * solid * (not why) + LIGHT * max(0, light - solid * (not why))).ljust(WIDTH, EMPTY)
+        numbers = f"{100 * line[robust]:4.1f} %  {100 * line['clean']:3.0f} %"
+        drawn.append(f"{line['method']:<{width}}  {bar}  {numbers}{why}")
     return drawn
+
+
+def first_protocol(board: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The lines of the first protocol, and the column of their robust accuracy."""
+    first = next((lines for _, lines in board.groupby("protocol", sort=False)), board)
+    return first, "worst" if first["worst"].notna().any() else "pgd"
+
+
+def unranked(line: dict[Any, Any]) -> str:
+    """What to say beside a line that has no rank; "" for one that has."""
+    if pd.notna(line["rank_lo"]):
+        return ""
+    if line["supervised"]:
+        return "  not ranked: it learns from labels"
+    sound = line["status"] != "finished" or line["audit"] in ("PASS", "FLAG")
+    return f"  not ranked: {line['status'] if sound else 'audit ' + str(line['audit'])}"
 
 
 def sentences(manifest: Manifest, rows: pd.DataFrame, board: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
@@ -70,12 +88,15 @@ def ran(manifest: Manifest, rows: pd.DataFrame) -> str:
 
 
 def came_out(rows: pd.DataFrame, board: pd.DataFrame) -> str:
-    """The robust accuracies under the first protocol: of encoders trained with an adversary, and without."""
-    first = next((lines for _, lines in board.groupby("protocol", sort=False)), board)
-    robust = "worst" if first["worst"].notna().any() else "pgd"
-    lines = first[first[robust].notna()].sort_values(robust, ascending=False, kind="stable")
+    """The ranked robust accuracies under the first protocol: of encoders trained with an adversary, and without.
+
+    Of PGD alone none is ranked; there it speaks of all.
+    """
+    first, robust = first_protocol(board)
+    lines = first[first["rank_lo"].notna() | (robust == "pgd")]
+    lines = lines[lines[robust].notna()].sort_values(robust, ascending=False, kind="stable")
     if lines.empty:
-        return ""
+        return "No robust accuracy is ranked." if first["worst"].notna().any() else ""
     adversary = rows.drop_duplicates("method").set_index("method")["adversary"].fillna("none")
     clean = lines["method"].map(adversary).eq("none")
     best = lines.iloc[0]

@@ -8,7 +8,19 @@ from report_fixtures import manifest, records, write
 
 from bench.commands.ending import print_ending
 from reports.build import build
-from reports.terminal import LIGHT, SOLID, WIDTH, claimed, drawing, ending, next_command, plain_bars, ran, read_tables
+from reports.terminal import (
+    LIGHT,
+    SOLID,
+    WIDTH,
+    came_out,
+    claimed,
+    drawing,
+    ending,
+    next_command,
+    plain_bars,
+    ran,
+    read_tables,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def board(**columns: list[object]) -> pd.DataFrame:
     usual = {"protocol": ["linear"] * 2, "method": ["a", "bcd"], "pgd": [None, None], "worst": [0.5, 0.0]}
+    usual |= {"rank_lo": [1, 2], "supervised": [False] * 2, "status": ["finished"] * 2, "audit": ["PASS"] * 2}
     return pd.DataFrame(usual | {"clean": [0.75, 1.0]} | columns)
 
 
@@ -38,6 +51,25 @@ def test_robust_above_clean_draws_no_light_and_pgd_alone_is_said() -> None:
     title, first, _ = drawing(board(worst=[None, None], pgd=[0.75, 0.1], clean=[0.5, 0.5]))
     assert "under PGD" in title
     assert (first.count(SOLID), first.count(LIGHT)) == (30, 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        ({"audit": ["FAIL", "PASS"]}, "not ranked: audit FAIL"),
+        ({"audit": ["NOT_RUN", "PASS"]}, "not ranked: audit NOT_RUN"),
+        ({"supervised": [True, False]}, "not ranked: it learns from labels"),
+        ({"status": ["failed", "finished"]}, "not ranked: failed"),
+    ],
+)
+def test_a_number_without_a_rank_is_not_praised(columns: dict[str, list[object]], why: str) -> None:
+    lines = board(rank_lo=[None, 1], worst=[0.5, 0.25], **columns)
+    _, first, second = drawing(lines)
+    assert first.endswith(why)
+    assert (first.count(SOLID), first.count(LIGHT), second.count(SOLID)) == (0, 30, 10)
+    rows = pd.DataFrame({"method": ["a", "bcd"], "adversary": ["pgd", "pgd"]})
+    assert came_out(rows, lines) == "Under linear, bcd keeps 25 % of the attacked images right."
+    assert came_out(rows, board(rank_lo=[None, None])) == "No robust accuracy is ranked."
 
 
 def test_only_the_first_protocol_is_drawn_and_nothing_where_nothing_was_attacked() -> None:
