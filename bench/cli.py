@@ -141,6 +141,7 @@ def run(
 
     # what is slow to import comes after what can be refused
     from bench import torchrun
+    from bench.engines.local import local_jobs
     from bench.plan import duration, total_seconds
     from bench.progress import Display
     from bench.run import default_out, make_manifest, measure_plan, opened, run_all
@@ -160,7 +161,7 @@ def run(
         return show_run(*taken)
     specs, budget, total, data = resolve(options, where.here)
     if dry_run:
-        return show_plan(specs, total, data.label, as_json=False)
+        return show_plan(specs, local_jobs(specs, options.device, where.jobs)[0], total, data.label, as_json=False)
     out = out or default_out(options, specs)
     manifest = make_manifest(specs, budget, total, data, command_line())
     with opened(out, manifest, again=again) as lock, Display() as display:
@@ -210,13 +211,14 @@ def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
     """What a run would take: cells, time, memory; on a cluster also schedule, cost and where more GPUs stop helping."""
     from bench import door
     from bench.cluster import load_cluster
+    from bench.engines.local import local_jobs
     from bench.options import resolve
 
     nodes = load_cluster(cluster) if cluster else None
     options = gather(given)
     door.check(options)
     specs, _, total, data = resolve(options)
-    return show_plan(specs, total, data.label, as_json, nodes)
+    return show_plan(specs, local_jobs(specs, options.device, None)[0], total, data.label, as_json, nodes)
 
 
 @cli.command()

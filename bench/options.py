@@ -55,7 +55,7 @@ class Options(Data):
     data_root: str | None = None
     train_images: int | None = Field(default=None, gt=0)
     test_images: int | None = Field(default=None, gt=0)
-    image_size: int | None = None
+    image_size: int | None = Field(default=None, ge=8, le=4096)
     classes: str | None = None
     seeds: str = "1"
     attacks: str = "pgd,autoattack"

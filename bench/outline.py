@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from bench.closure import named
+
 DEEPEST = 20  # bases above each other; more is a circle
 
 
@@ -69,11 +70,9 @@ def located(base: ast.expr, tree: ast.Module, file: Path) -> tuple[Path, str] | 
         module, name = f"{package}.{last}" if package else last, base.attr
     else:
         return None
-    for folder in (ROOT, file.parent):
-        path = folder / (module.replace(".", "/") + ".py")
-        if module and path.is_file():
-            return path, name
-    return None
+    found = (each.path for each in named(module, (str(file.parent),), "") if each.name == module)
+    path = next(found, None) if module else None
+    return (path, name) if path is not None else None
 
 
 def imported(name: str, tree: ast.Module) -> tuple[str, str]:

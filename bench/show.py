@@ -110,15 +110,21 @@ def _counted(pairs: Any) -> str:
 
 
 def show_plan(
-    specs: list[RunSpec], total: Budget | None, label: str, as_json: bool, cluster: "Cluster | None" = None
+    specs: list[RunSpec],
+    jobs: int,
+    total: Budget | None,
+    label: str,
+    as_json: bool,
+    cluster: "Cluster | None" = None,
 ) -> int:
-    """Measure and print the plan, also on a cluster: the exit code. A row that cannot be measured is left out.
+    """Measure and print the plan of so many runs at a time, also on a cluster: the exit code.
+
+    A row that cannot be measured is left out.
 
     Raises UsageError if the training is above a total budget.
     """
     import tempfile
 
-    from bench.engines.local import local_jobs
     from bench.plan import Measured, duration, estimate, total_seconds
     from bench.run import measure_rows
     from bench.signals import signals_raise
@@ -141,7 +147,6 @@ def show_plan(
     if not specs:
         return NOT_ALL
     estimates = [estimate(spec, measured[spec.row]) for spec in specs]
-    jobs = local_jobs(specs, specs[0].device, None)[0]
     on_cluster, device = None, specs[0].device
     if cluster is not None:
         from bench.cluster_plan import plan_cluster

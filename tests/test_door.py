@@ -29,6 +29,7 @@ REFUSED = [  # later options win over those of RUN
     ([*RUN, "--data", "parquet"], "expected a folder after the name"),
     ([*RUN, "--data", "parquet:/no/such/folder"], "/no/such/folder: no such folder"),
     ([*RUN, "--data", "digits:/tmp"], "takes no folder"),
+    ([*RUN, "--image-size", "4"], "image_size: input should be greater than or equal to 8, got 4"),
     ([*RUN, "--image-size", "64"], "expected 'digits' without --image-size"),
     ([*RUN, "--data", f"folder:{ROOT}", "--classes", "some.txt"], "expected 'folder' without --classes"),
     ([*RUN, "--data", f"imagenet:{ROOT}", "--classes", "/no/such.txt"], "got --classes /no/such.txt: no such file"),
