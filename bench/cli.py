@@ -142,9 +142,10 @@ def run(
     # what is slow to import comes after what can be refused
     from bench import torchrun
     from bench.engines.local import local_jobs
+    from bench.measuring import measure_plan
     from bench.plan import duration, total_seconds
     from bench.progress import Display
-    from bench.run import default_out, make_manifest, measure_plan, opened, run_all
+    from bench.run import default_out, make_manifest, opened, run_all
     from bench.store import load_manifest, load_records
     from bench.tracking import Tracking
     from reports.build import build
@@ -167,7 +168,10 @@ def run(
     with opened(out, manifest, again=again) as lock, Display() as display:
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
-        estimates = measure_plan(todo, out / "plan-log.txt", display.line) if todo and where.here else []
+        estimates = []
+        if todo and where.here:
+            at_once = local_jobs(todo, options.device, where.jobs)[0]
+            estimates = measure_plan(todo, out / "plan-log.txt", display.line, at_once)
         check_cap(total, estimates)
         with (
             engine(where, options, out, specs, every, lock) as made_by,

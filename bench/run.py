@@ -8,7 +8,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from bench.files import Damaged, save
 from bench.lock import LOCK, owned
 from bench.names import check_path
 from bench.options import Options
-from bench.plan import Estimate, Measured, estimate
-from bench.process import UNFIT, run_child, started
+from bench.plan import Estimate
+from bench.process import UNFIT, run_child
 from bench.progress import Display
 from bench.repair import settle
 from bench.schedule import TRIES, Job, Schedule
@@ -45,7 +45,6 @@ def default_out(options: Options, specs: list[RunSpec]) -> Path:
 
 ENDED = ("finished", "diverged", "oom")  # whatever became of the process afterwards
 POLL = 1.0  # seconds between two looks at the deadline and at the size of the cluster
-MEASURE_SECONDS = 120.0  # that the few updates of one method may take in the plan
 
 
 @contextlib.contextmanager
@@ -96,59 +95,6 @@ def open_folder(out: Path, manifest: Manifest) -> Manifest:
     if images[0] != images[1]:
         raise UsageError(f"{out} was made with other images of {stored.data.label}; choose another --out")
     return stored
-
-
-def measure_plan(specs: list[RunSpec], log: Path, say: Callable[[str], None]) -> list[Estimate]:
-    """What each run will take on this machine, from a few measured steps of every method.
-
-    Of a run whose method could not be measured there is no estimate, and ``say`` hears why. Raises UsageError.
-    """
-    measured = measure_rows(specs, log)
-    for row, found in measured.items():
-        if isinstance(found, str):
-            say(f"{row}: no estimate: {found}")
-    known = {row: found for row, found in measured.items() if isinstance(found, Measured)}
-    return [estimate(spec, known[spec.row]) for spec in specs if spec.row in known]
-
-
-def measure_rows(specs: list[RunSpec], log: Path) -> dict[str, Measured | str]:
-    """A few steps of the method of every row, measured in a fresh process; or why that method could not be measured.
-
-    One that raises, ends its process or takes longer than MEASURE_SECONDS is left out, and the others go on in another
-    process. Raises UsageError where it is the fault of no method.
-    """
-    left = {spec.row: spec for spec in reversed(specs)}
-    measured: dict[str, Measured | str] = {}
-    while left:
-        task = {"task": "measure", "specs": [spec.model_dump(mode="json") for spec in left.values()]}
-        row, why = measure_some(task, log, measured)
-        left = {other: spec for other, spec in left.items() if other not in measured}
-        if row is not None:
-            measured[row] = why
-            left.pop(row, None)
-        elif left:
-            raise UsageError(f"the plan could not be measured: {why}")
-    return measured
-
-
-def measure_some(task: dict[str, Any], log: Path, measured: dict[str, Measured | str]) -> tuple[str | None, str]:
-    """Put what a fresh process measures into ``measured``: the row at which it ended, None for none, and why."""
-    running, why, since = None, "", math.inf
-    with started(task, log) as child:
-        while (events := child.heard(POLL)) is not None:
-            for event in events:
-                kind = event.pop("event")
-                if kind == "measuring":
-                    running, since = event["row"], time.monotonic()
-                elif kind == "measured":
-                    measured[event["row"]] = Measured.model_validate(event)
-                    running, since = None, math.inf
-                elif "message" in event:
-                    why = event["message"]
-            if time.monotonic() - since > MEASURE_SECONDS:
-                return running, f"a few updates took longer than {MEASURE_SECONDS:g} s"
-        code = child.ended()
-        return running, why or f"the process ended with code {code}; see {log}"
 
 
 def run_all(

@@ -33,21 +33,21 @@ def asked_protocols(options: Options) -> tuple[str, ...]:
 def asked_images(options: Options) -> dict[str, Any]:
     """What --attack-images changes in a quick EvalSpec. Raises UsageError.
 
-    Of ``pgd`` there is one number; ``curve`` (PGD at the eps that are drawn only) and ``autoattack`` have one for each
-    protocol, and one without a protocol is for all that are not named.
+    Of ``pgd`` and ``band`` (PGD on the heads of other penalties) there is one number. ``curve`` (PGD at the eps that
+    are drawn only) and ``autoattack`` have one for each protocol; one without a protocol is for all that are not named.
     """
     images: dict[str, dict[str, int]] = {}
     for part in (options.attack_images or "").split(","):
         name, equals, count = (word.strip() for word in part.partition("="))
         attack, dot, protocol = name.partition(".")
-        known = attack in ("curve", "autoattack") or (attack == "pgd" and not dot)
+        known = attack in ("curve", "autoattack") or (attack in ("pgd", "band") and not dot)
         if part.strip() and not (equals and known and count.isdigit() and int(count)):
             expected = "pgd=100, curve=50, autoattack=32 or autoattack.multi_patch=16, with commas"
             raise UsageError(f"expected --attack-images such as {expected}, got {part.strip()!r}")
         if part.strip():
             check_protocols((protocol,) if dot else PROTOCOLS)
             images.setdefault(attack, {})[protocol] = int(count)
-    found: dict[str, Any] = {"pgd_images": images.pop("pgd")[""]} if "pgd" in images else {}
+    found: dict[str, Any] = {f"{name}_images": images.pop(name)[""] for name in ("pgd", "band") if name in images}
     usual = QUICK_IMAGES | {"curve_images": EvalSpec().curve_images}
     for attack, counts in images.items():
         key = f"{attack}_images"

@@ -125,14 +125,14 @@ def show_plan(
     """
     import tempfile
 
+    from bench.measuring import measure_rows
     from bench.plan import Measured, duration, estimate, total_seconds
-    from bench.run import measure_rows
     from bench.signals import signals_raise
 
     with tempfile.TemporaryDirectory() as folder, signals_raise():
         log = Path(folder) / "log.txt"
         try:
-            found = measure_rows(specs, log)
+            found = measure_rows(specs, log, jobs)
         except UsageError:
             if log.is_file():
                 say_log(log)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import run
+from bench import measuring
 from bench.cli import main
 from bench.cluster import Cluster, Nodes, VirtualCluster, all_gpus, load_cluster
 from bench.cluster_plan import bill, faster, place, plan_cluster, scaling, with_preemptions
@@ -264,7 +264,7 @@ class TestThePlan:
             )
             for row in rows
         }
-        monkeypatch.setattr(run, "measure_rows", lambda specs, log: found)
+        monkeypatch.setattr(measuring, "measure_rows", lambda specs, log, jobs: found)
         file = tmp_path / "spec.toml"
         file.write_text('currency = "EUR"\n' + NODE + "price_per_hour = 36")
         command = ["plan", *DIGITS, "--budget", "20up", "--seeds", "2", "--cluster", str(file)]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from test_cli import FAST, bench
 
-from bench import run
+from bench import measuring, run
 from bench.commands import consent
 from bench.options import Options
 from bench.plan import Estimate
@@ -65,7 +65,7 @@ def test_hours_of_work_are_asked_for_on_a_terminal(
 ) -> None:
     answers += [answer] if answer is not None else []
     made: list[Any] = []
-    monkeypatch.setattr(run, "measure_plan", lambda *given: [LONG])
+    monkeypatch.setattr(measuring, "measure_plan", lambda *given: [LONG])
     monkeypatch.setattr(run, "run_all", lambda *given: made.append(given) or [])
     more = ["--yes"] if yes else []
     assert bench("run", "--methods", "simclr", *FAST, "--budget", "2up", "--out", str(tmp_path / "o"), *more) == 0
@@ -75,6 +75,6 @@ def test_hours_of_work_are_asked_for_on_a_terminal(
 def test_a_script_is_never_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(consent, "on_terminal", lambda: False)
     monkeypatch.setattr(Display, "ask", lambda *question: pytest.fail("asked"))
-    monkeypatch.setattr(run, "measure_plan", lambda *given: [LONG])
+    monkeypatch.setattr(measuring, "measure_plan", lambda *given: [LONG])
     monkeypatch.setattr(run, "run_all", lambda *given: [])
     assert bench("run", "--methods", "simclr", *FAST, "--budget", "2up", "--out", str(tmp_path / "o")) == 0

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import pytest
 
-from bench import run
+from bench import measuring
+from bench.measuring import measure_plan, measure_rows
 from bench.plan import Measured
-from bench.run import measure_plan, measure_rows
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, UsageError
 
 FOUND = {"adversary": "none", "updates": 3, "update_seconds": 1.0, "warm_up_seconds": 1.0, "train_images": 9,
@@ -27,6 +27,7 @@ class Child:
 
     def __init__(self, task, log, lock):
         self.rows, self.closed, self.hung = [spec["method"] for spec in task["specs"]], False, False
+        self.began = list(self.rows)
         self.started.append(self)
 
     def heard(self, seconds):
@@ -58,7 +59,7 @@ def process(monkeypatch):
     monkeypatch.setattr("bench.process.Child", Child)
     monkeypatch.setattr(Child, "started", [])
     minutes = itertools.count(0, 60)
-    monkeypatch.setattr(run.time, "monotonic", lambda: float(next(minutes)))
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: float(next(minutes)))
 
     def set_end(message="", code=1, hangs=False):
         Child.end = {"message": message, "code": code, "hangs": hangs}
@@ -85,6 +86,8 @@ def test_a_method_that_cannot_be_measured_is_left_out_and_the_others_are_not(pro
     assert {row for row, each in found.items() if isinstance(each, Measured)} == {"fine", "fast"}
     assert len(started) == 2
     assert all(child.closed for child in started)
+    assert list(measure_rows(SPECS, "log.txt", at_once=2).items()) == list(found.items())
+    assert [child.began for child in started[2:]] == [["fast", "fine"], ["broken"]]
     said = []
     estimates = measure_plan(SPECS, "log.txt", said.append)
     assert [(each.row, each.seed) for each in estimates] == [("fine", 0), ("fast", 0), ("fine", 1), ("fast", 1)]

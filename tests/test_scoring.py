@@ -18,6 +18,7 @@ from bench.spec import EvalSpec, UsageError
             ("linear", "multi_patch", "linear_backbone", "published_eval"), 8)}),
         ("autoattack.multi_patch=4", {"autoattack_images": QUICK_IMAGES["autoattack_images"] | {"multi_patch": 4}}),
         ("curve.linear=5, pgd=9", {"pgd_images": 9, "curve_images": {"multi_patch": 100, "linear": 5}}),
+        ("band=7", {"band_images": 7}),
     ],
 )  # fmt: skip
 def test_what_is_said_changes_and_the_rest_stays_that_of_the_level(text, expected):
@@ -26,7 +27,7 @@ def test_what_is_said_changes_and_the_rest_stays_that_of_the_level(text, expecte
     EvalSpec.model_validate(found)
 
 
-@pytest.mark.parametrize("text", ["pgd", "pgd=0", "pgd=-3", "pgd=x", "pgd.linear=3", "fgsm=3", "=3", "autoattack=1.5"])
+@pytest.mark.parametrize("text", ["pgd", "pgd=0", "pgd=-3", "pgd=x", "band.linear=3", "fgsm=3", "=3", "autoattack=1.5"])
 def test_anything_else_is_refused(text):
     with pytest.raises(UsageError, match="expected --attack-images such as pgd=100"):
         asked_images(Options(attack_images=text))
@@ -47,6 +48,6 @@ def test_make_run_asks_all_methods_under_both_protocols_for_the_same_numbers_eve
     cells = {(c.protocol, c.attack, c.curve): c.images for c in plan_cells(specs[0].eval, data.test)}
     assert {key: n for key, n in cells.items() if key[1] == "autoattack"} == {
         ("linear", "autoattack", False): 32,
-        ("multi_patch", "autoattack", False): 8,
+        ("multi_patch", "autoattack", False): 4,
     }
     assert (cells["linear", "pgd", False], cells["multi_patch", "pgd", True], specs[0].eval.audit) == (100, 32, "core")
