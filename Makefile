@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # a mirror for example, pip does it.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: run test chaos cluster mutants gpu lint lock clean
+.PHONY: run test chaos cluster mutants perf gpu lint lock clean
 
 run: $(VENV)/.installed  ## every method on the embedded digits, then the report (bench/suites/quick.toml)
 	$(BIN)/bench run --suite quick --out $(OUT)
@@ -28,6 +28,9 @@ mutants: $(VENV)/.installed-test  ## the mutation score, about 30 minutes on one
 
 gpu: $(VENV)/.installed-test  ## every figure that needs a GPU: make gpu DATA=parquet:DIR
 	PYTHON=$(BIN)/python tests/gpu.sh
+
+perf: $(VENV)/.installed-test  ## each training step beside its plain textbook twin: make perf PERF="--quick --json"
+	$(BIN)/python -m tests.perf $(PERF)
 
 lint: $(VENV)/.installed-test  ## style and types
 	$(BIN)/ruff check .

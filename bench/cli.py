@@ -20,13 +20,15 @@ from bench.commands.check import check
 from bench.commands.compare import compare
 from bench.commands.ending import print_ending
 from bench.commands.evaluate import evaluate
+from bench.commands.output import check_cap, print_leaderboard, show_plan, summary, too_short
 from bench.commands.where import Where, command_line, engine, engine_options
-from bench.process import SAVE_EVERY, main_hidden
-from bench.show import check_cap, print_leaderboard, say, show, show_plan, summary, table, too_short
+from bench.engines.child import main_hidden
+from bench.runs.child_main import SAVE_EVERY
 from bench.spec import UsageError, unknown
+from bench.text import say
 
 if TYPE_CHECKING:
-    from bench.options import Options
+    from bench.options.options import Options
 
 FAILED_CELLS = 3
 
@@ -80,7 +82,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def gather(given: dict[str, Any]) -> "Options":
     """Options from the command line on top of those of a suite. Raises UsageError."""
-    from bench.options import load_suite, options_of, parse_settings
+    from bench.options.options import load_suite, options_of, parse_settings
 
     given = {key: value for key, value in given.items() if value not in (None, ())}
     values: dict[str, Any] = load_suite(given.pop("suite")) if "suite" in given else {}
@@ -124,8 +126,9 @@ def run(
     **given: Any,
 ) -> int:
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
-    from bench import door
-    from bench.options import parse_seconds, resolve
+    from bench.options import door
+    from bench.options.options import parse_seconds
+    from bench.options.resolve import resolve
 
     if bare := consent.offered(given, yes):
         given["budget"] = (consent.MAIN_BUDGET,)
@@ -135,19 +138,19 @@ def run(
     until = where.until()
     trackers: list[str] = []
     if track is not None:
-        from bench.tracking import parse_trackers
+        from bench.tracking.tracking import parse_trackers
 
         trackers = parse_trackers(track)
 
     # what is slow to import comes after what can be refused
-    from bench import torchrun
     from bench.engines.local import local_jobs
-    from bench.measuring import measure_plan
-    from bench.plan import duration, total_seconds
-    from bench.progress import Display
-    from bench.run import default_out, make_manifest, opened, run_all
-    from bench.store import load_manifest, load_records
-    from bench.tracking import Tracking
+    from bench.runs import torchrun
+    from bench.runs.conduct import default_out, make_manifest, opened, run_all
+    from bench.runs.measuring import measure_plan
+    from bench.runs.plan import duration, total_seconds
+    from bench.runs.progress import Display
+    from bench.storage.store import load_manifest, load_records
+    from bench.tracking.tracking import Tracking
     from reports.build import build
 
     if bare and not yes:
@@ -213,10 +216,10 @@ def show_run(out: Path, unfinished: list[str]) -> int:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
     """What a run would take: cells, time, memory; on a cluster also schedule, cost and where more GPUs stop helping."""
-    from bench import door
-    from bench.cluster import load_cluster
+    from bench.engines.cluster import load_cluster
     from bench.engines.local import local_jobs
-    from bench.options import resolve
+    from bench.options import door
+    from bench.options.resolve import resolve
 
     nodes = load_cluster(cluster) if cluster else None
     options = gather(given)
@@ -231,11 +234,11 @@ def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
 @click.option("--device", default="auto", help="auto, cpu or cuda:0  [auto]")
 def verify(folder: Path, data_root: str | None, device: str) -> int:
     """Recompute the published numbers from stored weights, probes and adversarial images: exit 1 on any difference."""
-    from bench.store import check_folder
+    from bench.storage.store import check_folder
 
     check_folder(folder)
 
-    from bench.verify import other_code, verify
+    from bench.audit.verify import other_code, verify
 
     checked, differences = verify(folder, data_root, device)
     if code := other_code(folder):
@@ -280,8 +283,8 @@ def list_(kind: str, as_json: bool) -> int:
 @click.option("--md", is_flag=True, help="also leaderboard.md, for a repository")
 def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> int:
     """Rebuild all tables, figures and both reports of a run, or merge several runs into one report in --out."""
-    from bench.disk import DiskError
-    from bench.store import check_folder
+    from bench.storage.disk import DiskError
+    from bench.storage.store import check_folder
 
     for folder in folders:
         check_folder(folder)
@@ -311,7 +314,7 @@ def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> 
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def doctor(data_root: str | None, as_json: bool) -> int:
     """What this machine has: torch, GPU, data, optional extras, and packages that shadow ours."""
-    from bench.doctor import examine
+    from bench.commands.doctor import examine
 
     found = examine(data_root)
     if as_json:
@@ -324,29 +327,6 @@ def doctor(data_root: str | None, as_json: bool) -> int:
     return 1 if found["shadowed packages"] else 0
 
 
-@cli.command()
-@click.option("--only", help="free_step, emp_pgd_step, simclr_pgd_step, coding_rate, augmentation; with commas  [all]")
-@click.option("--repeats", type=int, default=5, show_default=True, help="measurements of each side, in turns")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="of the fast side  [bf16 on CUDA, else fp32]")
-@click.option("--updates", type=int, default=200, show_default=True, help="measured for each row of the paper (GPU)")
-@click.option("--quick", is_flag=True, help="a small encoder and few images, in seconds")
-@click.option("--threads", type=int, help="CPU threads of torch  [all cores]")
-@click.option("--device", default="auto", help="auto, cpu or cuda:0  [auto]")
-@click.option("--json", "as_json", is_flag=True, help="one JSON document: the measurements alone")
-def perf(as_json: bool, updates: int, **given: Any) -> int:
-    """Time each training step beside its plain textbook twin; on a GPU also project the rows of the paper."""
-    from bench import perf
-
-    setup = perf.Setup.of(**given)
-    measured = list(perf.measure(setup))
-    if as_json:
-        click.echo(json.dumps([each.model_dump(exclude={"matrix_share"}) for each in measured], indent=1))
-        return 0
-    for title, heads, rows in perf.tables(setup, measured, updates):
-        show(table(title, heads, rows))
-    return 0
-
-
 cli.add_command(evaluate)
 cli.add_command(check)
 cli.add_command(baseline)
@@ -355,9 +335,9 @@ cli.add_command(compare)
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script: one clear line for a mistake, the right exit code for everything."""
-    from bench.disk import DiskError
-    from bench.doctor import refuse_hidden
-    from bench.signals import EXIT_INTERRUPTED, Interrupted, signals_raise
+    from bench.commands.doctor import refuse_hidden
+    from bench.storage.disk import DiskError
+    from bench.storage.signals import EXIT_INTERRUPTED, Interrupted, signals_raise
 
     words = sys.argv[1:] if arguments is None else arguments
     try:

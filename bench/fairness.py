@@ -1,6 +1,6 @@
 """What a training says of its machine: whether its time is fair, and whether its budget held enough updates.
 
-Everything here follows from what is stored (TrainResult). The clock probe is bench.calibration's.
+Everything here follows from what is stored (TrainResult). The clock probe is bench.device.clock_probe's.
 """
 
 from bench.spec import Budget, TrainResult

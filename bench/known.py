@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from bench.spec import DataSpec, UsageError, unknown
 
-ENCODERS = ("resnet18", "resnet8")  # of this project: bench.encoder builds them
+ENCODERS = ("resnet18", "resnet8")  # of this project: bench.encoders.networks builds them
 LIBRARIES = ("torchvision", "timm")  # of encoders, as timm:NAME
 PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
 
@@ -34,7 +34,7 @@ def check_protocols(names: tuple[str, ...]) -> None:
 
 
 def check_device_name(name: str) -> None:
-    """Raises UsageError for a device that no machine has; whether this one has it, torch knows (bench.device)."""
+    """Raises UsageError for a device that no machine has; whether this one does, torch knows (bench.device)."""
     if not re.fullmatch(r"auto|cpu(:0)?|cuda(:\d+)?", name):
         raise UsageError(f"expected a device such as auto, cpu or cuda:0, got {name!r}")
 

@@ -45,11 +45,11 @@ def parts(kind: Kind) -> list[tuple[str, list[Part]]]:
 
         found = [Part("Attack", BaseAttack, ("perturb",), settings=True)]
     elif kind == "dataset":
-        from bench.data import BaseDataset, EncodedDataset
+        from bench.data.images import BaseDataset, EncodedDataset
 
         return [("Dataset", [Part("Dataset", EncodedDataset, ("listing",)), Part("Dataset", BaseDataset, ("load",))])]
     else:
-        from bench.hooks import Hook
+        from bench.tracking.hooks import Hook
 
         found = [Part("Tracker", Hook, one_of=("started", "progress", "evaluated", "ended"))]
     return [(part.name, [part]) for part in found]

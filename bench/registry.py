@@ -40,6 +40,14 @@ def names(kind: Kind) -> list[str]:
     return sorted(file.stem for file in folder(kind).glob("*.py") if not file.stem.startswith("_"))
 
 
+def method_groups() -> dict[str, tuple[str, ...]]:
+    """Names that stand for several methods: the groups of methods/__init__.py, and ``all`` that read no labels."""
+    import methods
+
+    ceilings = methods.GROUPS["supervised"]
+    return {"all": tuple(name for name in names("method") if name not in ceilings), **methods.GROUPS}
+
+
 def describe(kind: Kind, name: str) -> str:
     """First line of the file's docstring: what it is and where it comes from; why there is none of a broken file."""
     try:

@@ -134,7 +134,7 @@ class EvalSpec(Data):
     band_images: int = Field(default=100, gt=0)  # for the probe band
     curve_images: dict[str, int] = {"multi_patch": 100}  # of eps that are drawn for the curve only; 300 where not named
     curve: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # times the main eps
-    over_time: Literal["off", "clean", "robust"] = "off"  # of the snapshots of a training (bench.curve)
+    over_time: Literal["off", "clean", "robust"] = "off"  # of the snapshots of a training (bench.evaluation.curve)
     search: Literal["fp32", "tf32"] = "fp32"  # precision of an attack's own passes; float32 decides what it found
     audit: AuditLevel = "core"
     budget_seconds: float | None = Field(default=None, gt=0)  # for the evaluation of one run; None: no limit
@@ -256,7 +256,7 @@ class TrainResult(Data):
     preemptions: int = 0  # how often the training was stopped or killed, and went on
     lost_seconds: float = 0.0  # of training that was done again after a kill: not charged
     note: str = ""
-    code: str = ""  # hash of the files that made this (bench.source); so in the records below
+    code: str = ""  # hash of the files that made this (bench.identity.source); so in the records below
 
 
 class ProbeResult(Data):
@@ -292,7 +292,9 @@ class EvalResult(Data):
     complete: bool = True  # False: stages are missing, and the accuracy is an upper bound
     stages: list[tuple[str, int]] = []  # of an attack that has several: (name, images standing after it)
     flips: int = 0  # images broken in the search's precision but not in float32, and attacked again in float32
-    traces: list[str] = []  # what the model itself does not leave as it was while it is attacked (see bench.traces)
+    traces: list[
+        str
+    ] = []  # what the model itself does not leave as it was while it is attacked (see bench.evaluation.traces)
     images_sha256: Sha256 = ""  # of the first images that it returned, where they are kept
     failed: str = ""  # why there is no number: what the attack did; outcomes are then those of the stages before it
     note: str = ""
@@ -358,7 +360,9 @@ class Record(Data):
     data: DataInfo | None = None
     settings: list[Setting] = []
     environment: Environment | None = None
-    sources: dict[str, dict[str, str]] = {}  # part of the run -> file -> hash, of the code that makes it (bench.source)
+    sources: dict[
+        str, dict[str, str]
+    ] = {}  # part of the run -> file -> hash, of the code that makes it (bench.identity.source)
     train: TrainResult | None = None
     probes: list[ProbeResult] = []
     results: list[EvalResult] = []

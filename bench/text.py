@@ -1,10 +1,12 @@
-"""Text and names that users bring: files in any encoding that says what it is, names in any spelling and bytes."""
+"""Text from people and for people: files in any encoding, names in any spelling and bytes, lines for a terminal."""
 
 import codecs
 import os
 import stat
 import unicodedata
 from pathlib import Path
+
+import click
 
 from bench.spec import UsageError
 
@@ -62,3 +64,17 @@ def as_bytes(name: Path | str) -> bytes:
         return os.fsencode(name)
     except UnicodeEncodeError:
         return str(name).encode("utf-8", "surrogateescape")
+
+
+def plain(text: str) -> str:
+    """``text`` on one line, for a terminal: what is no letter, digit, sign or blank is shown by its number.
+
+    >>> plain("\x1b[2J") == r"\x1b[2J"
+    True
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str, err: bool = False) -> None:
+    """A line for people, on standard output or standard error; whoever wrote the text does not move the cursor."""
+    click.echo(plain(text), err=err)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
-from bench.store import write_text
+from bench.storage.store import write_text
 from reports.findings import Compared
 from reports.inert import printable
 
@@ -35,7 +35,7 @@ def junit(compared: Sequence[Compared]) -> str:
                 name, value = f"gain: {_name(each)}", f"{each.before} -> {each.after}"
                 ElementTree.SubElement(properties, "property", {"name": printable(name), "value": printable(value)})
         for each in within:
-            names = {"classname": f"bench.check.{gate}", "name": printable(_name(each))}
+            names = {"classname": f"bench.gate.check.{gate}", "name": printable(_name(each))}
             case = ElementTree.SubElement(suite, "testcase", names)
             if each.verdict == "loss":
                 failure = {"type": gate, "message": printable(f"{each.before} -> {each.after}")}

@@ -10,10 +10,19 @@ from pathlib import Path
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from bench.disk import DiskError, is_there, write_bytes
-from bench.files import Damaged
 from bench.spec import UsageError
-from bench.store import MANIFEST, Examples, Point, load_curves, load_examples, load_manifest, load_records, write_text
+from bench.storage.disk import DiskError, is_there, write_bytes
+from bench.storage.files import Damaged
+from bench.storage.store import (
+    MANIFEST,
+    Examples,
+    Point,
+    load_curves,
+    load_examples,
+    load_manifest,
+    load_records,
+    write_text,
+)
 from reports import html, inert, pdf, plots, text_tables
 from reports.codes import apart
 from reports.curves import curves

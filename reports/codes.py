@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.source import HEAD, MODEL, TRAINING, attack_part, changed, code, own
+from bench.identity.source import HEAD, MODEL, TRAINING, attack_part, changed, code, own
 from bench.spec import EvalResult, Record, RunSpec
 
 SHORT = 8  # digits of a hash in a table

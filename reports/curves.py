@@ -1,4 +1,4 @@
-"""The rows of curves.csv: one for each run and snapshot, on held-out training images (see bench/curve.py)."""
+"""The rows of curves.csv: one for each run and snapshot, on held-out training images (bench/evaluation/curve.py)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from bench.spec import Manifest, Record
-from bench.store import Point
+from bench.storage.store import Point
 
 COLUMNS = {
     "method": "object",

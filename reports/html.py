@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.spec import Audit, Budget, Check, Manifest, Record, format_eps
-from bench.store import Examples
+from bench.storage.store import Examples
 from reports import pdf
 from reports.captions import CAPTIONS
 from reports.cells import PROTOCOLS

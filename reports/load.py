@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.spec import Manifest, Record, UsageError
-from bench.store import Point, load_curves, load_manifest, load_records
+from bench.storage.store import Point, load_curves, load_manifest, load_records
 from reports.codes import apart
 from reports.curves import curves
 from reports.leaderboard import leaderboard, ranked_lines

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from bench.files import LARGEST_JSON
 from bench.spec import Data, EvalResult, Manifest, Record, RunSpec, Sha256, UsageError, format_eps
+from bench.storage.files import LARGEST_JSON
 from bench.text import read_text
 
 BASELINES = Path(__file__).parent / "baselines"

@@ -11,15 +11,15 @@ from torch import nn
 
 from attacks.common.base import config_hash
 from bench import registry
-from bench.audit import audit
-from bench.build import build_method
-from bench.checks.subject import Counted, Subject
-from bench.data import load_data
-from bench.execute import execute
-from bench.protocols import Classifier
-from bench.signals import StopFlag
+from bench.audit.audit import audit
+from bench.audit.checks.subject import Counted, Subject
+from bench.data.images import load_data
+from bench.protocols.classifier import Classifier
+from bench.runs.execute import execute
 from bench.spec import Budget, DataSpec, EvalResult, EvalSpec, RunSpec
-from bench.store import RunFolder
+from bench.storage.signals import StopFlag
+from bench.storage.store import RunFolder
+from bench.training.build import build_method
 
 DEVICE = torch.device("cpu")
 EVAL = EvalSpec(

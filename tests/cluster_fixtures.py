@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import registry
-from bench.data import data_info, load_data
-from bench.progress import Display
-from bench.run import make_manifest, open_folder
+from bench.data.images import data_info, load_data
+from bench.runs.conduct import make_manifest, open_folder
+from bench.runs.progress import Display
 from bench.spec import Budget, DataInfo, DataSpec, EvalSpec, RunSpec
-from bench.store import RunFolder
+from bench.storage.store import RunFolder
 
 EVAL = EvalSpec(attacks=("pgd",), eps=(0.05,), main_eps=0.05, curve=(0.5,), crops=2, band_images=4)
 DATA = DataSpec(name="synthetic", train_images=32, test_images=16)

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from bench.data import ImageSet, load_data
+from bench.data.images import ImageSet, load_data
 from bench.datasets import folder
 from bench.spec import DataSpec
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench import registry, store
-from bench.data import ImageSet
-from bench.encoder import Encoder
-from bench.evaluate import evaluate
+from bench import registry
+from bench.data.images import ImageSet
+from bench.encoders.networks import Encoder
+from bench.evaluation.evaluate import evaluate
 from bench.spec import EvalResult, EvalSpec, ProbeResult
+from bench.storage import store
 
 CPU = torch.device("cpu")
 SYNTHETIC = registry.load("dataset", "synthetic").Dataset()

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.encoder import build_encoder
-from bench.foreign_run import evaluate_foreign
+from bench.encoders.networks import build_encoder
+from bench.runs.external import evaluate_foreign
 from bench.spec import EvalSpec, UsageError
-from bench.store import load_records
+from bench.storage.store import load_records
 
 EVAL = EvalSpec(attacks=("pgd",), eps=(0.05, 0.1), main_eps=0.1, protocols=("linear",), curve=(), audit="off")
 MODELS = """

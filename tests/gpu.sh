@@ -8,11 +8,11 @@ PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
 
 "$PYTHON" -m bench doctor > "$OUT/doctor.txt"
-"$PYTHON" -m pytest -q --gpu --slow -p no:cacheprovider tests/test_device.py tests/test_precision.py \
-    tests/test_attack_oracles.py > "$OUT/tests.txt" || echo "GPU tests failed: $OUT/tests.txt"
+"$PYTHON" -m pytest -q --gpu --slow -p no:cacheprovider tests/device/test_device.py tests/device/test_precision.py \
+    tests/attacks/test_attack_oracles.py > "$OUT/tests.txt" || echo "GPU tests failed: $OUT/tests.txt"
 
 # the step of each method against the textbook one, and the projected minutes of every row of the paper suite
-"$PYTHON" -m bench perf > "$OUT/perf.txt"
+"$PYTHON" -m tests.perf > "$OUT/perf.txt"
 # does compiling pay: 200 updates of both kinds, seconds and share of the peak in results.csv
 for compile in --compile --no-compile; do
     "$PYTHON" -m bench run --suite paper --methods cf_amc_ssl,emp_ssl_adv,simclr_adv --budget 200up "$compile" \

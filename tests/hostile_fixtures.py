@@ -5,8 +5,8 @@ import hashlib
 import torch
 from report_fixtures import manifest, probe, records, result, write
 
-from bench.checkpoint import STATE, TENSORS, Generation, save_checkpoint
-from bench.store import RunFolder
+from bench.storage.checkpoint import STATE, TENSORS, Generation, save_checkpoint
+from bench.storage.store import RunFolder
 
 SPEC = {"method": "simclr", "data": {"name": "digits"}, "budget": {"amount": 1, "unit": "updates"}}
 

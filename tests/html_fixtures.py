@@ -9,7 +9,7 @@ from PIL import Image
 from report_fixtures import CIFAR, METHODS, manifest, records, write
 
 from bench.spec import Check, Manifest, Record
-from bench.store import Example, Examples, RunFolder
+from bench.storage.store import Example, Examples, RunFolder
 from reports.checks import CHECKS
 
 VERDICTS = {"A7": "N/A", "A16": "WARN", "A9": "not in this level"}

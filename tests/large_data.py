@@ -65,7 +65,7 @@ def alone(files, over, counts, place):
 
 
 def load(root, count):
-    from bench.data import load_data
+    from bench.data.images import load_data
     from bench.datasets import imagenet
     from bench.spec import DataSpec
 
@@ -87,7 +87,7 @@ def part_of(root, count):
 
 def decode(root, count):
     """Both at the same time, by two processes each, so that whatever else runs takes as much from one as the other."""
-    from bench.cache import decoded
+    from bench.data.cache import decoded
     from bench.datasets.folder import class_folders, listing_of
 
     files = [str(file) for file in sorted(part_of(root, count).glob("train/*/*"))]
@@ -113,9 +113,9 @@ def decode(root, count):
 def train(root, count):
     import torch
 
-    from bench.encoder import build_encoder
+    from bench.encoders.networks import build_encoder
     from bench.spec import Budget
-    from bench.train import train
+    from bench.training.train import train
     from methods import simclr
 
     torch.set_num_threads(1)

@@ -25,10 +25,16 @@ PACKAGES = ("bench", "attacks", "methods", "reports", "tests")
 STORE = ("disk", "files", "checkpoint", "store", "repair", "lock")
 CODE = {  # name -> (files, the tests that were written for them)
     "numbers": (
-        ("bench/audit.py", "bench/evaluate.py", "reports/stats.py", "attacks/*.py", "attacks/common/*.py"),
+        (
+            "bench/audit/audit.py",
+            "bench/evaluation/evaluate.py",
+            "reports/stats.py",
+            "attacks/*.py",
+            "attacks/common/*.py",
+        ),
         ("stats", "claims", "attack*", "evaluate*", "audit*"),
     ),
-    "store": (tuple(f"bench/{name}.py" for name in STORE), (*STORE, "examples", "curve")),
+    "store": (tuple(f"bench/storage/{name}.py" for name in STORE), (*STORE, "examples", "curve")),
 }
 NOTICED = ("killed", "timeout")
 
@@ -38,7 +44,7 @@ def prepare(copy: Path, targets: tuple[str, ...], written: tuple[str, ...]) -> N
     for package in PACKAGES:
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    tests = sorted({file for name in written for file in copy.glob(f"tests/test_{name}.py")})
+    tests = sorted({file for name in written for file in copy.glob(f"tests/**/test_{name}.py")})
     settings = {
         "source_paths": ["bench", "attacks", "reports"],
         "only_mutate": targets,

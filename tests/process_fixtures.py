@@ -8,11 +8,11 @@ import sys
 
 from rich.console import Console
 
-from bench.process import main
-from bench.progress import Display
-from bench.signals import EXIT_INTERRUPTED
+from bench.runs.child_main import main
+from bench.runs.progress import Display
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
-from bench.store import RunFolder
+from bench.storage.signals import EXIT_INTERRUPTED
+from bench.storage.store import RunFolder
 
 EVAL = EvalSpec(attacks=("pgd",), eps=(0.05,), main_eps=0.05, curve=(0.5,), crops=2, band_images=4)
 CELLS = [(p, *cell) for p in ("linear", "multi_patch") for cell in (("none", 0.0), ("pgd", 0.025), ("pgd", 0.05))]

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from bench.launch import PRELOAD, stay_on_this_machine
-from bench.ranks import ALONE, joined
+from bench.distributed.ranks import ALONE, joined
+from bench.runs.launch import PRELOAD, stay_on_this_machine
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.files import save
 from bench.spec import (
     Audit,
     Budget,
@@ -22,7 +21,8 @@ from bench.spec import (
     TrainResult,
     Verdict,
 )
-from bench.store import MANIFEST, RunFolder
+from bench.storage.files import save
+from bench.storage.store import MANIFEST, RunFolder
 
 CLEAN = {  # method -> (clean accuracy, the eps at which half of it is left, in units of the main eps)
     "simclr": (0.97, 0.25),

@@ -13,8 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench.cluster import Gpu, Nodes, VirtualCluster, all_gpus
-from bench.schedule import TRIES, Job, Schedule
+from bench.engines.cluster import Gpu, Nodes, VirtualCluster, all_gpus
+from bench.engines.queue import TRIES, Job, Schedule
 
 HOUR = 3600.0
 METHODS = 10

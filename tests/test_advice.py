@@ -9,10 +9,12 @@ import pytest
 from registry_fixtures import METHOD, with_loss
 from training_fixtures import flat
 
-from bench import device, registry, tracking
+from bench import registry
+from bench.device import device
 from bench.engines import local
-from bench.options import Options, chosen_rows, parse_settings
+from bench.options.options import Options, chosen_rows, parse_settings
 from bench.spec import Budget, DataSpec, RunSpec, UsageError, parse_eps
+from bench.tracking import tracking
 from methods.common.base import resolve
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +83,8 @@ def test_every_extra_that_is_advised_exists():
 
 
 def test_a_tracker_of_ones_own_that_needs_a_package_names_that(tmp_path):
-    text = "from bench.hooks import Hook\nPACKAGE = 'not_there'\nclass Tracker(Hook):\n    def ended(self, *a): ..."
+    text = "from bench.tracking.hooks import Hook\nPACKAGE = 'not_there'\n"
+    text += "class Tracker(Hook):\n    def ended(self, *a): ..."
     (tmp_path / "mine.py").write_text(text)
     told = refusal(tracking.parse_trackers, f"{tmp_path}/mine.py")
     assert told.endswith("needs not_there: pip install not_there")

@@ -61,20 +61,6 @@ def imports_of(file):
 IMPORTS = [each for file in FILES for each in imports_of(file)]
 
 
-def ours(source):
-    """The project's modules that modules matching ``source`` import."""
-    return {
-        (i.source, i.target)
-        for i in IMPORTS
-        if re.fullmatch(source, i.source) and i.target.partition(".")[0] in PACKAGES and not i.typing_only
-    }
-
-
-def outside(source, allowed):
-    """Imports of the project's own modules that the pattern ``allowed`` does not cover."""
-    return sorted((s, t) for s, t in ours(source) if not re.fullmatch(allowed, t))
-
-
 def loads(target):
     """Modules that import ``target`` or something inside it."""
     return {i for i in IMPORTS if i.target == target or i.target.startswith(target + ".")}
@@ -82,87 +68,93 @@ def loads(target):
 
 # ---------------------------------------------------------------- imports run one way
 
+FLOORS = """
+    bench.spec bench.cores
+    bench.names bench.text bench.known bench.fairness bench.plugins
+    bench.registry
+    bench.storage attacks.common
+    bench.random
+    bench.identity
+    bench.device reports
+    bench.data bench.encoders bench.tracking
+    methods.common
+    bench.distributed
+    bench.training
+    bench.options
+    bench.protocols
+    bench.evaluation
+    bench.audit
+    bench.engines bench.runs
+    bench.gate
+    bench.commands
+    bench.cli
+    bench.__main__
+"""
+LEVEL = {package: level for level, line in enumerate(FLOORS.strip().splitlines()) for package in line.split()}
+BASES = {  # of plug-ins: the package whose floors they stand on
+    "methods": "methods.common",
+    "attacks": "attacks.common",
+    "bench.datasets": "bench.data",
+    "bench.trackers": "bench.tracking",
+}
+# What they load inside functions is not counted: plug-ins by their names, and what takes long to import.
+LOADERS = ("bench.registry", "bench.plugins", "bench.commands", "bench.cli", "bench.runs.child_main", "bench")
 
-@pytest.mark.parametrize(
-    ("source", "allowed"),
-    [
-        (r"bench\.(spec|disk|signals|cores|closure)", r"(?!)"),
-        (r"bench\.outline", r"bench\.closure"),
-        (r"bench\.(known|fairness)", r"bench\.spec"),
-        (r"bench\.door", r"bench\.(known|options|outline|registry|scoring|spec)|bench"),  # the floor
-        (r"bench\.unpack", r"bench\.spec"),
-        (r"bench\.(files|lock)", r"bench\.(disk|spec)"),
-        (r"bench\.pixels", r"(?!)"),
-        (r"bench\.(pictures|text)", r"bench\.spec"),
-        (r"bench\.blocks", r"bench\.(disk|pictures|spec)"),
-        (r"bench\.cache", r"bench\.(blocks|cores|disk|files|lock|pictures|pixels|spec)"),
-        (r"bench\.data", r"bench\.(cache|known|pictures|pixels|spec)"),
-        (r"bench\.feed", r"bench\.(course|data)"),
-        (r"bench\.checkpoint", r"bench\.(disk|files|spec)"),
-        (r"bench\.names", r"bench\.spec"),
-        (r"bench\.store", r"bench\.(checkpoint|disk|files|names|spec)"),
-        (r"bench\.repair", r"bench\.(disk|files|spec|store)"),
-        (r"reports(\..*)?", r"bench|bench\.(disk|fairness|files|source|spec|store|text)|reports(\..*)?"),
-        (r"attacks\.(?!common)\w+", r"attacks\.common\.\w+|bench\.spec"),
-        (r"attacks\.common(\..*)?", r"attacks\.common\.\w+|bench\.spec"),
-        (r"methods\.(?!common)\w+", r"methods|methods\.common\.\w+|methods\.\w+"),
-        (r"methods\.common(\..*)?", r"attacks\.common\.\w+|methods\.common\.\w+|bench\.spec"),
-        (r"bench\.datasets(\..*)?", r"bench\.datasets(\.\w+)?|bench\.(blocks|cache|data|spec|text|unpack)"),
-        (r"bench\.(clock|optim)", r"bench\.spec"),
-        (r"bench\.(device|encoder|repro)", r"bench\.(cores|known|spec)"),
-        (r"bench\.plugins", r"bench\.(data|hooks|spec)|(attacks|methods)\.common\.base"),
-        (r"bench\.registry", r"bench\.(plugins|spec)"),
-        (r"bench\.hooks", r"bench\.spec"),
-        (r"bench\.trackers(\..*)?", r"bench\.(hooks|spec)"),
-        (r"bench\.tracking", r"bench|bench\.(hooks|registry|signals|spec)"),
-        (r"bench\.ranks", r"bench|bench\.device"),
-        (r"bench\.batch_norm", r"bench\.(ranks|spec)|methods\.common\.losses"),
-        (r"bench\.protocols", r"bench\.(pixels|repro|spec)|(attacks|methods)\.common\.\w+"),
-        (r"bench\.reference(\..*)?", r"bench\.reference\.\w+"),  # an oracle shares no code with what it checks
-        (r"bench\.train", r"bench\.(?!evaluate|protocols|process|engines|run|cli|store)\w+|methods\.common\.\w+|bench"),
-        (r"bench\.traces", r"(?!)"),
-        (r"bench\.cells", r"bench\.(names|search|spec)"),
-        (
-            r"bench\.evaluate",
-            r"bench\.(cells|data|encoder|protocols|registry|search|spec|traces)|attacks\.common\.\w+|bench",
-        ),
-        (
-            r"bench\.checks\.\w+",
-            r"bench\.(checks|checks\.\w+|data|protocols|repro|search|spec|traces)|(attacks|methods)\.common\.\w+",
-        ),
-        (r"bench\.(?!cli|check|baseline|fixed|__main__)\w+", r"(?!reports|bench\.cli)[\w.]+"),
-    ],
-)
-def test_imports_run_one_way(source, allowed):
-    assert any(re.fullmatch(source, module) for module in MODULES)
-    assert outside(source, allowed) == []
+
+def home(module):
+    """The package of FLOORS or BASES that a module lies in; "" for bench itself, whose version all may know."""
+    places = [name for name in (*LEVEL, *BASES) if module == name or module.startswith(name + ".")]
+    return max(places, key=len, default="")
+
+
+def counted(i):
+    """Whether an import has to run downwards."""
+    lazy = i.inside_function and any(i.source == loader or i.source.startswith(f"{loader}.") for loader in LOADERS[:-1])
+    return i.target in MODULES and i.target != "bench" and i.source != "bench" and not (i.typing_only or lazy)
+
+
+def test_imports_run_downwards():
+    """A file imports its own package and those below, also inside functions."""
+    wrong = []
+    for i in filter(counted, IMPORTS):
+        above, below = home(i.source), home(i.target)
+        floor = LEVEL[BASES.get(above, above)] + (above in BASES)
+        within = below == above or (below in LEVEL and LEVEL[below] < floor)
+        beside = above in LEVEL and below in LEVEL and LEVEL[above] == LEVEL[below] and {above, below} == ENGINE_ROOM
+        if not (within or beside):
+            wrong.append(f"{i.source} -> {i.target}")
+    assert sorted(set(wrong)) == []
+
+
+ENGINE_ROOM = {"bench.engines", "bench.runs"}  # a run is started by the other and makes use of it; no circle of files
+
+
+def test_every_module_has_a_floor():
+    assert [module for module in sorted(MODULES - {"bench"}) if not home(module)] == []
+
+
+def test_only_the_registry_names_a_plug_in():
+    named = {(home(i.source), i.target) for i in IMPORTS if i.target in MODULES and home(i.target) in BASES}
+    own = {(place, target) for place, target in named if place == home(target)}
+    assert {place for place, _ in named - own} <= {"bench.registry"}
 
 
 def test_the_parts_of_the_store_are_reached_through_it():
     """Records and checkpoints by a RunFolder; of the disk others know its error and how a derived file is written."""
-    own = {f"bench.{name}" for name in ("checkpoint", "disk", "files", "lock", "parcel", "repair", "store")}
-    own |= {"bench.blocks", "bench.cache"}  # the store of decoded images
-    assert {i.source for i in loads("bench.checkpoint")} == {"bench.store"}
+    own = {f"bench.storage.{name}" for name in ("checkpoint", "disk", "files", "lock", "repair", "store")}
+    own |= {"bench.engines.parcel", "bench.data.blocks", "bench.data.cache"}  # the store of decoded images
+    assert {i.source for i in loads("bench.storage.checkpoint")} == {"bench.storage.store"}
     for name, file in NAMES.items():
         tree = ast.parse(file.read_text(encoding="utf-8"))
         names = {
             a.name
             for n in ast.walk(tree)
-            if isinstance(n, ast.ImportFrom) and n.module == "bench.disk"
+            if isinstance(n, ast.ImportFrom) and n.module == "bench.storage.disk"
             for a in n.names
         }
         if module_name(file) not in own:
             assert names <= {"DiskError", "cannot", "is_there", "put_aside", "write_bytes"}, name
             assert "DISK" not in {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}, name
-
-
-def test_nothing_but_main_imports_the_command_line():
-    assert {i.source for i in loads("bench.cli")} <= {"bench.__main__"}
-
-
-def test_training_never_sees_the_evaluation_nor_the_evaluation_an_optimizer():
-    assert {t for _, t in ours(r"bench\.train")} & {"bench.evaluate", "bench.protocols"} == set()
-    assert {t for _, t in ours(r"bench\.evaluate")} & {"bench.optim", "bench.train", "bench.clock"} == set()
 
 
 def test_reports_have_no_tensor():
@@ -172,18 +164,18 @@ def test_reports_have_no_tensor():
 
 
 def test_the_store_loads_torch_only_inside_the_functions_that_need_it():
-    light = {f"bench.{name}" for name in ("blocks", "disk", "files", "lock", "pictures", "repair", "signals", "store")}
-    heavy = [i for i in loads("torch") | loads("safetensors") | loads("bench.checkpoint") if i.source in light]
-    assert {i.source for i in heavy} == {"bench.files", "bench.store"}
+    light = {f"bench.storage.{name}" for name in ("disk", "files", "lock", "repair", "signals", "store")}
+    light |= {"bench.data.blocks", "bench.data.pictures"}
+    heavy = [i for i in loads("torch") | loads("safetensors") | loads("bench.storage.checkpoint") if i.source in light]
+    assert {i.source for i in heavy} == {"bench.storage.files", "bench.storage.store"}
     assert all(i.inside_function or i.typing_only for i in heavy)
 
 
 def test_no_module_imports_itself_in_a_circle():
-    """At the top of files; an import inside a function may look back."""
+    """Imports inside functions count, too."""
     graph = {module: set() for module in MODULES}
-    for i in IMPORTS:
-        if i.target in MODULES and not (i.inside_function or i.typing_only):
-            graph[i.source].add(i.target)
+    for i in filter(counted, IMPORTS):
+        graph[i.source].add(i.target)
     done = set()
 
     def walk(module, path):
@@ -210,7 +202,7 @@ def modules_after(statement):
 
 def test_the_command_line_and_the_reports_load_no_torch():
     heavy = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "pandas", "safetensors", "pyautoattack"}
-    loaded = modules_after("import bench.cli, bench.store, bench.registry, bench.run")
+    loaded = modules_after("import bench.cli, bench.storage.store, bench.registry, bench.runs.conduct")
     assert "bench.cli" in loaded
     assert loaded & heavy == set()
     loaded = modules_after("import reports.build, reports.rows, reports.leaderboard")
@@ -221,11 +213,11 @@ def test_the_command_line_and_the_reports_load_no_torch():
 # ---------------------------------------------------------------- one home for each thing
 
 WRITES = {  # file: what it may do there
-    "bench/process.py": {"open"},  # the log of a child, which is appended to line by line
-    "bench/tracking.py": {"open"},  # the same of a hook
+    "bench/engines/child.py": {"open"},  # the log of a child, which is appended to line by line
+    "bench/tracking/tracking.py": {"open"},  # the same of a hook
     "bench/datasets/cifar10.py": {"open"},  # the download, which is checked before it is used
-    "bench/unpack.py": {"open"},  # what an archive holds, into a scratch folder
-    "bench/lock.py": {"open", "ftruncate", "pwrite"},  # who the owner is
+    "bench/data/unpack.py": {"open"},  # what an archive holds, into a scratch folder
+    "bench/storage/lock.py": {"open", "ftruncate", "pwrite"},  # who the owner is
     "reports/plots.py": {"savefig"},  # into memory
     "reports/build.py": {"to_csv"},  # into a string
 }
@@ -241,7 +233,11 @@ MODULE_WRITERS = {
     "os.link",
     "os.symlink",
 }
-STORE = ("bench.disk", "bench.files", "bench.store")  # whose functions may be called by their names
+STORE = (
+    "bench.storage.disk",
+    "bench.storage.files",
+    "bench.storage.store",
+)  # whose functions may be called by their names
 
 
 def writing_calls(file):
@@ -271,7 +267,7 @@ def writing_calls(file):
             yield name, node.lineno
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/disk.py"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/storage/disk.py"])
 def test_only_the_disk_writes_files(name):
     calls = [call for call in writing_calls(NAMES[name]) if call[0] not in WRITES.get(name, set())]
     assert calls == []
@@ -279,7 +275,7 @@ def test_only_the_disk_writes_files(name):
 
 def test_the_exceptions_of_writing_are_still_needed():
     assert {name: {call for call, _ in writing_calls(NAMES[name])} for name in WRITES} == WRITES
-    assert {call for call, _ in writing_calls(NAMES["bench/disk.py"])} == {"open", "write", "pwrite", "replace"}
+    assert {call for call, _ in writing_calls(NAMES["bench/storage/disk.py"])} == {"open", "write", "pwrite", "replace"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -291,7 +287,7 @@ def test_an_assert_tells_the_type_checker_what_is_known_and_guards_nothing(name)
             assert re.fullmatch(r"assert [\w.]+ is not None|assert isinstance\([\w., ]+\)", said), f"line {node.lineno}"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/device.py"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/device/device.py"])
 def test_only_the_device_module_decides_what_the_device_does(name):
     tree = ast.parse(NAMES[name].read_text(encoding="utf-8"))
     for node in ast.walk(tree):

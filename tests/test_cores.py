@@ -70,13 +70,13 @@ def test_a_quota_in_force_leaves_one_core(group: Path) -> None:
 TRAIN = """
 import sys, time
 import torch
-from bench import device as devices
-from bench.build import build_method
+from bench.device import device as devices
+from bench.training.build import build_method
 from bench.cores import cores, default_threads
-from bench.data import load_data
+from bench.data.images import load_data
 from bench.datasets.digits import Dataset
 from bench.spec import Budget, DataSpec, RunSpec
-from bench.train import train
+from bench.training.train import train
 if sys.argv[1:]:
     open(sys.argv[1], "w").write("0")  # into a control group
 spec = RunSpec(method="emp_ssl", data=DataSpec(name="digits"), budget=Budget.parse("12up"))

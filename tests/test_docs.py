@@ -11,19 +11,20 @@ import pytest
 import torch
 import torchvision
 from report_fixtures import manifest, records, write
-from test_hooks import tell
 
 from attacks.common.base import cross_entropy
 from bench import registry
 from bench.cli import cli, gather
-from bench.data import load_data
-from bench.encoder import build_encoder
-from bench.foreign import call_factory, check_module, load_module
-from bench.options import Options, resolve
+from bench.data.images import load_data
+from bench.encoders.networks import build_encoder
+from bench.evaluation.external_model import call_factory, check_module, load_module
+from bench.options.options import Options
+from bench.options.resolve import resolve
 from bench.spec import Budget, DataSpec, ThreatModel
-from bench.tracking import parse_trackers
-from bench.train import train
+from bench.tracking.tracking import parse_trackers
+from bench.training.train import train
 from methods.common.base import resolve as resolve_settings
+from tests.tracking.test_hooks import tell
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ("measurements.md", "performance.md")  # figures of other days and machines

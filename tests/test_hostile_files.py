@@ -12,16 +12,15 @@ import torch
 from hostile_fixtures import SPEC, fitting, one_line, whole_run, with_checksum
 from report_fixtures import manifest
 
-from bench import disk
-from bench.checkpoint import MANIFEST as GENERATION
-from bench.checkpoint import STATE, TENSORS, Plain, load_generation
-from bench.disk import DiskError
-from bench.files import LARGEST_HEADER, Damaged, load_tensors, read, save, save_tensors
-from bench.options import load_suite, parse_seeds
-from bench.show import plain
+from bench.options.options import load_suite, parse_seeds
 from bench.spec import Record, UsageError
-from bench.store import MANIFEST, load_manifest, load_records
-from bench.text import LARGEST
+from bench.storage import disk
+from bench.storage.checkpoint import MANIFEST as GENERATION
+from bench.storage.checkpoint import STATE, TENSORS, Plain, load_generation
+from bench.storage.disk import DiskError
+from bench.storage.files import LARGEST_HEADER, Damaged, load_tensors, read, save, save_tensors
+from bench.storage.store import MANIFEST, load_manifest, load_records
+from bench.text import LARGEST, plain
 from reports.build import build
 
 ROOT = Path(__file__).parent.parent

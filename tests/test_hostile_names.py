@@ -12,14 +12,15 @@ from report_fixtures import audited, manifest, probe, records, write
 from rich.console import Console
 
 from bench.cli import main
-from bench.files import save
-from bench.foreign_request import Request
-from bench.options import options_of
-from bench.progress import Display
+from bench.commands.output import say_log
+from bench.options.external_request import Request
+from bench.options.options import options_of
 from bench.registry import load as load_plugin
-from bench.show import plain, say_log
+from bench.runs.progress import Display
 from bench.spec import Audit, DataSpec, EvalResult, EvalSpec, ProbeResult, RunSpec, Setting, UsageError
-from bench.store import MANIFEST
+from bench.storage.files import save
+from bench.storage.store import MANIFEST
+from bench.text import plain
 from reports import inert
 
 NAMES = (

@@ -3,9 +3,10 @@
 import pytest
 from registry_fixtures import METHOD
 
-from bench.evaluate import plan_cells
+from bench.evaluation.evaluate import plan_cells
 from bench.names import check_apart, check_path, eps_name
-from bench.options import Options, Row, chosen_rows, resolve
+from bench.options.options import Options, Row, chosen_rows
+from bench.options.resolve import resolve
 from bench.spec import EvalSpec, UsageError
 
 SMALL = {"data": "digits", "budget": "1up", "train_images": 128, "test_images": 16, "attacks": "pgd", "device": "cpu"}

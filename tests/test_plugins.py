@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 from attacks.common.base import BaseAttack
-from bench.data import BaseDataset, EncodedDataset
-from bench.hooks import Hook
+from bench.data.images import BaseDataset, EncodedDataset
+from bench.tracking.hooks import Hook
 from methods.common.base import BaseConfig, BaseMethod
 
 class Method(BaseMethod):

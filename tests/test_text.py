@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bench.options import load_suite
+from bench.options.options import load_suite
 from bench.spec import UsageError
 from bench.text import composed, printable, read_text
 

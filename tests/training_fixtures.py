@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-import bench.train
-from bench.checkpoint import load_checkpoint, save_checkpoint
+import bench.training.train
 from bench.spec import Budget
-from bench.train import Keeper, attempt, train
+from bench.storage.checkpoint import load_checkpoint, save_checkpoint
+from bench.training.train import Keeper, attempt, train
 from methods import simclr
 
 CPU = torch.device("cpu")
@@ -150,7 +150,7 @@ def trained(method, images, budget, seed=0, device=CPU, **settings):
         return status
 
     budget = Budget.parse(budget) if isinstance(budget, str) else budget
-    with mock.patch.object(bench.train, "attempt", watched):
+    with mock.patch.object(bench.training.train, "attempt", watched):
         result = train(method, images, budget, seed, device, **settings)
     return result, ends[0]
 

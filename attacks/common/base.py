@@ -53,7 +53,7 @@ class BaseAttack(ABC):
 
 
 class Share:
-    """Which batches of an attack are made in this process: all of them, where no other makes some (bench.crew)."""
+    """Which batches of an attack are made in this process: all of them, if alone (bench.engines.team)."""
 
     def mine(self, batches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The batches, each the places of its images, that are made here."""

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from bench.show import say, show, table
+from bench.commands.output import show, table
 from bench.spec import UsageError
+from bench.text import say
 
 
 @click.group("baseline")
@@ -23,9 +24,9 @@ def baseline() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="keep the runs in this new folder")
 def update(finished_run: Path | None, reason: str, suite: str, file: Path | None, out: Path | None) -> int:
     """Write a baseline from a finished RUN, or from 12 seeds of the suite, and print what changes."""
-    from bench.baseline import SEEDS, changes, make_baseline
-    from bench.check import ask_suite, run_suite
-    from bench.progress import Display
+    from bench.gate.baseline import SEEDS, changes, make_baseline
+    from bench.gate.check import ask_suite, run_suite
+    from bench.runs.progress import Display
     from reports.regression import Baseline, default_baseline
 
     if not reason.strip():

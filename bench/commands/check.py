@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.show import say, show, table
+from bench.commands.output import show, table
+from bench.text import say
 
 if TYPE_CHECKING:
-    from bench.check import Outcome
+    from bench.gate.check import Outcome
 
 REGRESSION = 4
 
@@ -34,7 +35,7 @@ def check(
     as_json: bool,
 ) -> int:
     """Compare a small fixed suite, or a finished RUN, with a baseline: exit 4 and a line for each loss."""
-    from bench.store import check_folder
+    from bench.storage.store import check_folder
     from reports.regression import Baseline, default_baseline
 
     file = baseline or default_baseline(suite)
@@ -42,10 +43,10 @@ def check(
     if finished_run is not None:
         check_folder(finished_run)
 
-    from bench.check import check_run, check_suite
-    from bench.progress import Display
-    from bench.signals import signals_raise
-    from bench.store import write_text
+    from bench.gate.check import check_run, check_suite
+    from bench.runs.progress import Display
+    from bench.storage.signals import signals_raise
+    from bench.storage.store import write_text
     from reports import announce
     from reports.findings import losses
     from reports.gate import findings

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.show import say, show, table
+from bench.commands.output import show, table
 from bench.spec import format_eps
+from bench.text import say
 
 if TYPE_CHECKING:
     from reports.compare import Cell, Comparison, Cost, Seeds
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def compare(a: Path, b: Path, as_json: bool) -> int:
     """Two finished runs side by side: B against A in every cell that both have, with tests and effect sizes."""
-    from bench.store import check_folder
+    from bench.storage.store import check_folder
 
     check_folder(a)
     check_folder(b)
@@ -39,8 +40,8 @@ def compare(a: Path, b: Path, as_json: bool) -> int:
 
 def _folder(path: Path) -> "Folder":
     """What the store holds; damaged files are named and left out. Raises UsageError if it is no folder of a run."""
-    from bench.files import Damaged
-    from bench.store import load_manifest, load_records
+    from bench.storage.files import Damaged
+    from bench.storage.store import load_manifest, load_records
     from reports.differences import Folder
 
     damaged: list[Damaged] = []

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bench.show import say
+from bench.text import say
 
 if TYPE_CHECKING:
-    from bench.options import Options
+    from bench.options.options import Options
 
 LONG = 3600.0  # seconds of planned work from which on a terminal is asked
 MAIN_BUDGET = "2h"  # of `bench run` without options
@@ -34,11 +34,11 @@ def agreed(question: str) -> bool:
 
 def describe(options: "Options") -> list[str]:
     """What the main command does on this machine and what it costs at least, a line each."""
-    from bench import device as devices
     from bench import registry
     from bench.cores import cores
-    from bench.options import chosen_rows
-    from bench.plan import duration
+    from bench.device import device as devices
+    from bench.options.options import chosen_rows
+    from bench.runs.plan import duration
     from bench.spec import Budget
 
     rows, budget = chosen_rows(options), Budget.parse(options.budget or MAIN_BUDGET)

@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from bench.show import say
+from bench.text import say
 
 
 def print_ending(folder: Path) -> None:
     """Print it for a folder that has been built (reports.terminal); nothing where its tables are not there."""
-    from bench.store import load_manifest
+    from bench.storage.store import load_manifest
     from reports.terminal import TABLES, ending, plain_bars
 
     if not all((folder / name).is_file() for name in TABLES):

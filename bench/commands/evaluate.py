@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bench.commands.output import print_leaderboard, say_log
 from bench.commands.where import command_line
-from bench.show import print_leaderboard, say, say_log
 from bench.spec import UsageError
+from bench.text import say
 
 if TYPE_CHECKING:
-    from bench.foreign_request import Request
+    from bench.options.external_request import Request
 
 FAILED_CELLS = 3
 
@@ -43,7 +44,7 @@ def evaluate(source: str, out: Path | None, again: bool, **given: Any) -> int:
     """Audit and score anybody's encoder or classifier; `bench report` reads the folder that it leaves."""
     request = gather(source, out, **given).model_copy(update={"again": again})
 
-    from bench.store import load_records
+    from bench.storage.store import load_records
     from reports.build import build
 
     folder = conduct(request)
@@ -57,10 +58,11 @@ def evaluate(source: str, out: Path | None, again: bool, **given: Any) -> int:
 
 def gather(source: str, out: Path | None, **given: Any) -> "Request":
     """The request, checked as far as that goes without loading the model. Raises UsageError."""
-    from bench import door, registry
-    from bench.foreign_request import Request, check_input_range, check_source, parse_normalize
+    from bench import registry
     from bench.known import check_encoder_name
-    from bench.options import options_of
+    from bench.options import door
+    from bench.options.external_request import Request, check_input_range, check_source, parse_normalize
+    from bench.options.options import options_of
 
     check_source(source, given["architecture"])
     check_input_range(given.pop("input_range"))
@@ -72,8 +74,8 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     options = options_of({key: value for key, value in given.items() if value is not None})
     door.check_scoring(options)
 
-    from bench import device as devices
-    from bench.scoring import evaluation
+    from bench.device import device as devices
+    from bench.options.scoring import evaluation
 
     device = devices.resolve(options.device)
     scoring = evaluation(options, registry.load("dataset", options.data_spec.name).Dataset(), device)
@@ -96,10 +98,10 @@ def conduct(request: "Request") -> Path:
 
     Raises UsageError for a model that is refused, and Exit for a failure.
     """
-    from bench.foreign_run import run_spec
-    from bench.process import run_child
-    from bench.progress import Display
-    from bench.signals import signals_raise
+    from bench.engines.child import run_child
+    from bench.runs.external import run_spec
+    from bench.runs.progress import Display
+    from bench.storage.signals import signals_raise
 
     messages: list[str] = []
     opened: list[Path] = []

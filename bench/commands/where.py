@@ -14,7 +14,7 @@ from bench.engines import NAMES, Engine, Name
 from bench.spec import RunSpec, UsageError
 
 if TYPE_CHECKING:
-    from bench.options import Options
+    from bench.options.options import Options
 
 
 def command_line() -> list[str]:
@@ -50,7 +50,7 @@ class Where:
 
     def until(self) -> float:
         """The deadline on time.monotonic; infinity without one. Raises UsageError."""
-        from bench.options import parse_seconds
+        from bench.options.options import parse_seconds
 
         return time.monotonic() + parse_seconds(self.deadline, "--deadline") if self.deadline else float("inf")
 

@@ -12,10 +12,10 @@ from urllib.request import urlopen
 
 import torch
 
-from bench.cache import writable
-from bench.data import BaseDataset, ImageSet, Split
+from bench.data.cache import writable
+from bench.data.images import BaseDataset, ImageSet, Split
+from bench.data.unpack import unpack as unpack_archive
 from bench.spec import UsageError
-from bench.unpack import unpack as unpack_archive
 
 TIMEOUT_SECONDS = 30.0  # without a single byte from the host
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
-from bench.data import BaseDataset, ImageSet, Split, balanced_order
+from bench.data.images import BaseDataset, ImageSet, Split, balanced_order
 
 TEST_IMAGES = 297
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.blocks import Image
-from bench.cache import Listing
-from bench.data import EncodedDataset, Split
+from bench.data.blocks import Image
+from bench.data.cache import Listing
+from bench.data.images import EncodedDataset, Split
 from bench.spec import UsageError
 from bench.text import composed, printable
 

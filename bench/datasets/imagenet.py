@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import ClassVar
 from unicodedata import normalize
 
-from bench.cache import Listing
-from bench.data import EncodedDataset, Split
+from bench.data.cache import Listing
+from bench.data.images import EncodedDataset, Split
 from bench.datasets.folder import class_folders, listing_of, same_classes
 from bench.spec import UsageError
 from bench.text import read_text

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.blocks import BLOCK, Image
-from bench.cache import Listing
-from bench.data import EncodedDataset, Split
+from bench.data.blocks import BLOCK, Image
+from bench.data.cache import Listing
+from bench.data.images import EncodedDataset, Split
 from bench.spec import UsageError
 from bench.text import printable
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.data import ImageSet, Split
+from bench.data.images import ImageSet, Split
 from bench.datasets import digits
 
 TRAIN_IMAGES, TEST_IMAGES, CLASSES = 256, 128, 10

@@ -1,7 +1,7 @@
 """Where runs are made: in processes of this machine (local), on a Ray cluster (ray), as jobs of Slurm (slurm).
 
-One interface. The conductor (bench.run) says which run is next, by bench.schedule; an engine starts it somewhere and
-tells what happens to it. Results are in the store when an engine says that a run has ended.
+One interface. The conductor (bench.runs.conduct) says which run is next, by bench.engines.queue; an engine starts it
+somewhere and tells what happens to it. Results are in the store when an engine says that a run has ended.
 """
 
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from bench.spec import DataInfo, RunSpec
-from bench.store import MANIFEST, load_manifest
+from bench.storage.store import MANIFEST, load_manifest
 
 Name = Literal["local", "ray", "slurm"]
 NAMES: tuple[Name, ...] = ("local", "ray", "slurm")
@@ -21,7 +21,7 @@ LOST = "lost"  # or: its worker or node is gone, as ``message`` says; it can be 
 def run_task(
     out: Path, spec: RunSpec, save_every: float, images: DataInfo | None, visible: str | None = None, code: str = ""
 ) -> dict[str, Any]:
-    """One run as the process that makes it is told (bench.process). ``images``, ``code``: what it has to find there.
+    """One run as the process that makes it is told (bench.engines.child). ``images``, ``code``: what it must find.
 
     ``visible`` is what CUDA_VISIBLE_DEVICES is to be; None: as it is.
     """

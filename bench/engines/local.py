@@ -6,9 +6,10 @@ from pathlib import Path
 
 from bench.cores import cores
 from bench.engines import EXIT, Event, codes_of, images_of, run_task
-from bench.process import PATIENCE, Child
+from bench.engines.child import Child
+from bench.runs.child_main import PATIENCE
 from bench.spec import RunSpec, UsageError
-from bench.store import RunFolder
+from bench.storage.store import RunFolder
 
 
 class LocalEngine:
@@ -72,7 +73,7 @@ def local_jobs(specs: list[RunSpec], device: str, jobs: int | None) -> tuple[int
 
     Raises UsageError where two timed runs would share a GPU or the cores.
     """
-    from bench import device as devices
+    from bench.device import device as devices
 
     if jobs is not None and jobs < 1:
         raise UsageError(f"expected --jobs of at least 1, got {jobs}")

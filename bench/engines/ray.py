@@ -14,12 +14,12 @@ from textwrap import shorten
 from typing import Any
 
 from bench.engines import EXIT, LOST, Event
+from bench.engines.parcel import Parcel, names, pack
 from bench.engines.worker import HOME, TELL_EVERY, Order, Outcome, answer, common, ended
-from bench.parcel import Parcel, names, pack
-from bench.process import PATIENCE
-from bench.source import source_hash
+from bench.identity.source import source_hash
+from bench.runs.child_main import PATIENCE
 from bench.spec import RunSpec, UsageError
-from bench.store import RunFolder
+from bench.storage.store import RunFolder
 
 ANSWER = 10.0  # seconds in which the mailbox answers; a worker that is cut off saves and ends
 SILENT = 30.0  # seconds without a word from a worker: by then it has ended with all that it has started
@@ -123,7 +123,7 @@ class RayEngine:
         except ray.exceptions.RayError as error:
             ray.shutdown()
             raise UsageError(f"{nowhere} that starts a process ({type(error).__name__}); {SAME_MODE}") from None
-        self._task = ray.remote(max_retries=0)(task)  # a run has a process of its own under Ray's (bench.process)
+        self._task = ray.remote(max_retries=0)(task)  # a run has a process of its own under Ray's (bench.engines.child)
 
     def _capacity(self) -> int:
         """How many runs the cluster can make at a time."""

@@ -10,15 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.disk import is_there, write_bytes
 from bench.engines import EXIT, LOST, Event
+from bench.engines.parcel import Parcel
 from bench.engines.worker import TELL_EVERY, Order, Outcome, answer, common, ended
-from bench.parcel import Parcel
-from bench.process import PATIENCE
-from bench.signals import signals_wait
-from bench.source import source_hashes
+from bench.identity.source import source_hashes
+from bench.runs.child_main import PATIENCE
 from bench.spec import RunSpec, UsageError
-from bench.store import RunFolder
+from bench.storage.disk import is_there, write_bytes
+from bench.storage.signals import signals_wait
+from bench.storage.store import RunFolder
 
 MOST = 1000  # jobs in one array: what Slurm allows where nobody has changed it (MaxArraySize)
 FOREVER = 4320  # minutes: three days, where --slurm has no time

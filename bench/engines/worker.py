@@ -1,7 +1,7 @@
 """What a machine of a cluster does for one run: in the shared folder if it sees it, else in a folder of its own.
 
-A run has one owner wherever it is made (bench.lock), so the worker that takes the place of a lost one waits for what
-is left of it, and goes on from what that one has saved.
+A run has one owner wherever it is made (bench.storage.lock), so the worker that takes the place of a lost one waits for
+what is left of it, and goes on from what that one has saved.
 """
 
 import contextlib
@@ -17,15 +17,16 @@ from typing import Any
 from platformdirs import user_cache_path
 from pydantic import Field, ValidationError
 
-from bench.disk import DiskError, cannot
 from bench.engines import EXIT, LOST, Event, codes_of, images_of, run_task
-from bench.lock import owned
-from bench.parcel import Parcel, pack, unpack
-from bench.process import PATIENCE, UNFIT, Child
-from bench.signals import EXIT_INTERRUPTED
-from bench.source import Unfit, difference, source_hash
+from bench.engines.child import Child
+from bench.engines.parcel import Parcel, pack, unpack
+from bench.identity.source import Unfit, difference, source_hash
+from bench.runs.child_main import PATIENCE, UNFIT
 from bench.spec import Data, DataInfo, RunSpec, UsageError
-from bench.store import MANIFEST, RunFolder
+from bench.storage.disk import DiskError, cannot
+from bench.storage.lock import owned
+from bench.storage.signals import EXIT_INTERRUPTED
+from bench.storage.store import MANIFEST, RunFolder
 
 TELL_EVERY = 2.0  # seconds between two calls home: thousands of workers have one home
 LOUD = ("train", "attack", "probe")  # events of progress: of several in a row only the last is told
@@ -38,7 +39,7 @@ class Order(Data):
     spec: RunSpec
     out: str  # the folder of all runs, where the worker may or may not see it
     manifest: str  # SHA-256 of the manifest that is there
-    source: str  # hash of the code that the worker has to have (bench.source)
+    source: str  # hash of the code that the worker has to have (bench.identity.source)
     images: DataInfo | None  # that the worker has to have
     codes: dict[str, str] = Field(default_factory=dict)  # row -> hash of the code of its runs, when the command began
     folder: str  # where the command was given: relative names of data and of the user's files start there

@@ -4,8 +4,8 @@ import os
 import time
 from typing import Any
 
-from bench.hooks import Accuracy, Hook, Progress, Run, asked, costs, settings
 from bench.spec import Record
+from bench.tracking.hooks import Accuracy, Hook, Progress, Run, asked, costs, settings
 
 PACKAGE = "mlflow"
 EXPERIMENT = "robust-ssl-bench"

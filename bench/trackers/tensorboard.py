@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from bench.hooks import Accuracy, Hook, Progress, Run, costs, settings
 from bench.spec import Record
+from bench.tracking.hooks import Accuracy, Hook, Progress, Run, costs, settings
 
 PACKAGE = "tensorboard"
 

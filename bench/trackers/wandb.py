@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
-from bench.hooks import Accuracy, Hook, Progress, Run, asked, costs, settings
 from bench.spec import Record
+from bench.tracking.hooks import Accuracy, Hook, Progress, Run, asked, costs, settings
 
 PACKAGE = "wandb"
 PROJECT = "robust-ssl-bench"

@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import disk
-from bench.disk import Disk
+from bench.storage import disk
+from bench.storage.disk import Disk
 
 METHODS = [name for name in vars(Disk) if not name.startswith("_")]
 

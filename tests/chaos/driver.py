@@ -17,8 +17,8 @@ from pathlib import Path
 import fork
 import pandas as pd
 
-from bench.files import unsealed
-from bench.store import load_records
+from bench.storage.files import unsealed
+from bench.storage.store import load_records
 
 ROOT = Path(__file__).parent.parent.parent
 METHODS = ("emp_ssl", "simclr_adv", "cf_amc_ssl", "emp_ssl_adv")
@@ -26,7 +26,7 @@ SMALL = ["--data", "digits", "--train-images", "64", "--test-images", "12", "--e
 SMALL += ["--threads", "1", "--device", "cpu", "--set", "all.batch=16", "--set", "all.views=2"]
 BOTH = "linear,multi_patch"
 PRELOAD = ["torch", "torchvision.models", "sklearn.datasets", "reports.build"]
-PRELOAD += ["bench.execute", "bench.transfer", "small"]
+PRELOAD += ["bench.runs.execute", "bench.audit.transfer", "small"]
 MARK = "BENCH_TEST_PROCESS"
 
 

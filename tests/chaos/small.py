@@ -8,7 +8,8 @@ changes the process that does, so no test may.
 from types import SimpleNamespace
 
 from attacks import autoattack
-from bench import cli, measuring
+from bench import cli
+from bench.runs import measuring
 
 load_package = autoattack.load_package
 

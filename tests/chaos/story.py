@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from store_fixtures import DATA, MACHINE
 
-from bench.files import save, sha256
-from bench.repair import repair, settle
 from bench.spec import (
     Audit,
     Budget,
@@ -25,7 +23,9 @@ from bench.spec import (
     TrainResult,
     UsageError,
 )
-from bench.store import MANIFEST, Beat, RunFolder, load_manifest
+from bench.storage.files import save, sha256
+from bench.storage.repair import repair, settle
+from bench.storage.store import MANIFEST, Beat, RunFolder, load_manifest
 
 OUT = Path("/results/first")
 SPEC = RunSpec(method="emp_ssl", data=DataSpec(name="synthetic"), budget=Budget.parse("6up"), seed=3)

@@ -7,11 +7,11 @@ import pytest
 from disks import CrashDisk, using
 from story import OUT, SPEC, kept, story
 
-from bench.checkpoint import load_generation
-from bench.files import Damaged
-from bench.repair import repair
 from bench.spec import UsageError
-from bench.store import RunFolder, load_manifest
+from bench.storage.checkpoint import load_generation
+from bench.storage.files import Damaged
+from bench.storage.repair import repair
+from bench.storage.store import RunFolder, load_manifest
 
 
 @pytest.fixture(scope="module")

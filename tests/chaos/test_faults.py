@@ -11,9 +11,9 @@ import pytest
 from disks import METHODS, CrashDisk, FaultDisk, StopDisk, Stopped, Watched, using
 from story import OUT, check_readable, kept, story
 
-from bench.disk import DiskError
+from bench.storage.disk import DiskError
 
-CODE = Path(__file__).parent.parent.parent / "bench"
+CODE = Path(__file__).parents[2] / "bench" / "storage"
 FAULTS = [*itertools.product(("EIO", "ENOSPC", "short"), (False, True)), ("kill", True)]
 PROBE = OUT / "runs" / "emp_ssl-s3" / "probes" / "linear.safetensors"
 
@@ -27,7 +27,7 @@ def whole():
     return disk.copy(), log
 
 
-# these write the decoded images, which tests/test_cache.py breaks, and put aside what other code made: test_again.py
+# these write the decoded images, which test_cache.py breaks, and put aside what other code made: test_again.py
 CACHED = ("write_part", "put", "sync_file", "move")
 
 

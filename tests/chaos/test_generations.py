@@ -18,10 +18,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bench.checkpoint import generations, load_checkpoint, load_generation, save_checkpoint
-from bench.disk import DiskError
-from bench.files import Damaged
 from bench.spec import UsageError
+from bench.storage.checkpoint import generations, load_checkpoint, load_generation, save_checkpoint
+from bench.storage.disk import DiskError
+from bench.storage.files import Damaged
 
 FOLDER = Path("/checkpoints")
 CALLS = st.integers(1, 90)  # a save makes some 60 to 90

@@ -21,7 +21,7 @@ from driver import (
     undisturbed,
 )
 
-from bench.store import load_records
+from bench.storage.store import load_records
 
 EACH = 3  # kills of each phase in one folder, as expected
 

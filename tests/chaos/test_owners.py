@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.lock import owned
 from bench.spec import UsageError
+from bench.storage.lock import owned
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 OWNER = """
 import sys
 from pathlib import Path
-from bench.lock import owned
+from bench.storage.lock import owned
 from bench.spec import UsageError
 sys.stdin.readline()
 try:
@@ -35,8 +35,8 @@ except UsageError as error:
 WRITER = """
 import sys
 from pathlib import Path
-from bench.disk import write_bytes
-from bench.lock import owned
+from bench.storage.disk import write_bytes
+from bench.storage.lock import owned
 folder, times = Path(sys.argv[1]), int(sys.argv[2])
 for _ in range(times):
     with owned(folder, 60):
@@ -48,7 +48,7 @@ for _ in range(times):
 PARENT = """
 import subprocess, sys
 from pathlib import Path
-from bench.lock import owned
+from bench.storage.lock import owned
 with owned(Path(sys.argv[1])) as handle:
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], pass_fds=[handle])
     print(child.pid, flush=True)

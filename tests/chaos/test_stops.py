@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import pytest
 from driver import Command, Forked, arguments, check_readable, outcome, phase, undisturbed
 
-from bench.signals import EXIT_INTERRUPTED
-from bench.store import load_records
+from bench.storage.signals import EXIT_INTERRUPTED
+from bench.storage.store import load_records
 
 EACH = 1  # signals in each phase of one folder, as expected
 WITHIN, AT_ONCE = 10.0, 1.0  # seconds: after a signal; after a second SIGINT

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from cluster_fixtures import bench_run, updates_saved, wait_for
 
-from bench.store import MANIFEST, RunFolder, load_manifest
+from bench.storage.store import MANIFEST, RunFolder, load_manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("ray")

@@ -18,11 +18,11 @@ from cluster_fixtures import Heard, bench_run, cells, measured, opened, updates_
 
 from bench.engines.local import LocalEngine
 from bench.engines.ray import RayEngine
-from bench.process import SAVE_EVERY
-from bench.run import run_all
-from bench.signals import Interrupted
+from bench.runs.child_main import SAVE_EVERY
+from bench.runs.conduct import run_all
 from bench.spec import UsageError
-from bench.store import MANIFEST, RunFolder, load_manifest
+from bench.storage.signals import Interrupted
+from bench.storage.store import MANIFEST, RunFolder, load_manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
 ray = pytest.importorskip("ray")

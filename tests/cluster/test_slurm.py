@@ -14,11 +14,11 @@ from cluster_fixtures import Heard, cells, measured, opened
 from bench.engines.local import LocalEngine
 from bench.engines.slurm import JOBS, SlurmEngine, parse_parameters
 from bench.engines.worker import TELL_EVERY
-from bench.process import PATIENCE, SAVE_EVERY
-from bench.run import run_all
-from bench.signals import Interrupted, signals_raise
+from bench.runs.child_main import PATIENCE, SAVE_EVERY
+from bench.runs.conduct import run_all
 from bench.spec import UsageError
-from bench.store import RunFolder
+from bench.storage.signals import Interrupted, signals_raise
+from bench.storage.store import RunFolder
 
 submitit = pytest.importorskip("submitit")
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from zoo import healthy
 
 from attacks import autoattack, pgd
-from bench.audit import all_checks, run_check
-from bench.checks.subject import Counted
-from bench.checks.transfer import adversarial_images
-from bench.repro import stream
+from bench.audit.audit import all_checks, run_check
+from bench.audit.checks.subject import Counted
+from bench.audit.checks.transfer import adversarial_images
+from bench.random import stream
 from bench.spec import ThreatModel
 
 IMAGES, CLEAN, ROBUST = 1000, 0.75, 0.30

@@ -12,12 +12,12 @@ from torch import Generator, Tensor, nn
 from zoo import healthy, overfitted
 
 from attacks import pgd
-from bench.checks.subject import Counted, Subject
-from bench.encoder import fold_batch_norm
-from bench.files import sha256
-from bench.protocols import MultiPatch, build_classifier, fixed_boxes
-from bench.repro import stream
+from bench.audit.checks.subject import Counted, Subject
+from bench.encoders.networks import fold_batch_norm
+from bench.protocols.classifier import MultiPatch, build_classifier, fixed_boxes
+from bench.random import stream
 from bench.spec import ThreatModel
+from bench.storage.files import sha256
 
 BASE = "cf_amc_ssl-s0"
 

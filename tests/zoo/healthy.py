@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from attacks import autoattack, none, pgd
 from attacks.common.base import config_hash, maximize
 from bench import registry
-from bench.checks.subject import Counted, Subject
-from bench.data import ImageSet, load_data
-from bench.encoder import Encoder, build_encoder, fold_batch_norm
-from bench.evaluate import fitted_classifier
-from bench.files import sha256
-from bench.protocols import Classifier, build_classifier, linear
-from bench.repro import stream
+from bench.audit.checks.subject import Counted, Subject
+from bench.data.images import ImageSet, load_data
+from bench.encoders.networks import Encoder, build_encoder, fold_batch_norm
+from bench.evaluation.evaluate import fitted_classifier
+from bench.evaluation.traces import Before
+from bench.protocols.classifier import Classifier, build_classifier, linear
+from bench.random import stream
 from bench.spec import DataSpec, EvalResult, EvalSpec, ProbeResult, ThreatModel
-from bench.traces import Before
+from bench.storage.files import sha256
 
 FOLDER = Path(__file__).parent / "healthy"
 NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.safetensors")))

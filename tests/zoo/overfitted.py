@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from zoo import healthy
 
-from bench.protocols import Classifier
-from bench.repro import stream
+from bench.protocols.classifier import Classifier
+from bench.random import stream
 
 FILE = Path(__file__).parent / "overfitted.safetensors"
 SEED, EPS, EPOCHS = 1, 0.3, 15

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from zoo import healthy
 
 from attacks import autoattack
-from bench.protocols import Classifier
-from bench.repro import stream
+from bench.protocols.classifier import Classifier
+from bench.random import stream
 from bench.spec import ThreatModel
-from bench.store import RunFolder, load_manifest
+from bench.storage.store import RunFolder, load_manifest
 
 RUNS = (("cf_amc_ssl", 2), ("emp_ssl_adv,simclr_adv,simclr_free", 1))  # methods, seeds
 

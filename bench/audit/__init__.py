@@ -1,0 +1,1 @@
+"""Whether a ranked number can be trusted: the checks, the transfer of attacks, recomputing."""

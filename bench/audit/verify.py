@@ -1,0 +1,190 @@
+"""bench verify: recompute what a run has published from the files that it left, in another process (promise P20).
+
+Clean accuracy comes from all images, PGD and AutoAttack at the main eps from the adversarial images that are kept.
+Hashes tell whether weights, probes, images and results are those that were stored. A method in a file of its own and a
+foreign factory are code that the folder names and that runs here: verify only folders whose code you trust.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attacks.common.base import predicted
+from bench import registry
+from bench.audit.audit import evidence, probe_hash, ranked_pair
+from bench.data.images import ImageSet, Pictures, load_data
+from bench.device import device as devices
+from bench.evaluation.evaluate import chunk_images, stored_classifier
+from bench.evaluation.external_model import reload_module
+from bench.evaluation.search import TrainMode, check_eval_mode
+from bench.evaluation.search import verify as verify_images
+from bench.identity.again import described, outdated
+from bench.identity.source import Unfit, sources
+from bench.spec import RANKED, EvalResult, Record, RunSpec, ThreatModel, UsageError, format_eps
+from bench.storage.files import Damaged, sha256
+from bench.storage.store import RunFolder, load_manifest
+from bench.training.build import build_method
+
+ROUNDING = 1e-5  # of the largest logit: two batch sizes differ by less, so a smaller margin decides nothing
+TOLERANCE = 0.0005  # of a number's images that may come out differently on a GPU: 0.05 points; none on a CPU
+
+
+def verify(folder: Path, data_root: str | None = None, device: str = "auto") -> tuple[int, list[str]]:
+    """(numbers recomputed, a sentence for each difference) of all runs in a folder that are finished.
+
+    Raises UsageError where the folder is none of a run or has no finished run.
+    """
+    checked = 0
+    differences: list[str] = []
+    try:
+        specs = load_manifest(folder).runs
+    except Damaged as error:
+        return 0, [str(error)]
+    for spec in specs:
+        run = RunFolder(folder, spec)
+        try:
+            record = run.record()
+            if record.status == "finished":
+                count, found = verify_run(run, record, data_root, device)
+                checked += count
+                differences += [f"{spec.name}: {each}" for each in found]
+        except Damaged as error:  # a file that everything else of the run hangs on
+            differences.append(f"{spec.name}: {error}")
+    if not checked and not differences:
+        raise UsageError(f"nothing to verify: {folder} has no finished run")
+    return checked, differences
+
+
+def other_code(folder: Path) -> str:
+    """A sentence where other code than is here, which recomputes the numbers, made some of them; else ""."""
+    try:
+        specs = load_manifest(folder).runs
+        now = sources(specs)
+    except Damaged:  # a difference, which ``verify`` tells
+        return ""
+    except Unfit as unfit:
+        return f"the code that made the numbers was not compared with that which is here: {unfit}"
+    found = [each for spec in specs for each in outdated(RunFolder(folder, spec), now[spec.row])]
+    return f"the code that made the numbers is not that which is here: {described(found)}" if found else ""
+
+
+def verify_run(run: RunFolder, record: Record, data_root: str | None, device_name: str) -> tuple[int, list[str]]:
+    """(numbers recomputed, differences) of one run."""
+    spec = record.spec
+    device = devices.resolve(device_name)
+    devices.prepare(device, record.environment.threads if record.environment else spec.threads)
+    test, encoder, found = load(run, record, data_root)
+    encoder_hash = sha256(encoder.state_dict())
+    devices.place(encoder, device)
+    encoder.eval().requires_grad_(False)
+    audits = {each.protocol: each for each in record.audits}
+    checked = 0
+    for protocol in spec.eval.protocols:
+        try:
+            classifier = stored_classifier(encoder, test, spec.eval, protocol, device, run)
+        except UsageError as error:
+            found.append(f"{protocol}: {error}")
+            continue
+        if classifier is None:
+            found.append(f"{protocol}: the probe is missing")
+            continue
+        proof = evidence(record, protocol, encoder_hash, probe_hash(run, protocol), test.sha256)
+        if protocol in audits and audits[protocol].evidence != proof:
+            found.append(f"{protocol}: weights, images or results are others than those that were audited")
+        chunk = chunk_images(spec.eval, protocol)
+        for result in (r for r in record.results if (r.protocol, r.attack) == (protocol, "none")):
+            checked += 1
+            found += flips(classifier, test.first(result.total).all_pictures("cpu"), test, result, device, chunk)
+        pair = ranked_pair(record.results, protocol, spec.eval.main_eps) if protocol in RANKED else None
+        for result in pair or ():
+            checked += 1
+            found += verify_attack(classifier, test, run, result, device, chunk)
+    return checked, found
+
+
+def load(run: RunFolder, record: Record, data_root: str | None) -> tuple[ImageSet, nn.Module, list[str]]:
+    """The test images, the encoder with the stored weights, and in what they differ from the record."""
+    spec: RunSpec = record.spec
+    dataset = registry.load("dataset", spec.data.name).Dataset()
+    train, test = load_data(dataset, spec.data.model_copy(update={"root": data_root} if data_root else {}))
+    found = []
+    if record.data is None or record.data.test_sha256 != test.sha256:
+        found.append("the test images are others than those of the run")
+    if spec.foreign:
+        module = reload_module(run, test.image_shape[0])
+        if sha256(module.state_dict()) != spec.settings["weights_sha256"]:
+            found.append("the weights are others than those that were evaluated")
+        return test, module, found
+    method, _ = build_method(spec, dataset, test.image_shape[0], train.classes)
+    trained = run.trained()
+    if trained is None:
+        raise UsageError(f"expected a trained encoder in {run.path}")
+    result, weights = trained
+    try:
+        method.encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(f"the weights in {run.path} fit no {spec.method}: {error}".splitlines()[0]) from None
+    if sha256(weights) != result.encoder_sha256:
+        found.append("the weights are others than those that were trained")
+    return test, method.encoder, found
+
+
+def verify_attack(
+    classifier: nn.Module, test: ImageSet, run: RunFolder, result: EvalResult, device: torch.device, chunk: int
+) -> list[str]:
+    """Differences between an attack's result and the images that it returned: hash, ball, box and outcomes."""
+    name = named(result)
+    try:
+        images = run.adversarial(result.protocol, result.attack)
+    except UsageError as error:
+        return [f"{name}: {error}"]
+    if images is None:
+        return [f"{name}: no images are kept"]
+    found = []
+    if sha256({"images": images}) != result.images_sha256:
+        found.append(f"{name}: the images are others than those that the attack returned")
+    if images.shape[1:] != test.image_shape or len(images) > result.total:
+        return [*found, f"{name}: expected images of shape {test.image_shape}, got {tuple(images.shape)}"]
+    clean = test.pictures(slice(len(images)), "cpu")
+    threat = ThreatModel(eps=result.eps)
+    for place, (moved, image) in enumerate(zip(images, clean, strict=True)):
+        try:
+            verify_images(moved, image, threat, name)
+        except RuntimeError as error:
+            found.append(f"image {place}: {error}")
+    return found + flips(classifier, images, test, result, device, chunk)
+
+
+@torch.no_grad()
+def flips(
+    model: nn.Module, images: Tensor | Pictures, test: ImageSet, result: EvalResult, device: torch.device, chunk: int
+) -> list[str]:
+    """A sentence for each image whose outcome is not the published one, by more than rounding or the tolerance."""
+    found = []
+    logits = torch.cat([model(part.to(device)).cpu() for part in images.split(chunk)])
+    try:
+        check_eval_mode(model)
+    except TrainMode as error:
+        return [f"{named(result)}: {error}"]
+    labels = test.labels[: len(images)].cpu()
+    right = predicted(logits).eq(labels)
+    chosen = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    decided = (chosen - others).abs() > ROUNDING * logits.abs().amax(dim=1)
+    decided |= ~logits.isfinite().all(dim=1)
+    for place, (stands, sure) in enumerate(zip(right.tolist(), decided.tolist(), strict=True)):
+        published = result.outcomes[place] == "1"
+        if stands != published and sure:
+            words = {True: "standing", False: "broken"}
+            found.append(f"{named(result)}: image {place} was published {words[published]} and is {words[stands]}")
+    return beyond_tolerance(found, len(images), device)
+
+
+def beyond_tolerance(found: list[str], images: int, device: torch.device) -> list[str]:
+    """The differences of a number over so many images; on a GPU none where they move it by 0.05 points at most."""
+    return [] if device.type == "cuda" and len(found) <= TOLERANCE * images else found
+
+
+def named(result: EvalResult) -> str:
+    return f"{result.protocol} {result.attack} at eps {format_eps(result.eps)}"

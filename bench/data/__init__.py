@@ -1,0 +1,1 @@
+"""Images as arrays: sets of images, decoding, the store of decoded images."""

@@ -1,0 +1,1 @@
+"""What the device does: placement, precision, meters of passes, memory, energy and pace."""

@@ -1,0 +1,1 @@
+"""An encoder scored: cells of protocol, attack and eps, each verified."""

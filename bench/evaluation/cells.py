@@ -1,0 +1,55 @@
+"""The cells of an evaluation: which there are, in which order they run, and what is left of one whose attack fails."""
+
+from typing import Literal
+
+from bench.evaluation.search import Cell
+from bench.names import eps_name
+from bench.spec import EvalResult, EvalSpec
+
+CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
+
+
+def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
+    """All cells of an evaluation, in the order in which they run: clean, PGD by growing eps, AutoAttack."""
+
+    def first(count: int | None) -> int:
+        return test_images if count is None else min(count, test_images)
+
+    cells: list[Cell] = []
+    for protocol in spec.protocols:
+        cells.append(Cell(protocol, "none", 0.0, test_images))
+        if protocol == "published_eval":
+            cells += [Cell(protocol, "pgd", eps, first(spec.pgd_images)) for eps in sorted(spec.eps)]
+            continue
+        for attack in spec.attacks:
+            if attack == "none":
+                continue
+            if attack == "autoattack":
+                cells.append(Cell(protocol, attack, spec.main_eps, first(spec.autoattack_images.get(protocol))))
+                continue
+            # .75 * .1 is not .075, and a point of the curve beside an eps that was asked for is that one
+            curve = [float(f"{factor * spec.main_eps:.12g}") for factor in spec.curve] if attack == "pgd" else []
+            radii = {eps_name(eps): eps for eps in (*curve, *spec.eps) if eps <= 1}
+            for eps in sorted(radii.values()):
+                asked = eps in spec.eps
+                count = (
+                    first(spec.pgd_images)
+                    if asked
+                    else min(first(spec.pgd_images), spec.curve_images.get(protocol, CURVE_IMAGES))
+                )
+                cells.append(Cell(protocol, attack, eps, count, curve=not asked))
+    return sorted(cells, key=lambda cell: (cell.attack != "none") + (cell.attack == "autoattack"))
+
+
+def failed_result(cell: Cell, space: Literal["image", "crop"], stages: EvalResult | None, reason: str) -> EvalResult:
+    """A cell whose attack failed: no number but that of the ``stages`` before, from which the same command goes on."""
+    bare = EvalResult(
+        protocol=cell.protocol,
+        attack=cell.name,
+        threat_space=space,
+        eps=cell.eps,
+        outcomes="",
+        curve=cell.curve,
+        seconds=0.0,
+    )
+    return (stages or bare).model_copy(update={"complete": False, "failed": reason})

@@ -1,0 +1,95 @@
+"""Accuracy over the training: the encoder at some shares of the budget, scored on held-out training images.
+
+The schedule of a snapshot is not annealed, so its accuracy is not the one at that budget. The probe is that of the
+linear protocol, on four fifths of the training images, and the last fifth is judged: the test set takes no part.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from bench.data.images import ImageSet
+from bench.evaluation.evaluate import bare_classifier, chunk_images, run_cell
+from bench.evaluation.search import Cell, Report
+from bench.protocols.classifier import extract, fit_probe, held_out
+from bench.spec import EvalSpec, TrainResult
+from bench.storage.files import sha256
+from bench.storage.store import Point, RunFolder, Snapshot
+
+MARKS = (10, 25, 50, 75)  # percent of the budget at which a snapshot is taken; the trained encoder is 100
+IMAGES = 200  # held-out images that PGD attacks, the same ones with the same draws at every mark
+
+
+def curve(
+    encoder: nn.Module,
+    train: ImageSet,
+    result: TrainResult,
+    spec: EvalSpec,
+    seed: int,
+    device: torch.device,
+    folder: RunFolder,
+    report: Report,
+) -> None:
+    """Measure every snapshot and the trained encoder, each stored in curve.json as soon as it is known, and once."""
+    points = {point.snapshot.percent: point for point in folder.curve()}
+    if spec.over_time == "off":
+        return
+    for snapshot, weights in moments(encoder, result, folder, set(points)):
+        began = time.monotonic()
+        at_mark = copy.deepcopy(encoder)
+        at_mark.load_state_dict(weights)
+        clean, robust = score(at_mark, train, spec, seed, device)
+        points[snapshot.percent] = Point(
+            snapshot=snapshot,
+            passes_per_image=passes_per_image(result) * snapshot.updates,
+            clean=clean,
+            robust=robust,
+            eps=spec.main_eps,
+            seconds=time.monotonic() - began,
+        )
+        folder.save_curve([points[percent] for percent in sorted(points)])
+        shares = {"clean": clean[0] / clean[1], "robust": robust[0] / robust[1] if robust else None}
+        report({"event": "curve", "percent": snapshot.percent} | shares)
+
+
+def moments(
+    encoder: nn.Module, result: TrainResult, folder: RunFolder, known: set[int]
+) -> Iterator[tuple[Snapshot, dict[str, Tensor]]]:
+    """(where it stands in the training, its weights) of each encoder that is not known yet."""
+    for mark in MARKS:
+        found = folder.snapshot(mark) if mark not in known else None
+        if found is not None:
+            yield found
+    if 100 not in known:
+        weights = dict(encoder.state_dict())
+        values = result.model_dump(include={"progress", "updates", "train_seconds", "energy_joules"})
+        yield Snapshot(percent=100, sha256=sha256(weights), **values), weights
+
+
+def score(
+    encoder: nn.Module, train: ImageSet, spec: EvalSpec, seed: int, device: torch.device
+) -> tuple[tuple[int, int], tuple[int, int] | None]:
+    """(correct, total) of the held-out training images, clean and under PGD with one restart at the main eps."""
+    held = held_out(len(train))
+    fitted, judged = train.take(~held), train.take(held)
+    single = spec.model_copy(update={"restarts": 1})
+    classifier = bare_classifier(encoder, judged, single, "linear", device)
+    features = extract(classifier, fitted.images, device, chunk_images(single, "linear"))
+    classifier.probe = fit_probe(features, fitted.labels.to(device), train.classes).layer
+    cells = [Cell("linear", "none", 0.0, len(judged))]
+    if spec.over_time == "robust":
+        cells.append(Cell("linear", "pgd", spec.main_eps, min(IMAGES, len(judged))))
+    counts = []
+    for cell in cells:
+        found = run_cell(classifier, judged, cell, single, seed, device, None, lambda event: None)
+        counts.append((found.correct, found.total))
+    return counts[0], counts[1] if len(counts) > 1 else None
+
+
+def passes_per_image(result: TrainResult) -> float:
+    """Passes of all kinds that one update makes, per image of the training set."""
+    per_epoch = result.forward_per_image + result.backward_input_per_image + result.backward_weight_per_image
+    return per_epoch * result.epochs / result.updates

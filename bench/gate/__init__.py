@@ -1,0 +1,1 @@
+"""The regression gate: stored weights and fresh runs against a baseline."""

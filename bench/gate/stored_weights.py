@@ -1,0 +1,135 @@
+"""G1 of the regression gate: stored weights on fixed images, attacked by the code as it is; and the speed of an update.
+
+The images are the test images and then training images, up to 1,000: what is tested is the code that attacks and
+scores, not how well a model generalizes. Nothing is trained or fitted but the updates that are timed.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench import registry
+from bench.data.images import ImageSet, load_data
+from bench.device import device as devices
+from bench.device.clock_probe import Load
+from bench.evaluation.evaluate import bare_classifier, run_cell
+from bench.evaluation.search import Cell, Report
+from bench.identity.source import together
+from bench.protocols.classifier import Classifier, linear
+from bench.random import Draws
+from bench.spec import Budget, EvalResult
+from bench.storage.files import load_tensors, save
+from bench.training.build import build_method
+from bench.training.clock import Clock
+from bench.training.optim import LARS
+from bench.training.state import Training
+from bench.training.train import show_labels, update
+from methods.common.adversary import ADVERSARIES
+from methods.common.base import BaseMethod
+from reports.regression import Fixed, FixedRun
+
+IMAGES = 1000
+ROUNDS = 15  # of an update and the calibration loop, in turns
+CPU = torch.device("cpu")
+
+
+def fixed_images(train: ImageSet, test: ImageSet) -> ImageSet:
+    """The first IMAGES of test and then training images, in their fixed orders."""
+    images = torch.cat([test.images[:IMAGES], train.images[:IMAGES]])[:IMAGES]
+    labels = torch.cat([test.labels, train.labels])[:IMAGES]
+    return dataclasses.replace(test, images=images, labels=labels, label=f"{test.label} (fixed)")
+
+
+def score_all(asked: list[dict[str, Any]], folder: Path, out: Path, report: Report) -> None:
+    """Score the stored weights of several methods, which lie in ``folder``, into the file ``out``."""
+    found, weights = [], [Fixed.model_validate(each) for each in asked]
+    now = together(each.spec for each in weights)
+    for each in weights:
+
+        def tell(event: dict[str, Any], row: str = each.spec.row) -> None:
+            report(event | {"row": row})
+
+        found.append(score(each, folder, tell))
+    save(out, FixedRun(fixed=found, code=now))
+
+
+def score(asked: Fixed, folder: Path, report: Report) -> Fixed:
+    """The same with its outcomes and its speed, or with the reason why there are none. The weights lie in ``folder``.
+
+    Raises UsageError where they are missing or others than asked for.
+    """
+    spec = asked.spec
+    tensors = load_tensors(folder / asked.weights, asked.sha256)
+    devices.prepare(CPU, spec.threads)
+    dataset = registry.load("dataset", spec.data.name).Dataset()
+    train, test = load_data(dataset, spec.data)
+    images = fixed_images(train, test)
+    found: dict[str, Any] = {"images_sha256": images.sha256}
+    try:
+        method, _ = build_method(spec, dataset, train.image_shape[0], train.classes)
+        classifier = stored(method.encoder, tensors, images, asked)
+        for name, attack, eps in (("clean", "none", 0.0), ("attacked", "pgd", asked.eps)):
+            result = outcomes(classifier, images, asked, attack, eps)
+            report({"event": "cell", "protocol": asked.protocol, "attack": attack, "eps": eps, "note": ""}
+                   | {"correct": result.correct, "total": result.total, "seconds": result.seconds})  # fmt: skip
+            found[name] = result.outcomes
+        found["speed"] = loops_an_update(build_method(spec, dataset, train.image_shape[0], train.classes)[0], train)
+    except Exception as error:  # whatever the code under test does wrong is what the gate is for
+        found |= {"clean": "", "attacked": "", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return asked.model_copy(update=found)
+
+
+def stored(encoder: nn.Module, tensors: dict[str, Tensor], images: ImageSet, asked: Fixed) -> Classifier:
+    """The protocol's classifier with the stored encoder and probe."""
+    weights = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
+    encoder.load_state_dict(weights)
+    classifier = bare_classifier(encoder, images, asked.spec.eval, asked.protocol, CPU)
+    classifier.probe = linear(tensors["probe.weight"], tensors["probe.bias"])
+    return classifier
+
+
+def outcomes(classifier: Classifier, images: ImageSet, asked: Fixed, attack: str, eps: float) -> EvalResult:
+    """One attack on all images, as the evaluation makes it."""
+    cell = Cell(asked.protocol, attack, eps, len(images))
+    spec = asked.spec.eval
+    return run_cell(classifier, images, cell, spec, asked.seed, CPU, None, lambda event: None)
+
+
+def loops_an_update(method: BaseMethod, images: ImageSet) -> float:
+    """Median seconds of an update, its views and attack included, over those of the calibration loop.
+
+    Both take turns, so that a slow moment of the machine falls on both.
+    """
+    config = method.config
+    load = Load(CPU, "fp32")
+    training = Training(
+        method.train(),
+        LARS(method.parameters(), config.lr, config.momentum, config.weight_decay, config.trust),
+        ADVERSARIES[config.adversary](config),
+        Clock(Budget(amount=1, unit="updates"), 1),
+        CPU,
+    )
+    ids = torch.arange(config.batch)
+    batch = images.images[ids]
+
+    def replays() -> None:
+        draws = Draws(0, 0, ids, config.views)
+        show_labels(method, images, ids)
+        for loss in training.adversary.losses(method, method.augment(batch, draws), draws=draws):
+            update(training, loss)
+
+    def seconds(work: Callable[[], None]) -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    replays()
+    load()
+    ratios = [seconds(replays) / config.updates_per_batch / seconds(load) for _ in range(ROUNDS)]
+    return round(statistics.median(ratios), 3)

@@ -1,0 +1,1 @@
+"""Which code makes a number, and what to do when it is other code."""

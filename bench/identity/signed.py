@@ -1,0 +1,41 @@
+"""The folder of a run that is being made: what is saved carries the hash of its code (bench.identity.source)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from bench.identity.source import AUDIT, CURVE, HEAD, TRAINING, Sources, attack_part, codes
+from bench.spec import Audit, EvalResult, ProbeResult, RunSpec, TrainResult
+from bench.storage.files import save
+from bench.storage.store import Curve, Point, RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Made = TypeVar("Made", TrainResult, ProbeResult, EvalResult, Audit)
+
+
+class Signed(RunFolder):
+    """``found``: the files behind each part of the run, as they were before they were loaded."""
+
+    def __init__(self, out: Path, spec: RunSpec, found: Sources) -> None:
+        super().__init__(out, spec)
+        self.found, self.codes = found, codes(found)
+
+    def signed(self, part: str, made: Made) -> Made:
+        """The same with the hash of the code behind a part."""
+        return made.model_copy(update={"code": self.codes[part]})
+
+    def save_trained(self, result: TrainResult, encoder: "dict[str, Tensor]") -> None:
+        super().save_trained(self.signed(TRAINING, result), encoder)
+
+    def save_probe(self, probe: ProbeResult, tensors: "dict[str, Tensor]") -> None:
+        super().save_probe(self.signed(HEAD, probe), tensors)
+
+    def save_result(self, result: EvalResult) -> None:
+        super().save_result(self.signed(attack_part(result.attack), result))
+
+    def save_audits(self, audits: list[Audit]) -> None:
+        super().save_audits([self.signed(AUDIT, each) for each in audits])
+
+    def save_curve(self, points: list[Point]) -> None:
+        save(self.place("curve.json"), Curve(points=points, code=self.codes[CURVE]))

@@ -1,0 +1,65 @@
+"""The door: what a command asks for, refused here where that can be told without torch, which takes seconds to load.
+
+Every rule stands where it belongs (bench.options.options, bench.names, bench.registry); this is the order in which they
+are asked. What only a loaded plug-in, the images or the device can tell comes later, in bench.options.resolve.
+"""
+
+from pathlib import Path
+
+from bench import registry
+from bench.known import check_data, check_device_name, check_encoder_name, check_protocols
+from bench.options.options import Options, Row, check_targets, chosen_rows, parse_names, parse_seeds, row_cells
+from bench.options.outline import outline
+from bench.options.scoring import asked_eps, asked_images, asked_protocols
+from bench.spec import Budget, DataSpec, UsageError, unknown
+
+
+def check(options: Options) -> None:
+    """Raises UsageError for a run that cannot be, as far as that shows in what is written."""
+    rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
+    total = Budget.parse(options.total_budget) if options.total_budget else None
+    row_cells(options, rows, total, len(seeds))
+    check_scoring(options)
+    check_settings(options, rows)
+
+
+def check_scoring(options: Options) -> None:
+    """The same of what a training and ``bench evaluate`` share: images, encoder, device, attacks, protocols."""
+    check_device_name(options.device)
+    check_dataset(options.data_spec)
+    if options.encoder is not None:
+        check_encoder_name(options.encoder)
+    asked_eps(options)
+    check_protocols(asked_protocols(options))
+    asked_images(options)
+    parse_names("attack", options.attacks)
+
+
+def check_dataset(spec: DataSpec) -> None:
+    """Raises UsageError for a dataset that does not exist, or is not called so, and for a folder that is missing."""
+    file = registry.source("dataset", spec.name)
+    found = outline(file, "Dataset") if file is not None else None
+    if found is not None:
+        check_data(
+            spec,
+            needs_path=found.values.get("needs_path", False),
+            takes_size="EncodedDataset" in found.bases,
+            takes_classes=found.values.get("takes_classes", False),
+        )
+    for path, what in ((spec.path, "a folder of images"), (spec.root, "a folder for the data")):
+        place = Path(path).expanduser() if path else None
+        if place is not None and (not place.is_dir() if what == "a folder of images" else place.is_file()):
+            raise UsageError(f"expected {what}, got {path}: {'no such folder' if not place.exists() else 'a file'}")
+    if spec.classes is not None and not Path(spec.classes).expanduser().is_file():
+        raise UsageError(f"expected a file with a wnid on each line, got --classes {spec.classes}: no such file")
+
+
+def check_settings(options: Options, rows: list[Row]) -> None:
+    """Raises UsageError for a method that is not run, and a setting that a method of the command does not have."""
+    check_targets(options, rows)
+    for row in rows:
+        file = registry.source("method", row.method)
+        found = outline(file, "Config") if file is not None else None
+        for key in options.settings_of(row) if found is not None else ():
+            if found is not None and key not in found.fields:
+                raise UsageError(unknown("setting", key, found.fields))

@@ -1,0 +1,127 @@
+"""What ``bench evaluate`` is asked for, and what of it is refused before torch is loaded or weights are read."""
+
+import math
+import pickletools
+import re
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from bench.spec import Data, DataSpec, EvalSpec, UsageError
+
+Kind = Literal["encoder", "classifier"]
+LARGEST_PICKLE = 2**24  # bytes of a checkpoint's structure, without its numbers
+OF_TENSORS = r"collections OrderedDict|torch \w+|torch\.(_utils|_tensor|storage|nn\.parameter) \w+"
+
+
+class Request(Data):
+    """What ``bench evaluate`` asks of the process that does it."""
+
+    source: str  # FILE.safetensors or package.module:factory
+    architecture: str | None = None  # of a file: a name in bench.encoders.networks
+    kind: Kind = "encoder"
+    normalize: tuple[float, ...] = ()  # mean and std, one of each or one for each channel: all means, then all stds
+    name: str | None = None  # in every table; None: that of the file or the factory
+    data: DataSpec
+    eval: EvalSpec
+    device: str = "cpu"
+    threads: int | None = None
+    out: str | None = None
+    again: bool = False  # what other code has made in the folder is put aside, and made again
+    command: tuple[str, ...] = ()
+
+    @property
+    def row(self) -> str:
+        """A name that every table and file system takes."""
+        stem = self.source.rpartition(":")[2] if is_factory(self.source) else Path(self.source).stem
+        return re.sub(r"[^\w.-]", "-", self.name or stem, flags=re.ASCII).lstrip("-.")[:68] or "model"
+
+
+def is_factory(source: str) -> bool:
+    """Whether this names a factory, ``package.module:name``, and not a file."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source) is not None and not Path(source).exists()
+
+
+def check_source(source: str, architecture: str | None) -> None:
+    """Raises UsageError unless this is a factory, or a safetensors file with an architecture. Reads nothing."""
+    if is_factory(source):
+        if architecture is not None:
+            raise UsageError(f"expected --architecture with a file only, got it with the factory {source}")
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise UsageError(f"expected a .safetensors file or package.module:factory, got {source!r}: no such file")
+    if path.suffix != ".safetensors":
+        other = named_class(path)
+        advice = (
+            f"convert it: {conversion(path)}"
+            if other is None
+            else f"load it in a factory of your own, package.module:name, since it holds a {other} and not only weights"
+        )
+        raise UsageError(
+            f"expected a .safetensors file, got {path}, which may hold code and is not read; where you trust it, "
+            f"{advice}"
+        )
+    if architecture is None:
+        raise UsageError(f"expected --architecture, such as resnet18 or timm:NAME, with the file {path}, got none")
+
+
+def conversion(path: Path) -> str:
+    """The command that writes the weights of a checkpoint as safetensors: its own, or those inside one of a trainer."""
+    code = (
+        f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, weights_only=True); "
+        "w = w.get('state_dict', w.get('model', w)); "
+        f"s.save_file({{k: v.contiguous().clone() for k, v in w.items() if torch.is_tensor(v)}}, "
+        f"{str(path.with_suffix('.safetensors'))!r})"
+    )
+    return f'python -c "{code}"'
+
+
+def named_class(path: Path) -> str | None:
+    """The first class that a checkpoint of torch names and that is no part of a tensor; None where there is none.
+
+    The operations of its pickle are listed, none is carried out. With such a class ``weights_only`` refuses the file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [each for each in archive.namelist() if each.endswith("data.pkl")]
+            with archive.open(name) as file:
+                operations = pickletools.genops(file.read(LARGEST_PICKLE))
+                named = [str(what) for operation, what, _ in operations if operation.name == "GLOBAL"]
+    except Exception:  # no archive of torch, or cut off
+        return None
+    return next((each.replace(" ", ".") for each in named if not re.fullmatch(OF_TENSORS, each)), None)
+
+
+def parse_normalize(text: str) -> tuple[float, ...]:
+    """Numbers with commas, each in [0, 1] as those of images are. Raises UsageError."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"expected --normalize with numbers such as 0.5,0.25, got {text!r}") from None
+    if not all(math.isfinite(each) for each in numbers):
+        raise UsageError(f"expected --normalize with finite numbers, got {text!r}")
+    if not all(0 <= each <= 1 for each in numbers):
+        hint = "; a layer with others is for a factory of your own"
+        if all(0 <= each <= 255 for each in numbers):
+            hint = f"; of pixels in 0..255 these are --normalize {','.join(f'{each / 255:.6g}' for each in numbers)}"
+        raise UsageError(f"expected --normalize with mean and std in [0, 1], as of images in [0, 1], got {text}{hint}")
+    return numbers
+
+
+def check_input_range(text: str) -> None:
+    """Raises UsageError unless this is 0,1: every image comes in [0, 1], and what else a module wants is a layer."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"expected --input-range 0,1, got {text!r}") from None
+    if (low, high) == (0, 1):
+        return
+    if not low < high:
+        raise UsageError(f"expected --input-range with the lower end first, got {text!r}")
+    width = high - low
+    mean, std = -low / width + 0.0, 1 / width  # no -0
+    layer = f"with --normalize {mean:.9g},{std:.9g}"
+    if not (0 <= mean <= 1 and 0 < std <= 1):
+        layer = f"in a factory whose first layer returns images * {width:.9g} + {low:.9g}"
+    raise UsageError(f"expected a model of images in [0, 1], got [{low:g}, {high:g}]; wrap it {layer}")

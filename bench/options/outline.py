@@ -1,0 +1,89 @@
+"""What the source of a class says, its bases included, without importing it: a plug-in's import loads torch.
+
+It knows less than Python does. Where a base cannot be followed there is no outline, and the caller asks the class
+itself once it is loaded.
+"""
+
+import ast
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.identity.closure import named
+
+DEEPEST = 20  # bases above each other; more is a circle
+
+
+@dataclass
+class Outline:
+    """``fields``: names with an annotation, but for ClassVar, in the order of a dataclass. ``values``: constants."""
+
+    bases: list[str] = field(default_factory=list)
+    fields: list[str] = field(default_factory=list)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
+    """The class ``name`` of a source file; None where it is not there, cannot be read, or has a base out of reach."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return None
+    own = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    if own is None or depth > DEEPEST:
+        return None
+    found = Outline()
+    for base in own.bases:
+        place = located(base, tree, file)
+        above = outline(*place, depth + 1) if place is not None else None
+        if above is None:
+            return None
+        found.bases += [place[1] if place else "", *above.bases]
+        found.fields += above.fields
+        found.values |= above.values
+    for node in own.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            if "ClassVar" not in ast.unparse(node.annotation) and node.target.id not in found.fields:
+                found.fields.append(node.target.id)
+            note(found, node.target.id, node.value)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            note(found, node.targets[0].id, node.value)
+    return found
+
+
+def note(found: Outline, name: str, value: ast.expr | None) -> None:
+    """Keep the value of a name, where it is a number, a text, a bool or None."""
+    if isinstance(value, ast.Constant):
+        found.values[name] = value.value
+    else:
+        found.values.pop(name, None)
+
+
+def located(base: ast.expr, tree: ast.Module, file: Path) -> tuple[Path, str] | None:
+    """(file, name) of a base class: of the same file, or imported from a file of ours or from one beside this."""
+    if isinstance(base, ast.Name):
+        if any(isinstance(node, ast.ClassDef) and node.name == base.id for node in tree.body):
+            return file, base.id
+        module, name = imported(base.id, tree)
+    elif isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):
+        package, last = imported(base.value.id, tree)
+        module, name = f"{package}.{last}" if package else last, base.attr
+    else:
+        return None
+    found = (each.path for each in named(module, (str(file.parent),), "") if each.name == module)
+    path = next(found, None) if module else None
+    return (path, name) if path is not None else None
+
+
+def imported(name: str, tree: ast.Module) -> tuple[str, str]:
+    """(module, name in it) of a name that the file imports; ("", "") where it does not."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return node.module or "", alias.name
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.asname == name or (alias.asname is None and alias.name == name):
+                    return "", alias.name
+    return "", ""

@@ -1,0 +1,71 @@
+"""From options to runs: every run as a RunSpec, with all that can be refused refused before the first of them."""
+
+from pathlib import Path
+
+from bench import registry
+from bench.cores import default_threads
+from bench.data.images import checked_info, load_data, remarks
+from bench.device import device as devices
+from bench.encoders.networks import check_encoder, check_images
+from bench.options.options import Options, check_targets, chosen_rows, parse_seeds, row_cells
+from bench.options.scoring import evaluation
+from bench.spec import Budget, DataInfo, RunSpec
+from bench.text import say
+from bench.training.course import Course
+from methods.common.base import BaseMethod
+from methods.common.base import resolve as resolve_settings
+
+
+def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget | None, Budget | None, DataInfo]:
+    """(runs, the budget that they share, the total, the data), all checked at the door. Raises UsageError.
+
+    Where runs are not made ``here``, a device is taken to be there.
+    """
+    rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
+    check_targets(options, rows)
+    total = Budget.parse(options.total_budget) if options.total_budget else None
+    cells = row_cells(options, rows, total, len(seeds))
+    device = devices.resolve(options.device) if here else devices.elsewhere(options.device)
+    if here:
+        devices.check_ranks(device, options.gpus_per_run, options.compile)
+    data = options.data_spec
+    dataset = registry.load("dataset", data.name).Dataset()
+    encoder = options.encoder or dataset.encoder
+    check_encoder(encoder)
+    scoring = evaluation(options, dataset, device)
+    train_set, test_set = load_data(dataset, data)
+    info = checked_info(train_set, test_set)
+    for remark in remarks(info):
+        say(remark, err=True)
+    channels, _, side = train_set.image_shape
+    sizes = {test_set.image_shape[1:]: "images to evaluate on"}
+    specs: list[RunSpec] = []
+    for turn, seed in enumerate(seeds):
+        for place in range(len(cells)):
+            row, budget, label = cells[(place + turn) % len(cells)]  # interleaved over the seeds
+            spec = RunSpec(
+                method=Path(row.method).stem,
+                method_path=str(Path(row.method).resolve()) if row.method.endswith(".py") else None,
+                label=label,
+                settings=options.settings_of(row),
+                data=data,
+                seed=seed,
+                budget=budget,
+                device=str(device),
+                gpus_per_run=options.gpus_per_run,
+                precision=options.precision or devices.default_precision(device),
+                compiled=options.compile,
+                threads=options.threads or default_threads(device.type),
+                encoder=options.encoder,
+                eval=scoring,
+            )
+            specs.append(spec)
+            if seed == seeds[0]:
+                module = registry.load("method", row.method)
+                config, _ = resolve_settings(module.Config, data.name, dataset.OVERRIDES, spec.settings)
+                if getattr(module.Method, "augment", None) is BaseMethod.augment:  # views of another's size are its own
+                    sizes.setdefault((config.view_side(side),) * 2, f"views of {row.label}")
+                Course(len(train_set), config.batch, config.updates_per_batch, options.gpus_per_run)
+    check_images(encoder, channels, sizes)
+    budgets = {budget for _, budget, _ in cells}
+    return specs, budgets.pop() if len(budgets) == 1 else None, total, info

@@ -1,0 +1,98 @@
+"""How the encoders of a run are scored: from what is asked for to an EvalSpec."""
+
+from typing import Any
+
+from bench import registry
+from bench.known import PROTOCOLS, check_protocols
+from bench.names import check_apart
+from bench.options.options import Options, parse_names, parse_seconds
+from bench.spec import EvalSpec, Level, UsageError, parse_eps
+
+QUICK_IMAGES: dict[str, Any] = {
+    "pgd_images": 300,
+    "autoattack_images": {"linear": 64, "linear_backbone": 64, "multi_patch": 32},
+}
+
+
+def asked_eps(options: Options) -> tuple[float, ...] | None:
+    """The radii of --eps; None: the dataset's. Raises UsageError."""
+    if not options.eps:
+        return None
+    eps = tuple(parse_eps(part) for part in options.eps.split(",") if part.strip())
+    if not eps or min(eps) == 0:
+        raise UsageError(f"expected eps above 0, got {options.eps!r}; clean accuracy is always measured")
+    check_apart(eps)
+    return eps
+
+
+def asked_protocols(options: Options) -> tuple[str, ...]:
+    """The protocols of --protocols, in their order."""
+    return tuple(dict.fromkeys(part.strip() for part in options.protocols.split(",") if part.strip()))
+
+
+def asked_images(options: Options) -> dict[str, Any]:
+    """What --attack-images changes in a quick EvalSpec. Raises UsageError.
+
+    Of ``pgd`` and ``band`` (PGD on the heads of other penalties) there is one number. ``curve`` (PGD at the eps that
+    are drawn only) and ``autoattack`` have one for each protocol; one without a protocol is for all that are not named.
+    """
+    images: dict[str, dict[str, int]] = {}
+    for part in (options.attack_images or "").split(","):
+        name, equals, count = (word.strip() for word in part.partition("="))
+        attack, dot, protocol = name.partition(".")
+        known = attack in ("curve", "autoattack") or (attack in ("pgd", "band") and not dot)
+        if part.strip() and not (equals and known and count.isdigit() and int(count)):
+            expected = "pgd=100, curve=50, autoattack=32 or autoattack.multi_patch=16, with commas"
+            raise UsageError(f"expected --attack-images such as {expected}, got {part.strip()!r}")
+        if part.strip():
+            check_protocols((protocol,) if dot else PROTOCOLS)
+            images.setdefault(attack, {})[protocol] = int(count)
+    found: dict[str, Any] = {f"{name}_images": images.pop(name)[""] for name in ("pgd", "band") if name in images}
+    usual = QUICK_IMAGES | {"curve_images": EvalSpec().curve_images}
+    for attack, counts in images.items():
+        key = f"{attack}_images"
+        all_protocols = dict.fromkeys(PROTOCOLS, counts[""]) if "" in counts else usual[key]
+        found[key] = all_protocols | {protocol: count for protocol, count in counts.items() if protocol}
+    return found
+
+
+def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
+    """How the encoders of this run are scored: the level's depth, the dataset's eps and crops. Raises UsageError."""
+    level: Level = options.eval or dataset.level
+    eps: tuple[float, ...] = asked_eps(options) or dataset.eps
+    attacks = tuple(parse_names("attack", options.attacks))
+    for attack in attacks:
+        registry.load("attack", attack)  # raises for one that cannot be imported
+    protocols = asked_protocols(options)
+    check_protocols(protocols)
+    if level == "full" and "linear" in protocols and "linear_backbone" not in protocols:
+        protocols += ("linear_backbone",)
+    main = [each for each in eps if abs(each - dataset.main_eps) < 1e-9]
+    if options.attack_images and level != "quick":
+        raise UsageError(f"expected --attack-images with --eval quick only, got --eval {level}, whose images are fixed")
+    levels: dict[Level, dict[str, Any]] = {
+        "quick": {"restarts": 1} | QUICK_IMAGES | asked_images(options),
+        "standard": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
+        | {"autoattack_images": {"linear": 1000, "linear_backbone": 1000, "multi_patch": 1000}},
+        "full": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
+        | {"autoattack_images": {}},
+    }
+    return EvalSpec(
+        level=level,
+        audit=options.audit or ("core" if level == "quick" else "full"),
+        over_time=options.curve or ("off" if level == "quick" else "robust"),
+        chunk=passes_at_once(device, options.image_size or getattr(dataset, "image_size", None)),
+        budget_seconds=parse_seconds(options.eval_budget, "--eval-budget") if options.eval_budget else None,
+        attacks=attacks,
+        eps=tuple(sorted(set(eps))),
+        main_eps=main[0] if main else max(eps),
+        protocols=protocols,
+        crops=dataset.crops,
+        **levels[level],
+    )
+
+
+def passes_at_once(device: Any, side: int | None) -> int:
+    """Encoder passes of one chunk: 2048 on a GPU, 512 on a CPU; fewer of images that are made larger than 32 pixels."""
+    most, least = (2048, 32) if device.type == "cuda" else (512, 16)
+    return most if side is None else min(most, max(least, most * 32**2 // side**2))

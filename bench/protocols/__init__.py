@@ -1,0 +1,1 @@
+"""How frozen features become predictions that can be attacked."""

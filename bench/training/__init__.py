@@ -1,0 +1,1 @@
+"""The training loop: a method and its adversary under one clock."""

@@ -1,0 +1,54 @@
+"""--attack-images: how many images each attack of a quick evaluation gets, and the suite of `make run` that uses it."""
+
+import pytest
+
+from bench.evaluation.cells import plan_cells
+from bench.options.door import check
+from bench.options.options import Options, load_suite, options_of
+from bench.options.resolve import resolve
+from bench.options.scoring import QUICK_IMAGES, asked_images
+from bench.spec import EvalSpec, UsageError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, {}),
+        ("pgd=100", {"pgd_images": 100}),
+        ("autoattack=8", {"autoattack_images": dict.fromkeys(
+            ("linear", "multi_patch", "linear_backbone", "published_eval"), 8)}),
+        ("autoattack.multi_patch=4", {"autoattack_images": QUICK_IMAGES["autoattack_images"] | {"multi_patch": 4}}),
+        ("curve.linear=5, pgd=9", {"pgd_images": 9, "curve_images": {"multi_patch": 100, "linear": 5}}),
+        ("band=7", {"band_images": 7}),
+    ],
+)  # fmt: skip
+def test_what_is_said_changes_and_the_rest_stays_that_of_the_level(text, expected):
+    found = asked_images(Options(attack_images=text))
+    assert found == expected
+    EvalSpec.model_validate(found)
+
+
+@pytest.mark.parametrize("text", ["pgd", "pgd=0", "pgd=-3", "pgd=x", "band.linear=3", "fgsm=3", "=3", "autoattack=1.5"])
+def test_anything_else_is_refused(text):
+    with pytest.raises(UsageError, match="expected --attack-images such as pgd=100"):
+        asked_images(Options(attack_images=text))
+
+
+def test_only_a_quick_evaluation_takes_it():
+    asked = {"data": "digits", "methods": "simclr", "budget": "1up", "attack_images": "pgd=9", "device": "cpu"}
+    with pytest.raises(UsageError, match="with --eval quick only, got --eval full"):
+        resolve(options_of(asked | {"eval": "full"}))
+
+
+def test_make_run_asks_all_methods_under_both_protocols_for_the_same_numbers_everywhere():
+    options = options_of(load_suite("quick"))
+    check(options)
+    specs, budget, _, data = resolve(options)
+    assert len(specs) == 9
+    assert (str(budget), {spec.threads for spec in specs}, data.test) == ("100up", {1}, 100)
+    cells = {(c.protocol, c.attack, c.curve): c.images for c in plan_cells(specs[0].eval, data.test)}
+    assert {key: n for key, n in cells.items() if key[1] == "autoattack"} == {
+        ("linear", "autoattack", False): 32,
+        ("multi_patch", "autoattack", False): 4,
+    }
+    assert (cells["linear", "pgd", False], cells["multi_patch", "pgd", True], specs[0].eval.audit) == (100, 32, "core")
