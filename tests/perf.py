@@ -28,12 +28,12 @@ from bench.random import Draws
 from bench.runs.plan import duration
 from bench.spec import Budget, Data, Precision, UsageError, unknown
 from bench.training.clock import Clock
-from bench.training.optim import LARS
 from bench.training.state import Training
 from bench.training.train import train, update
 from methods.common.adversary import ADVERSARIES
 from methods.common.base import BaseMethod
 from methods.common.losses import coding_rate
+from methods.common.optim import LARS
 from tests.reference import augment as textbook_augment
 from tests.reference import losses as textbook_losses
 from tests.reference import optim as textbook_optim

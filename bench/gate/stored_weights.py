@@ -27,11 +27,11 @@ from bench.spec import Budget, EvalResult
 from bench.storage.files import load_tensors, save
 from bench.training.build import build_method
 from bench.training.clock import Clock
-from bench.training.optim import LARS
 from bench.training.state import Training
 from bench.training.train import show_labels, update
 from methods.common.adversary import ADVERSARIES
 from methods.common.base import BaseMethod
+from methods.common.optim import LARS
 from reports.regression import Fixed, FixedRun
 
 IMAGES = 1000

@@ -15,9 +15,9 @@ from bench.distributed.ranks import ALONE, Ranks
 from bench.random import digest
 from bench.spec import UsageError
 from bench.training.clock import Clock
-from bench.training.optim import LARS
 from methods.common.adversary import Adversary
 from methods.common.base import BaseMethod
+from methods.common.optim import LARS
 
 
 @dataclass

@@ -29,10 +29,10 @@ from bench.training.clock import Clock
 from bench.training.course import Course
 from bench.training.feed import Feed
 from bench.training.learning import Traced, check_learning, gradients_seen
-from bench.training.optim import LARS, cosine, gradients_of
 from bench.training.state import Training, Undo, kept_generators, seed_generators
 from methods.common.adversary import ADVERSARIES
 from methods.common.base import BaseMethod
+from methods.common.optim import LARS, cosine, gradients_of
 
 Report = Callable[[dict[str, Any]], None]
 REPORT_EVERY = 0.5  # seconds between two lines of progress

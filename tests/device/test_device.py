@@ -19,10 +19,10 @@ from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from bench.training.build import build_method
 from bench.training.clock import Clock
 from bench.training.course import Course
-from bench.training.optim import LARS
 from bench.training.state import Training
 from bench.training.train import train, warm_up
 from methods.common.adversary import ADVERSARIES
+from methods.common.optim import LARS
 
 CPU = torch.device("cpu")
 V, M, STEPS = 4, 3, 5  # crops on digits, replays, steps of PGD

@@ -155,7 +155,7 @@ def test_a_changed_method_touches_all_that_was_made_of_its_training(name, run):
             [HEAD, AUDIT, CURVE],
             r"(results|adversarial|examples|probes)/.*|(audit|curve)\.json",
         ),
-        ("bench/training/optim.py", [TRAINING], r"(?!run\.json).*"),
+        ("methods/common/optim.py", [TRAINING], r"(?!run\.json).*"),
         ("methods/common/adversary.py", [TRAINING], r"(?!run\.json).*"),
         ("bench/datasets/digits.py", [TRAINING], r"(?!run\.json).*"),
         ("bench/commands/output.py", [], r"(?!)"),

@@ -8,11 +8,11 @@ from torch import nn
 
 from bench.spec import Budget
 from bench.training.clock import Clock
-from bench.training.optim import LARS
 from bench.training.state import Training
 from bench.training.train import update
 from methods.common.adversary import ADVERSARIES
 from methods.common.losses import coding_rate, invariance, nt_xent
+from methods.common.optim import LARS
 from tests.reference import losses as textbook
 from tests.reference import optim, step
 from tests.reference.augment import augment

@@ -14,9 +14,9 @@ from torch import nn
 from bench.device.device import place
 from bench.random import Draws
 from bench.spec import Budget
-from bench.training.optim import LARS, cosine
 from bench.training.train import train
 from methods.common.adversary import ADVERSARIES
+from methods.common.optim import LARS, cosine
 
 EPS, STEP, IMAGES = 0.1, 0.032, 6
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # float64; a bias before batch norm has gradient 0

@@ -16,10 +16,10 @@ from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, TrainResult
 from bench.storage.checkpoint import load_checkpoint
 from bench.storage.signals import StopFlag
 from bench.storage.store import RunFolder
-from bench.training.optim import LARS
 from bench.training.train import Keeper
 from methods import simclr
 from methods.common import adversary
+from methods.common.optim import LARS
 
 AT = 3  # the update after or in which it is planted
 

@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 from training_fixtures import CPU, Drawing, Time, constant, equal, flat, on_disk, trained, without_time
 
+import bench.training.clock
+import bench.training.state
 import bench.training.train
 from bench.device import device as devices
 from bench.spec import Budget
 from bench.storage.disk import DiskError
 from bench.storage.signals import Interrupted
 from bench.training.clock import Clock
-from bench.training.optim import LARS
 from bench.training.state import Undo
 from bench.training.train import Keeper, train
+from methods.common import optim
+from methods.common.optim import LARS
 
 TRACED = {
-    str(Path(bench.training.train.__file__).parent / f"{name}.py") for name in ("train", "state", "clock", "optim")
+    str(Path(module.__file__)) for module in (bench.training.train, bench.training.state, bench.training.clock, optim)
 }
 
 

@@ -12,8 +12,8 @@ from attacks import fgsm, noise, pgd, pgd_crop
 from attacks.common.passes import Passes
 from bench.random import Draws
 from bench.spec import ThreatModel
-from bench.training.optim import LARS
 from bench.training.state import Undo
+from methods.common.optim import LARS
 
 NOTE = (
     "out of memory with a batch of 4 and 2 views; 2 fits, but is another recipe: "

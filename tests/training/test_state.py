@@ -13,9 +13,9 @@ from bench.device import device as devices
 from bench.spec import Budget, UsageError
 from bench.storage.checkpoint import load_generation
 from bench.training.clock import Clock
-from bench.training.optim import LARS
 from bench.training.state import Training, Undo
 from methods.common.adversary import ADVERSARIES
+from methods.common.optim import LARS
 
 SAME_ANYWAY = {  # what a new training makes as it was
     "generators.cuda",  # of a GPU

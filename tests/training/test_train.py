@@ -12,8 +12,8 @@ from bench.data.images import permutation
 from bench.device import device as devices
 from bench.random import Draws
 from bench.spec import Budget, TrainResult, UsageError
-from bench.training.optim import LARS
 from bench.training.train import Keeper
+from methods.common.optim import LARS
 
 ADVERSARIAL = ["simclr", "emp_ssl_adv", "simclr_adv", "cf_amc_ssl", "simclr_free"]
 

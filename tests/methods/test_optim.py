@@ -9,7 +9,7 @@ import pytest
 import torch
 from timm.optim.lars import Lars as TimmLars
 
-from bench.training.optim import LARS, cosine
+from methods.common.optim import LARS, cosine
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "lars.json").read_text())
 
