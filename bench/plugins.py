@@ -39,7 +39,8 @@ def parts(kind: Kind) -> list[tuple[str, list[Part]]]:
     if kind == "method":
         from methods.common.base import BaseConfig, BaseMethod
 
-        found = [Part("Config", BaseConfig, settings=True), Part("Method", BaseMethod, ("build", "loss"))]
+        method = Part("Method", BaseMethod, ("build",), one_of=("loss", "objective"))
+        found = [Part("Config", BaseConfig, settings=True), method]
     elif kind == "attack":
         from attacks.common.base import BaseAttack
 

@@ -246,6 +246,7 @@ class TrainResult(Data):
     last_loss: float | None = None
     last_lr: float
     losses: list[tuple[float, float]] = []  # (progress, loss)
+    stages: list[dict[str, Any]] = []  # of a training that has several: what each has cost (bench.training.stages)
     encoder_sha256: str = ""  # of the weights that are stored
     calibration: tuple[float, float] | None = None  # clock probe: seconds per unit of the load before, after
     thread_gain: float | None = None  # pace of the probe's load on all threads over that on one; None for one thread

@@ -9,6 +9,7 @@ import json
 import math
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,13 +28,11 @@ from bench.options.options import load_suite
 from bench.random import Draws
 from bench.runs.plan import duration
 from bench.spec import Budget, Data, Precision, UsageError, unknown
-from bench.training.clock import Clock
-from bench.training.state import Training
-from bench.training.train import train, update
-from methods.common.adversary import ADVERSARIES
+from bench.training.state import begun
+from bench.training.step import update
+from bench.training.train import train
 from methods.common.base import BaseMethod
 from methods.common.losses import coding_rate
-from methods.common.optim import LARS
 from tests.reference import augment as textbook_augment
 from tests.reference import losses as textbook_losses
 from tests.reference import optim as textbook_optim
@@ -254,11 +253,8 @@ def build_method(name: str, encoder: str, settings: dict[str, Any]) -> BaseMetho
 
 def fast_step(method: BaseMethod, views: Tensor, device: torch.device, precision: Precision) -> Callable[[], None]:
     """All updates on one batch of views, as the trainer makes them."""
-    config = method.config
     devices.place(method, device).train()
-    optimizer = LARS(method.parameters(), config.lr, config.momentum, config.weight_decay, config.trust)
-    clock = Clock(Budget(amount=1, unit="updates"), 1)
-    training = Training(method, optimizer, ADVERSARIES[config.adversary](config), clock, device)
+    training = begun(method, method.config.batch, Budget(amount=1, unit="updates"), device)
 
     def run() -> None:
         with devices.mixed(method, precision):
@@ -377,17 +373,24 @@ def row_updates(budget: Budget, method: BaseMethod) -> int:
 @click.option("--json", "as_json", is_flag=True, help="one JSON document: the measurements alone")
 def perf(as_json: bool, updates: int, **given: Any) -> None:
     """Time each training step beside its plain textbook twin; on a GPU also project the rows of the paper."""
+    setup = Setup.of(**given)
+    measured = list(measure(setup))
+    if as_json:
+        click.echo(json.dumps([each.model_dump(exclude={"matrix_share"}) for each in measured], indent=1))
+        return
+    for title, heads, rows in tables(setup, measured, updates):
+        show(table(title, heads, rows))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code; a mistake is one line on standard error."""
     try:
-        setup = Setup.of(**given)
-        measured = list(measure(setup))
-        if as_json:
-            click.echo(json.dumps([each.model_dump(exclude={"matrix_share"}) for each in measured], indent=1))
-            return
-        for title, heads, rows in tables(setup, measured, updates):
-            show(table(title, heads, rows))
-    except UsageError as error:
-        raise click.UsageError(str(error)) from None
+        perf.main(arguments, standalone_mode=False)
+    except (UsageError, click.ClickException) as error:
+        click.echo(error.format_message() if isinstance(error, click.ClickException) else str(error), err=True)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    perf()
+    sys.exit(main())

@@ -213,7 +213,7 @@ def test_the_command_line_and_the_reports_load_no_torch():
 # ---------------------------------------------------------------- one home for each thing
 
 WRITES = {  # file: what it may do there
-    "bench/engines/child.py": {"open"},  # the log of a child, which is appended to line by line
+    "bench/runs/child_main.py": {"open"},  # the log of a child, which is appended to line by line
     "bench/tracking/tracking.py": {"open"},  # the same of a hook
     "bench/datasets/cifar10.py": {"open"},  # the download, which is checked before it is used
     "bench/data/unpack.py": {"open"},  # what an archive holds, into a scratch folder

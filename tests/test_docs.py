@@ -24,12 +24,21 @@ from bench.spec import Budget, DataSpec, ThreatModel
 from bench.tracking.tracking import parse_trackers
 from bench.training.train import train
 from methods.common.base import resolve as resolve_settings
+from tests.plugins import PLUGINS
 from tests.tracking.test_hooks import tell
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ("measurements.md", "performance.md")  # figures of other days and machines
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in MEASURED)]
-QUESTIONS = ("quick-start", "add-a-method", "add-an-attack", "add-a-dataset", "evaluate-your-encoder")
+METHODS_IN_DEPTH = ("byol", "dual_norm", "staged", "own_optimizer")
+QUESTIONS = (
+    "quick-start",
+    "add-a-method",
+    "methods-in-depth",
+    "add-an-attack",
+    "add-a-dataset",
+    "evaluate-your-encoder",
+)
 QUESTIONS += ("read-the-report", "clock", "audit", "statistics")
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CPU = torch.device("cpu")
@@ -82,6 +91,11 @@ def test_every_page_is_there_and_linked_from_the_readme():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).is_file(), target
+
+
+def test_the_methods_in_depth_are_the_files_that_are_tested():
+    shown = [text for text in blocks(ROOT / "docs" / "methods-in-depth.md", "python") if is_plugin(text)]
+    assert shown == [PLUGINS[name].read_text(encoding="utf-8") for name in METHODS_IN_DEPTH]
 
 
 # ---------------------------------------------------------------- cells of notebooks

@@ -65,7 +65,8 @@ LOST = [
     ("dataset", "class Dataset:\n    def load(self, root, split): ...\n", "to be a class of BaseDataset"),
     ("dataset", "class Dataset(BaseDataset): ...\n", "expected Dataset to define load"),
     ("dataset", "class Dataset(EncodedDataset): ...\n", "expected Dataset to define listing"),
-    ("tracker", "class Tracker:\n    def ended(self, run, record): ...\n", r"to be a class of Hook \(bench\.hooks\)"),
+    ("tracker", "class Tracker:\n    def ended(self, run, record): ...\n",
+     r"to be a class of Hook \(bench\.tracking\.hooks\)"),
     ("tracker", "class Tracker(Hook):\n    def on_ended(self, run, record): ...\n",
      "expected Tracker to define started, progress, evaluated or ended, found none of them"),
 ]  # fmt: skip

@@ -130,7 +130,7 @@ def but_for(state, *keys):
 
 def without_time(state):
     """What a budget in updates makes the same in every run."""
-    return but_for(state, "seconds", "durations", "spent", "paused", "preemptions", "lost_seconds")
+    return but_for(state, "costs", "seconds", "durations", "spent", "paused", "preemptions", "lost_seconds")
 
 
 def told(result):

@@ -122,12 +122,13 @@ def load(run: RunFolder, record: Record, data_root: str | None) -> tuple[ImageSe
         raise UsageError(f"expected a trained encoder in {run.path}")
     result, weights = trained
     try:
-        method.encoder.load_state_dict(weights)
+        encoder = method.kept()
+        encoder.load_state_dict(weights)
     except RuntimeError as error:
         raise UsageError(f"the weights in {run.path} fit no {spec.method}: {error}".splitlines()[0]) from None
     if sha256(weights) != result.encoder_sha256:
         found.append("the weights are others than those that were trained")
-    return test, method.encoder, found
+    return test, encoder, found
 
 
 def verify_attack(

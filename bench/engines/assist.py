@@ -54,5 +54,6 @@ def assist(spec: RunSpec, device: torch.device, flag: StopFlag, ranks: Ranks) ->
                 raise Interrupted(flag.signum or signal.SIGTERM)
     weights = ranks.tell()
     if weights is not None:  # it was trained, now or before
-        method.encoder.load_state_dict(weights)
-        serve(devices.place(method.encoder, device), test_set, spec.eval, spec.seed, device, ranks)
+        encoder = method.kept()
+        encoder.load_state_dict(weights)
+        serve(devices.place(encoder, device), test_set, spec.eval, spec.seed, device, ranks)

@@ -26,12 +26,9 @@ from bench.random import Draws
 from bench.spec import Budget, EvalResult
 from bench.storage.files import load_tensors, save
 from bench.training.build import build_method
-from bench.training.clock import Clock
-from bench.training.state import Training
-from bench.training.train import show_labels, update
-from methods.common.adversary import ADVERSARIES
+from bench.training.state import begun
+from bench.training.step import tell, update
 from methods.common.base import BaseMethod
-from methods.common.optim import LARS
 from reports.regression import Fixed, FixedRun
 
 IMAGES = 1000
@@ -73,7 +70,7 @@ def score(asked: Fixed, folder: Path, report: Report) -> Fixed:
     found: dict[str, Any] = {"images_sha256": images.sha256}
     try:
         method, _ = build_method(spec, dataset, train.image_shape[0], train.classes)
-        classifier = stored(method.encoder, tensors, images, asked)
+        classifier = stored(method.kept(), tensors, images, asked)
         for name, attack, eps in (("clean", "none", 0.0), ("attacked", "pgd", asked.eps)):
             result = outcomes(classifier, images, asked, attack, eps)
             report({"event": "cell", "protocol": asked.protocol, "attack": attack, "eps": eps, "note": ""}
@@ -108,19 +105,13 @@ def loops_an_update(method: BaseMethod, images: ImageSet) -> float:
     """
     config = method.config
     load = Load(CPU, "fp32")
-    training = Training(
-        method.train(),
-        LARS(method.parameters(), config.lr, config.momentum, config.weight_decay, config.trust),
-        ADVERSARIES[config.adversary](config),
-        Clock(Budget(amount=1, unit="updates"), 1),
-        CPU,
-    )
+    training = begun(method.train(), len(images), Budget(amount=1, unit="updates"), CPU)
     ids = torch.arange(config.batch)
     batch = images.images[ids]
 
     def replays() -> None:
         draws = Draws(0, 0, ids, config.views)
-        show_labels(method, images, ids)
+        tell(training, images, ids)
         for loss in training.adversary.losses(method, method.augment(batch, draws), draws=draws):
             update(training, loss)
 

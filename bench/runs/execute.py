@@ -72,7 +72,7 @@ def execute(
     method, settings = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
     record = Record(
         spec=spec,
-        adversary=method.config.adversary,
+        adversary=method.adversary,
         supervised=method.supervised,
         data=data,
         settings=settings,
@@ -93,9 +93,9 @@ def execute(
         else:
             ranks.tell(None)
             result, weights = trained
-            if result.status == "finished":
-                method.encoder.load_state_dict(weights)
-                devices.place(method.encoder, device)
+        encoder = devices.place(method.kept(), device)
+        if trained is not None and result.status == "finished":
+            encoder.load_state_dict(weights)
     except Interrupted:
         ended("preempted", "stopped in the training; the same command goes on from there")
         raise
@@ -109,14 +109,14 @@ def execute(
     crew = Crew(ranks) if ranks.size > 1 else None
     try:
         if crew is not None:
-            crew.summon(method.encoder)
+            crew.summon(encoder)
         team = crew or in_this_process
-        missing = [evaluate(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report, team)]
+        missing = [evaluate(encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report, team)]
         if crew is not None:
             crew.dismiss()
-        missing += [audit(method.encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
-        examples(method.encoder, test_set, spec.eval, device, folder)
-        curve(method.encoder, train_set, result, spec.eval, spec.seed, device, folder, report)
+        missing += [audit(encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
+        examples(encoder, test_set, spec.eval, device, folder)
+        curve(encoder, train_set, result, spec.eval, spec.seed, device, folder, report)
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")
         raise
@@ -178,7 +178,7 @@ def train_run(
                 train_seconds=training.clock.train_seconds,
                 energy_joules=joules,
             )
-            folder.save_snapshot(taken, dict(training.method.encoder.state_dict()))
+            folder.save_snapshot(taken, dict(training.method.kept().state_dict()))
 
         there = folder.names("snapshots")
         marks = tuple(m for m in MARKS if f"snapshots/{m}.json" not in there) if spec.eval.over_time != "off" else ()
@@ -210,7 +210,7 @@ def train_run(
         if result.status == "finished":
             after = clock_probe.read_machine(spec.budget, device, spec.precision, stop=flag)
             result = clock_probe.probed(result, reading, after).model_copy(update={"thread_gain": gain})
-        folder.save_trained(result, dict(method.encoder.state_dict()))
+        folder.save_trained(result, dict(method.kept().state_dict()))
     if flag():
         raise Interrupted(flag.signum or signal.SIGTERM)
     return result

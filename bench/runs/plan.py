@@ -142,7 +142,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
     from bench.device import device as devices
     from bench.spec import Budget
     from bench.training.build import build_method
-    from bench.training.course import Course
+    from bench.training.stages import laid_out
     from bench.training.train import train
 
     passes: dict[tuple[str, int], tuple[float, float]] = {}
@@ -153,23 +153,23 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         train_set, test_set = load_data(dataset, spec.data)
         report({"event": "measuring", "row": spec.row})
         method, _ = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
-        course = Course(len(train_set), method.config.batch, method.config.updates_per_batch)
-        total = course.total_updates(spec.budget)
+        _, total = laid_out(method, len(train_set), spec.budget)
         # one of several GPUs has its part of the batch; what they send each other is not in the plan
         method.config = replace(method.config, batch=max(2, method.config.batch // spec.gpus_per_run))
-        few = Budget(amount=min(2, total or 1), unit="updates")
+        least = max(2, len(method.stages()))  # one in each stage
+        few = Budget(amount=min(least, total or 1), unit="updates")
         result = train(method, train_set, few, spec.seed, device, precision=spec.precision)
         protocols = dict.fromkeys([*spec.eval.protocols, *["linear"] * (spec.eval.over_time != "off")])
         for protocol in protocols:
             key = (protocol, method.config.feature_width)
             if key not in passes:
-                passes[key] = pass_seconds(method.encoder, test_set, spec.eval, protocol, device)
+                passes[key] = pass_seconds(method.kept(), test_set, spec.eval, protocol, device)
         report(
             {
                 "event": "measured",
                 **Measured(
                     row=spec.row,
-                    adversary=method.config.adversary,
+                    adversary=method.adversary,
                     updates=total,
                     update_seconds=result.median_update_seconds,
                     warm_up_seconds=result.compile_seconds,

@@ -9,9 +9,8 @@
                              /audit.json                                           an Audits
                              /examples/<protocol>.json                             an Examples: pictures for the report
                              /snapshots/<percent>.json, <percent>.safetensors      the encoder on the way
-                             (bench.evaluation.curve) /curve.json                                           a Curve:
-                             what they are worth /aside/<n>/                                           what other code
-                             made (bench.identity.again)
+                             /curve.json                                           a Curve: what they are worth
+                             /aside/<n>/                                           what other code made
     OUT/results.csv, leaderboard.csv, figures/, report.pdf, report.html     derived, rebuilt at will
 
 Every JSON file ends with its checksum, and every file of tensors has its hash in one. Of two files that belong

@@ -1,6 +1,7 @@
 """The clock: only it knows how much of the budget is spent (protocol: T-on, T-stop, T-sched).
 
-Monotonic nanoseconds; what counts is from the first batch request to the end of the last update that was kept.
+Monotonic nanoseconds; what counts is from the first batch request to the end of the last update that was kept. A
+training may have stages, each with its share of the budget: there is one clock over all of them.
 """
 
 import statistics
@@ -32,6 +33,7 @@ class Clock:
         self.updates = 0
         self.durations: deque[float] = deque(maxlen=200)  # of the newest updates, in seconds
         self.paused: dict[str, float] = {}  # reason -> seconds off the clock
+        self.stage = (0.0, 1.0)  # the shares of the budget at which the stage begins and ends
         self._now, self._synchronize = now, synchronize
         self._kept = self._spent = 0.0  # up to the last kept update; up to the last stop
         self._started: int | None = None
@@ -42,6 +44,11 @@ class Clock:
         self.updates = updates
         self.durations.extend(durations)
         self.paused = dict(paused)
+
+    def enter(self, begin: float, end: float) -> None:
+        """A stage from one share of the budget to another; its updates take another time than those before it."""
+        self.stage = (begin, end)
+        self.durations.clear()
 
     def start(self) -> None:
         """The first batch is about to be asked for."""
@@ -94,21 +101,38 @@ class Clock:
 
     @property
     def exhausted(self) -> bool:
-        """No update may start: the updates are done, or the next would probably end past the budget.
+        """No update of this stage may start: they are done, or the next would probably end past the stage's share.
 
         Probably: the 95th percentile of the newest durations, but at most 1.5 medians, so that no more than that
-        stays unused; an update that takes longer all the same is undone (tick).
+        stays unused; an update that takes longer all the same is undone where it ends past the budget (tick).
         """
         if self.total_updates is not None:
-            return self.updates >= self.total_updates
+            return self.updates >= self._boundary(self.stage[1])
+        end = self.stage[1] * self.budget.amount
         if not self.durations:
-            return self.seconds >= self.budget.amount
+            return self.seconds >= end
         p95 = sorted(self.durations)[int(0.95 * (len(self.durations) - 1))]
-        return self.seconds + min(p95, 1.5 * self.median_update) > self.budget.amount
+        return self.seconds + min(p95, 1.5 * self.median_update) > end
+
+    def _boundary(self, share: float) -> int:
+        """The updates after which a share of the budget is spent."""
+        assert self.total_updates is not None
+        return round(share * self.total_updates)
+
+    @property
+    def stage_progress(self) -> float:
+        """Share of the stage spent, in [0, 1]; drives every schedule."""
+        begin, end = self.stage
+        if (begin, end) == (0.0, 1.0):
+            return self.progress
+        if self.total_updates is not None:
+            first, last = self._boundary(begin), self._boundary(end)
+            return min((self.updates - first) / max(last - first, 1), 1.0)
+        return min(max((self.progress - begin) / (end - begin), 0.0), 1.0)
 
     @property
     def progress(self) -> float:
-        """Share of the budget spent, in [0, 1]; drives every schedule."""
+        """Share of the budget spent, in [0, 1]."""
         if self.total_updates is not None:
             return min(self.updates / self.total_updates, 1.0)
         return min(self.seconds / self.budget.amount, 1.0)

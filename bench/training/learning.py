@@ -85,9 +85,9 @@ def depends(method: BaseMethod, views: Tensor) -> bool:
     values = []
     for each in (views, 1 - views):
         with kept_generators(views.device), torch.no_grad():
-            values.append(method.loss(each))
+            values.append(method.objective(each, each))
     if not torch.equal(*values):
         return True
     moved = views.detach().requires_grad_()  # two values in bfloat16 may be equal by chance
-    (gradient,) = torch.autograd.grad(method.loss(moved), moved, allow_unused=True)
+    (gradient,) = torch.autograd.grad(method.objective(moved, moved), moved, allow_unused=True)
     return gradient is not None and bool(gradient.any())

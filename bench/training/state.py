@@ -1,9 +1,11 @@
 """The moving parts of one training: how they are saved, put back, and how an update is taken back."""
 
+import math
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,32 +15,76 @@ from torch import Tensor
 from bench.device import device as devices
 from bench.distributed.ranks import ALONE, Ranks
 from bench.random import digest
-from bench.spec import UsageError
+from bench.spec import Budget, UsageError
 from bench.training.clock import Clock
-from methods.common.adversary import Adversary
+from bench.training.course import Course
+from bench.training.stages import Cost, laid_out
+from methods.common.adversary import ADVERSARIES, Adversary
 from methods.common.base import BaseMethod
-from methods.common.optim import LARS
 
 
 @dataclass
 class Training:
-    """The moving parts of one run, and how they are saved and put back."""
+    """The moving parts of one run, and how they are saved and put back; made by ``begun``.
+
+    Each stage has an optimizer, an adversary and a course of its own; the clock and the weights go through all.
+    """
 
     method: BaseMethod
-    optimizer: LARS
-    adversary: Adversary
+    images: int  # of the training set
     clock: Clock
+    ends: list[float]  # shares of the budget at which the stages end
     device: torch.device
     ranks: Ranks = ALONE
     losses: list[tuple[float, float]] = field(default_factory=list)
     before: dict[str, float] = field(default_factory=dict)  # what earlier processes have spent, as ``spent``
     phases: devices.Phases | None = None
     energy: devices.Energy | None = None
-    meter: devices.Meter | None = None  # of one update, as the warm-up found it
-    passes: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of one update: forward, backward to input, to weights
     compile_seconds: float = 0.0
     preemptions: int = 0  # how often it was stopped or killed
     lost_seconds: float = 0.0  # of training that was done again after a kill: not charged
+    costs: list[Cost] = field(default_factory=list)  # of the stages that have begun
+    first_epoch: int = 0  # of this stage: no batch and no draw of an earlier one comes again
+    optimizer: torch.optim.Optimizer = field(init=False)
+    adversary: Adversary = field(init=False)
+    course: Course = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.config, self.stages = self.method.config, self.method.stages()
+
+    @property
+    def cost(self) -> Cost:
+        """Of the stage under way."""
+        return self.costs[-1]
+
+    @property
+    def over(self) -> bool:
+        """Whether this is the last stage."""
+        return len(self.costs) == len(self.stages)
+
+    def enter(self) -> None:
+        """Begin the next stage: its settings, its optimizer and its adversary."""
+        if self.costs:
+            self.account()
+            self.first_epoch += math.ceil(self.cost.updates / self.course.updates_per_epoch)
+        number, clock = len(self.costs), self.clock
+        stage = self.stages[number]
+        self.method.config = config = replace(self.config, **stage.settings)
+        self.method.begin(number)
+        self.course = Course(self.images, config.batch, config.updates_per_batch, self.ranks.size)
+        self.optimizer = self.method.optimizer()
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.adversary = ADVERSARIES[config.adversary](config)
+        clock.enter(self.ends[number - 1] if number else 0.0, self.ends[number])
+        images = config.batch / config.updates_per_batch
+        name, per_epoch = stage.name or f"stage {number + 1}", self.course.updates_per_epoch
+        self.costs.append(Cost(name, clock.updates, clock.train_seconds, per_epoch, images=images))
+
+    def account(self) -> None:
+        """Charge the stage under way with what was spent since it began."""
+        self.cost.updates = self.clock.updates - self.cost.first_update
+        self.cost.seconds = self.clock.train_seconds - self.cost.first_seconds
 
     @property
     def spent(self) -> dict[str, float]:
@@ -52,15 +98,24 @@ class Training:
                 spent[name] = spent.get(name, 0.0) + amount
         return spent
 
+    @property
+    def schedule_meter(self) -> Tensor | None:
+        """How often the schedule's rate decided, where the optimizer counts it (LARS)."""
+        meter = getattr(self.optimizer, "schedule_meter", None)
+        return meter if isinstance(meter, Tensor) else None
+
     def state(self) -> dict[str, Any]:
         """All that is needed to go on exactly here, on any number of ranks; plain tensors, numbers and lists."""
+        self.account()
         delta = self.adversary.delta
         return {
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedule": self.optimizer.schedule_meter,
+            "schedule": self.schedule_meter,
             "delta": None if delta is None else self.ranks.gather(delta),
             "generators": generators(self.device),
+            "costs": [asdict(cost) | {"passes": list(cost.passes)} for cost in self.costs],
+            "first_epoch": self.first_epoch,
             "updates": self.clock.updates,
             "seconds": self.clock.train_seconds,
             "durations": list(self.clock.durations),
@@ -73,16 +128,21 @@ class Training:
 
     def load(self, state: dict[str, Any]) -> None:
         """Put a saved state back, on the device where its parts are. Raises UsageError for other fields than these."""
+        while len(self.costs) < min(len(state.get("costs", ())), len(self.stages)):
+            self.enter()
         own = self.state()
         check_fields(state, own)
         for part in ("method", "optimizer", "generators"):
             check_fields(state[part], own[part], f"{part}.")
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.schedule_meter.copy_(state["schedule"])
+        if self.schedule_meter is not None:
+            self.schedule_meter.copy_(state["schedule"])
         delta = state["delta"]
         self.adversary.delta = None if delta is None else self.ranks.part(delta, dim=1).to(self.device)
         load_generators(state["generators"], self.device)
+        self.costs = [Cost(**cost | {"passes": tuple(cost["passes"])}) for cost in state["costs"]]
+        self.first_epoch = state["first_epoch"]
         self.clock.go_on(state["seconds"], state["updates"], state["durations"], state["paused"])
         self.losses = [(progress, loss) for progress, loss in state["losses"]]
         self.before = dict(state["spent"])
@@ -91,7 +151,8 @@ class Training:
     def tensors(self) -> list[Tensor]:
         """Everything that an update changes in place."""
         momenta = [t for state in self.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-        return [*self.method.parameters(), *self.method.buffers(), *momenta, self.optimizer.schedule_meter]
+        meter = [] if self.schedule_meter is None else [self.schedule_meter]
+        return [*self.method.parameters(), *self.method.buffers(), *momenta, *meter]
 
     def finite(self) -> bool:
         """Whether all of them are, and delta, on all ranks; waits for the device."""
@@ -100,6 +161,22 @@ class Training:
         found = [t.detach().isfinite().all() for t in tensors if t.is_floating_point()]
         own = all(bool(torch.stack([f for f in found if f.device == d]).all()) for d in {f.device for f in found})
         return self.ranks.every(own)
+
+
+def begun(
+    method: BaseMethod,
+    images: int,
+    budget: Budget,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    now: Callable[[], int] = time.monotonic_ns,
+) -> Training:
+    """A training on so many images, in its first stage. Raises UsageError for stages or batches that cannot be."""
+    ends, total = laid_out(method, images, budget, ranks.size)
+    clock = Clock(budget, total, now=now, synchronize=lambda: devices.synchronize(device))
+    training = Training(method, images, clock, ends, device, ranks)
+    training.enter()
+    return training
 
 
 def check_fields(state: dict[str, Any], expected: dict[str, Any], prefix: str = "") -> None:
@@ -138,7 +215,7 @@ class Undo:
             for copy, tensor in zip(self.copies, tensors, strict=True):
                 copy.copy_(tensor)
         self.tensors = tensors
-        self.lr = self.training.optimizer.param_groups[0]["lr"]
+        self.rates = [group["lr"] for group in self.training.optimizer.param_groups]
         self.known = set(self.training.optimizer.state)
         self.generators = generator_states(self.training.device)
         self.saved_at = self.training.clock.updates
@@ -148,7 +225,8 @@ class Undo:
         for copy, tensor in zip(self.copies, self.tensors, strict=True):
             tensor.copy_(copy)
         self.training.adversary.delta = self.delta
-        self.training.optimizer.param_groups[0]["lr"] = self.lr
+        for group, rate in zip(self.training.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
         for parameter in set(self.training.optimizer.state) - self.known:
             del self.training.optimizer.state[parameter]
         self.training.optimizer.zero_grad(set_to_none=True)

@@ -36,7 +36,7 @@ class Adversary:
 
         ``draws`` gives the numbers of a random start, those after the ones that made the views.
         """
-        yield scalar(method.loss(views), "loss")
+        yield scalar(method.objective(views, views), "loss")
 
 
 class PGD(Adversary):
@@ -56,7 +56,7 @@ class PGD(Adversary):
                     raise UsageError("adversarial_loss: expected it to depend on the views that it is given")
                 moved = project(moved.detach() + config.step * steepest(moved.grad), unmoved, config.eps)
         self.climbed()
-        yield scalar(method.loss(replaced(views, moved, method.moves)), "loss")
+        yield scalar(method.objective(views, replaced(views, moved, method.moves)), "loss")
 
 
 class Free(Adversary):
@@ -72,7 +72,7 @@ class Free(Adversary):
                 moved = project(moved, unmoved, self.config.eps)
             moved.requires_grad_()
             try:
-                yield scalar(method.loss(replaced(views, moved, method.moves)), "loss")
+                yield scalar(method.objective(views, replaced(views, moved, method.moves)), "loss")
             finally:  # also when the trainer stops here: the update has been made
                 if moved.grad is not None:
                     stepped = moved.detach() + self.config.step * steepest(moved.grad)

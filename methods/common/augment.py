@@ -20,6 +20,7 @@ SIGMA = (0.1, 2.0)  # standard deviation of the blur, in pixels
 PIECE = 128  # crops per piece on a CPU: what fits its cache; 512 at a time cost a third of the rate
 
 Pair = tuple[float, float]
+Chance = float | tuple[float, ...]  # a probability, the same for all views or one for each
 
 
 class Draws(Protocol):
@@ -52,17 +53,18 @@ def augment(
     size: int,
     scale: Pair = (0.08, 1.0),
     ratio: Pair = (3 / 4, 4 / 3),
-    flip: float = 0.5,
+    flip: Chance = 0.5,
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
-    jitter_probability: float = 0.8,
-    gray: float = 0.2,
-    blur: float = 0.0,
-    solarize: float = 0.0,
+    jitter_probability: Chance = 0.8,
+    gray: Chance = 0.2,
+    blur: Chance = 0.0,
+    solarize: Chance = 0.0,
 ) -> Tensor:
     """``views`` random views of each image: (B, C, H, W), uint8 or in [0, 1] -> (V, B, C, size, size) in [0, 1].
 
     C is 3 (RGB) or 1. ``scale`` is the share of the picture's area in a crop, ``ratio`` the range of width / height,
-    ``jitter`` the strength of brightness, contrast, saturation and hue; the rest are probabilities. Detached.
+    ``jitter`` the strength of brightness, contrast, saturation and hue; the rest are probabilities, of all views or one
+    for each. Detached.
     """
     parameters = sample(
         draws,
@@ -96,18 +98,20 @@ def sample(
     *,
     scale: Pair,
     ratio: Pair,
-    flip: float,
+    flip: Chance,
     jitter: tuple[float, float, float, float],
-    jitter_probability: float,
-    gray: float,
-    blur: float,
-    solarize: float,
+    jitter_probability: Chance,
+    gray: Chance,
+    blur: Chance,
+    solarize: Chance,
 ) -> Parameters:
     """Parameters of every view for images of ``shape`` (height, width). Nothing is drawn for a stage that is off."""
     u = draws.uniform(4 * TRIES)
     boxes = crop_boxes(u.flatten(0, 1), shape[0], shape[1], scale, ratio).view(*u.shape[:2], 4)
 
-    def happens(probability: float) -> Tensor | None:
+    def happens(probability: Chance) -> Tensor | None:
+        if isinstance(probability, tuple):
+            return draws.uniform(1).squeeze(2) < constant(probability, u.device)[:, None] if any(probability) else None
         return draws.uniform(1).squeeze(2) < probability if probability > 0 else None
 
     flipped = happens(flip)

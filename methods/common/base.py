@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Self
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bench.spec import Setting, UsageError, unknown
 from methods.common.augment import Draws, augment
 from methods.common.losses import widen
+from methods.common.optim import OptimizerName, build_optimizer, warmed
 
 AdversaryName = Literal["none", "pgd", "free"]
 BatchNormMode = Literal["batch", "eval", "released"]
@@ -31,6 +32,15 @@ Horizon = Literal["scaled", "batches"]
 def setting(default: Any, source: str) -> Any:
     """A field of a Config with its default and where that comes from."""
     return dataclasses.field(default=default, metadata={"source": source})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a training: its share of the budget, and the settings that differ in it (adversary, lr, batch ...)."""
+
+    share: float = 1.0
+    name: str = ""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class BaseConfig:
     feature_width: int = setting(4096, "code")  # the layer that the probe reads
     hidden_width: int = setting(4096, "code")
     embedding_width: int = setting(128, "code")
+    optimizer: OptimizerName = setting("lars", "code")
+    warm_up: float = setting(0.0, "code")  # share of the budget in which the learning rate rises to lr
     lr: float = setting(0.3, "code")
     momentum: float = setting(0.9, "code")
     weight_decay: float = setting(1e-4, "code")
@@ -86,6 +98,7 @@ class BaseConfig:
         self.check("crop_ratio", 0 < self.crop_ratio[0] <= self.crop_ratio[1], "above 0, smaller value first")
         self.check("lr", self.lr > 0, "above 0")
         self.check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
+        self.check("warm_up", 0 <= self.warm_up < 1, "in [0, 1)")
         for name in ("weight_decay", "trust"):
             self.check(name, getattr(self, name) >= 0, "of at least 0")
 
@@ -122,6 +135,9 @@ class BaseConfig:
 class BaseMethod(nn.Module):
     """An objective over views. A subclass builds its heads and gives the loss; it knows no attack and no clock.
 
+    It writes ``build`` and ``loss``; where the loss needs the clean views beside those that an adversary has moved,
+    ``objective`` and ``adversarial_loss`` instead. The rest has a default that most methods keep.
+
     Where several ranks make a run, each has its part of the images, and ``gather`` makes (V, B, ...) of the batch out
     of the (V, B / ranks, ...) of each: the loss is that of the whole batch, the same on every rank. ``embed`` does so.
     """
@@ -129,6 +145,7 @@ class BaseMethod(nn.Module):
     moves: ClassVar[slice] = slice(None)  # the views that an adversary may move
     supervised: ClassVar[bool] = False
     labels: Tensor | None = None  # (B,) int64 of the whole batch, set before each loss where ``supervised``, else None
+    progress: float = 0.0  # share of the stage that was spent before this update, in [0, 1], set by the trainer
     config: BaseConfig
     encoder: nn.Module
     projector: nn.Module
@@ -146,12 +163,16 @@ class BaseMethod(nn.Module):
         return self
 
     def build(self, width: int) -> None:
-        """Make the heads for features of this width."""
+        """Make the heads for features of this width, and all other modules; those that take no gradient are frozen."""
         raise NotImplementedError
 
     def loss(self, views: Tensor) -> Tensor:
         """The scalar to minimize, for views (V, B, C, H, W) in [0, 1]."""
-        raise NotImplementedError
+        return self.objective(views, views)
+
+    def objective(self, clean: Tensor, moved: Tensor) -> Tensor:
+        """The same where it depends on the views before and after an adversary moved them, each (V, B, C, H, W)."""
+        return self.loss(moved)
 
     def clean(self, views: Tensor) -> Any:
         """What the adversary needs of the unmoved views, computed once per attack without gradients."""
@@ -162,7 +183,35 @@ class BaseMethod(nn.Module):
         return self.loss(moved)
 
     def after_update(self) -> None:
-        """Called after every optimizer step (momentum teachers)."""
+        """Called after every optimizer step (momentum teachers, whose rate may follow ``self.progress``)."""
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of a training, whose shares of the budget sum to 1. Most methods have one."""
+        return (Stage(),)
+
+    def begin(self, stage: int) -> None:
+        """Called before the first update of a stage, with its settings in ``self.config``: copy, freeze, start anew."""
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new optimizer of what is trained in this stage; each of its groups may have a learning rate of its own."""
+        c = self.config
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        return build_optimizer(
+            c.optimizer, trained, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, trust=c.trust
+        )
+
+    def schedule(self, progress: float) -> float:
+        """What every learning rate is multiplied by when ``progress``, in [0, 1], of the stage is spent."""
+        return warmed(progress, self.config.warm_up, self.config.schedule_waves)
+
+    @property
+    def adversary(self) -> str:
+        """That of the last stage: what the encoder was trained against in the end."""
+        return str(self.stages()[-1].settings.get("adversary", self.config.adversary))
+
+    def kept(self) -> nn.Module:
+        """What is evaluated and stored: an encoder whose weights are named as those of the one that it was given."""
+        return self.encoder
 
     def augment(self, images: Tensor, draws: Draws) -> Tensor:
         """Training views (V, B, C, H, W) in [0, 1] of images (B, C, H, W), uint8 or in [0, 1]."""
@@ -247,9 +296,3 @@ def _parse(name: str, value: Any, kind: Any) -> Any:
     except (ValidationError, ValueError, ZeroDivisionError):
         expected = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
         raise UsageError(f"expected {name} as {expected.replace('typing.', '')}, got {given!r}") from None
-
-
-@torch.no_grad()
-def parameter_count(module: nn.Module) -> int:
-    """Number of trainable numbers."""
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+OptimizerName = Literal["lars", "sgd", "adamw"]
 
 
 class LARS(torch.optim.Optimizer):
@@ -88,6 +90,17 @@ def adapt(weights: list[Tensor], group: dict[str, Any]) -> Tensor:
     torch._foreach_add_(gradients, weights, alpha=group["weight_decay"])
     torch._foreach_mul_(gradients, share.unbind())
     return share
+
+
+def build_optimizer(
+    name: OptimizerName, parameters: Iterable[Tensor], *, lr: float, momentum: float, weight_decay: float, trust: float
+) -> torch.optim.Optimizer:
+    """The optimizer of that name: LARS; SGD with plain momentum; or AdamW, which has moments of its own."""
+    if name == "lars":
+        return LARS(parameters, lr, momentum, weight_decay, trust)
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay)
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
 
 
 def gradients_of(weights: list[Tensor]) -> list[Tensor]:

@@ -17,12 +17,9 @@ from bench.device.device import Meter, is_out_of_memory, resolve
 from bench.encoders.networks import build_encoder
 from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from bench.training.build import build_method
-from bench.training.clock import Clock
-from bench.training.course import Course
-from bench.training.state import Training
-from bench.training.train import train, warm_up
-from methods.common.adversary import ADVERSARIES
-from methods.common.optim import LARS
+from bench.training.state import begun
+from bench.training.step import warm_up
+from bench.training.train import train
 
 CPU = torch.device("cpu")
 V, M, STEPS = 4, 3, 5  # crops on digits, replays, steps of PGD
@@ -73,7 +70,7 @@ class TestResolve:
 
 
 class TestPasses:
-    @pytest.mark.parametrize("name", registry.names("method"))
+    @pytest.mark.parametrize("name", PASSES)
     def test_on_digits_have_a_closed_form(self, name, digits):
         spec = RunSpec(method=name, data=DataSpec(name="digits"), budget=Budget.parse("1up"))
         method, _ = build_method(spec, registry.load("dataset", "digits").Dataset(), 1)
@@ -150,9 +147,7 @@ class TestWarmUp:
         method = tiny(name)
         if not fresh:
             _, state = trained(method, digits.first(12), "3up")
-        adversary = ADVERSARIES[method.config.adversary](method.config)
-        clock = Clock(Budget.parse("9up"), 9)
-        training = Training(method.train(), LARS(method.parameters()), adversary, clock, CPU)
+        training = begun(method.train(), 12, Budget.parse("9up"), CPU)
         if not fresh:
             training.load(state)
         weights, optimizer = copy.deepcopy(method.state_dict()), copy.deepcopy(training.optimizer.state_dict())
@@ -160,7 +155,7 @@ class TestWarmUp:
         assert (delta is None) == (fresh or method.config.adversary != "free")
         generators = torch.get_rng_state(), numpy_state(), random.getstate()
 
-        warm_up(training, digits, Course(12, method.config.batch, method.config.updates_per_batch), seed=0)
+        warm_up(training, digits, seed=0)
 
         same(method.state_dict(), weights)
         same(training.optimizer.state_dict(), optimizer)

@@ -24,6 +24,7 @@ from bench.evaluation.search import in_this_process
 from bench.spec import Budget, UsageError
 from bench.training.train import Keeper, train
 from methods import simclr
+from tests.plugins import METHODS
 
 DIGITS = registry.load("dataset", "digits").Dataset().load(None, "train").first(40)
 UPDATES = {"none": 2, "pgd": 2, "free": 4}  # three replays of one batch, and one of the next
@@ -34,6 +35,7 @@ SETTINGS = {name: (name, {}) for name in registry.names("method")} | {
         {"attack_batch_norm": "released", "attack_pair": "x2", "random_start": True},
     ),
     "unclamped": ("cf_amc_ssl", {"clamp_carried": False}),
+    **{file.stem: (str(file), {}) for file in METHODS},
 }
 ATTACKED = QUICK.model_copy(
     update={"attacks": ("pgd", "noise", "autoattack"), "chunk": 8, "autoattack_batch": 6, "protocols": ("linear",)}

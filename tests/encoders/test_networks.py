@@ -10,7 +10,6 @@ from bench import registry
 from bench.encoders.networks import BACKBONES, Encoder, build_encoder, check_images, fold_batch_norm
 from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from bench.training.build import build_method
-from methods.common.base import parameter_count
 
 DIGITS = registry.load("dataset", "digits").Dataset()
 
@@ -25,6 +24,11 @@ def built(method="simclr", seed=0, encoder="resnet8", **settings):
         settings=settings,
     )
     return build_method(spec, DIGITS, 1)[0]
+
+
+def parameter_count(module):
+    """Number of trainable numbers."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class TestShapes:

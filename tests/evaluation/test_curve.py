@@ -9,7 +9,6 @@ from store_fixtures import RECORD, SPEC, TRAINED, spoil
 from training_fixtures import Drawing, Time, constant, equal, flat, newest, on_disk, stop_after, trained, without_time
 
 from bench.data.images import ImageSet
-from bench.device import device as devices
 from bench.evaluation import curve as curves
 from bench.evaluation import search
 from bench.evaluation.curve import MARKS, curve, held_out, passes_per_image
@@ -19,12 +18,6 @@ from bench.storage.store import Point, RunFolder, Snapshot
 from bench.training.train import Keeper
 
 ROBUST = EvalSpec(attacks=("pgd",), eps=(0.02,), main_eps=0.02, over_time="robust", restarts=3)
-
-
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch):
-    """The peak of the matrix products is no subject here."""
-    monkeypatch.setattr(devices, "matrix_peak", lambda device, precision: 1e9)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from bench.spec import Budget
-from bench.training.clock import Clock
-from bench.training.state import Training
-from bench.training.train import update
-from methods.common.adversary import ADVERSARIES
+from bench.training.state import begun
+from bench.training.step import update
 from methods.common.losses import coding_rate, invariance, nt_xent
 from methods.common.optim import LARS
 from tests.reference import losses as textbook
@@ -57,10 +55,7 @@ def test_losses_and_gradients_equal_the_textbook(fast, slow, shape, dtype):
 
 def fast_updates(method, batches):
     """Losses of the updates on these batches, by the method, its adversary and the trainer's update."""
-    config = method.config
-    optimizer = LARS(method.parameters(), config.lr, config.momentum, config.weight_decay, config.trust)
-    clock = Clock(Budget(amount=1, unit="updates"), 1)
-    training = Training(method, optimizer, ADVERSARIES[config.adversary](config), clock, torch.device("cpu"))
+    training = begun(method, method.config.batch, Budget(amount=1, unit="updates"), torch.device("cpu"))
     values = []
     for views in batches:
         for loss in training.adversary.losses(method, views):

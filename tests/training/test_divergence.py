@@ -9,8 +9,8 @@ import pytest
 import torch
 from training_fixtures import Drawing, Time, at_update, flat, stop_after, trained
 
+import bench.training.step
 import bench.training.train
-from bench.device import device as devices
 from bench.runs.execute import execute
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, TrainResult
 from bench.storage.checkpoint import load_checkpoint
@@ -22,12 +22,6 @@ from methods.common import adversary
 from methods.common.optim import LARS
 
 AT = 3  # the update after or in which it is planted
-
-
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch):
-    """The peak of the matrix products is no subject here."""
-    monkeypatch.setattr(devices, "matrix_peak", lambda device, precision: 1e9)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +62,7 @@ def after_update(plant):
     """Change the moving parts of the training after an update: plant(training, value)."""
 
     def planted(monkeypatch, method, value):
-        original, calls = bench.training.train.update, []
+        original, calls = bench.training.step.update, []
 
         def update(training, loss):
             original(training, loss)
@@ -77,7 +71,8 @@ def after_update(plant):
                 with torch.no_grad():
                     plant(training, value)
 
-        monkeypatch.setattr(bench.training.train, "update", update)
+        for module in (bench.training.step, bench.training.train):  # the warm-up counts, too
+            monkeypatch.setattr(module, "update", update)
 
     return planted
 

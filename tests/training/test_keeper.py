@@ -10,28 +10,19 @@ from pathlib import Path
 import pytest
 from training_fixtures import CPU, Drawing, Time, constant, equal, flat, on_disk, trained, without_time
 
-import bench.training.clock
-import bench.training.state
-import bench.training.train
-from bench.device import device as devices
 from bench.spec import Budget
 from bench.storage.disk import DiskError
 from bench.storage.signals import Interrupted
+from bench.training import clock, state, step
+from bench.training import train as train_module
 from bench.training.clock import Clock
 from bench.training.state import Undo
 from bench.training.train import Keeper, train
 from methods.common import optim
 from methods.common.optim import LARS
 
-TRACED = {
-    str(Path(module.__file__)) for module in (bench.training.train, bench.training.state, bench.training.clock, optim)
-}
-
-
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch):
-    """The peak of the matrix products is no subject here."""
-    monkeypatch.setattr(devices, "matrix_peak", lambda device, precision: 1e9)
+MODULES = (train_module, step, state, clock, optim)
+TRACED = {str(Path(module.__file__)) for module in MODULES}
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +171,7 @@ PLACES = {  # the fourth update; the first call of each is the warm-up's
 @pytest.fixture(scope="module")
 def whole(twenty):
     """How a training without an interruption ends."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "matrix_peak", lambda device, precision: 1e9)
-        return {key: run(twenty, *key)[1] for key in itertools.product(["none", "pgd", "free"], BUDGETS)}
+    return {key: run(twenty, *key)[1] for key in itertools.product(["none", "pgd", "free"], BUDGETS)}
 
 
 def goes_on(images, adversary, budget, states, whole):
@@ -230,7 +219,7 @@ class TestInterrupted:
         """As a signal's handler raises: between two lines of the loop, the state, the clock or the optimizer."""
         lines = count_lines(lambda: run(twenty, adversary, budget, every=2.0))
         draw, ends = random.Random(f"{adversary} {budget}"), []
-        for moment in draw.sample(range(lines // 6, lines), 8):
+        for moment in draw.sample(range(lines // 6, lines), 5):
             status, _, states = interrupted_at(moment, lambda: run(twenty, adversary, budget, every=2.0))
             assert status in ("preempted", "finished", Interrupted), moment
             assert goes_on(twenty, adversary, budget, states, whole[adversary, budget]), moment

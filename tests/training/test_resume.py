@@ -23,16 +23,9 @@ from training_fixtures import (
 )
 
 from attacks import autoattack
-from bench.device import device as devices
 from bench.spec import ThreatModel
 from bench.training.train import Keeper
 from methods import simclr
-
-
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch):
-    """The peak of the matrix products is no subject here."""
-    monkeypatch.setattr(devices, "matrix_peak", lambda device, precision: 1e9)
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +169,7 @@ class TestWhatRunsInBetween:
         """The end of a training with nothing in between."""
         return trained(flat(kind=Drawing, adversary="free"), images, "8up")[1]
 
+    @pytest.mark.ci
     def test_autoattack_and_an_audit_change_nothing(self, twenty, tmp_path):
         run, spec = finished(tmp_path)
         method, done = flat(kind=Drawing, adversary="free"), []

@@ -9,24 +9,16 @@ import pytest
 import torch
 from training_fixtures import CPU, Drawing, Time, equal, flat, newest, on_disk, stop_after, trained
 
-from bench.device import device as devices
 from bench.spec import Budget, UsageError
 from bench.storage.checkpoint import load_generation
-from bench.training.clock import Clock
-from bench.training.state import Training, Undo
-from methods.common.adversary import ADVERSARIES
-from methods.common.optim import LARS
+from bench.training.state import Undo, begun
 
 SAME_ANYWAY = {  # what a new training makes as it was
     "generators.cuda",  # of a GPU
     "optimizer.param_groups",  # settings; the learning rate is set before each step
+    "costs",  # of one stage: what the clock has; of several see tests/methods/test_plugin_methods.py
+    "first_epoch",
 }
-
-
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch):
-    """The peak of the matrix products is no subject here."""
-    monkeypatch.setattr(devices, "matrix_peak", lambda device, precision: 1e9)
 
 
 def run(folder, images, seed=0, stop=None, **settings):
@@ -46,15 +38,13 @@ def run(folder, images, seed=0, stop=None, **settings):
 def scene(digits, tmp_path_factory):
     """(images, a state in the middle of the replays after two preemptions, that of a new training, how it ends)."""
     folder, images = tmp_path_factory.mktemp("run"), digits.first(20)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(devices, "matrix_peak", lambda device, precision: 1e9)
-        run(folder, images, stop=4)
-        run(folder, images, stop=4, resume=newest(folder), lost_seconds=1.5)
-        state = newest(folder)
-        other = tmp_path_factory.mktemp("other")
-        run(other, images, seed=5, stop=1)
-        fresh = load_generation(min(other.iterdir()))
-        return images, state, fresh, run(other, images, resume=copy.deepcopy(state))
+    run(folder, images, stop=4)
+    run(folder, images, stop=4, resume=newest(folder), lost_seconds=1.5)
+    state = newest(folder)
+    other = tmp_path_factory.mktemp("other")
+    run(other, images, seed=5, stop=1)
+    fresh = load_generation(min(other.iterdir()))
+    return images, state, fresh, run(other, images, resume=copy.deepcopy(state))
 
 
 def fields(state, path=""):
@@ -72,12 +62,7 @@ def example():
 
 
 def training_of(method):
-    config = method.config
-    return Training(method, LARS(method.parameters()), ADVERSARIES[config.adversary](config), clock(), CPU)
-
-
-def clock():
-    return Clock(Budget.parse("9up"), 9)
+    return begun(method, 8, Budget.parse("9up"), CPU)
 
 
 def parent(state, path):
@@ -90,8 +75,8 @@ FIELDS = list(fields(example()))
 
 
 def test_the_state_has_these_fields():
-    top = "method optimizer schedule delta generators updates seconds durations paused losses spent preemptions"
-    assert [field for field in FIELDS if "." not in field] == [*top.split(), "lost_seconds"]
+    top = "method optimizer schedule delta generators costs first_epoch updates seconds durations paused losses spent"
+    assert [field for field in FIELDS if "." not in field] == [*top.split(), "preemptions", "lost_seconds"]
     assert {f for f in FIELDS if f.startswith("generators.")} == {
         f"generators.{name}" for name in ("python", "numpy", "torch", "cuda")
     }

@@ -9,19 +9,12 @@ import torch
 from training_fixtures import Time, at_update, but_for, constant, equal, flat, stop_after, trained, without_time
 
 from bench.data.images import permutation
-from bench.device import device as devices
 from bench.random import Draws
 from bench.spec import Budget, TrainResult, UsageError
 from bench.training.train import Keeper
 from methods.common.optim import LARS
 
 ADVERSARIAL = ["simclr", "emp_ssl_adv", "simclr_adv", "cf_amc_ssl", "simclr_free"]
-
-
-@pytest.fixture(autouse=True)
-def quick_peak(monkeypatch):
-    """The peak of the matrix products is no subject here."""
-    monkeypatch.setattr(devices, "matrix_peak", lambda device, precision: 1e9)
 
 
 def snapshots(method):
