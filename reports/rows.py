@@ -20,6 +20,7 @@ COLUMNS = {
     "adversary": "object",
     "supervised": "boolean",
     "dataset": "object",
+    "encoder": "object",  # a file of the user's own goes by its name
     "seed": "Int64",
     "protocol": "object",
     "attack": "object",
@@ -125,6 +126,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         "adversary": record.adversary if record.environment else None,  # not known before a run begins
         "supervised": record.supervised,
         "dataset": (record.data or manifest.data).label,
+        "encoder": next((s.value for s in record.settings if s.name == "encoder"), spec.encoder),
         "seed": spec.seed,
         "budget": None if spec.foreign else str(spec.budget),
         "device": record.environment.device_name if record.environment else None,

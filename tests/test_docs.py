@@ -16,7 +16,7 @@ from attacks.common.base import cross_entropy
 from bench import registry
 from bench.cli import cli, gather
 from bench.data.images import load_data
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 from bench.evaluation.external_model import call_factory, check_module, load_module
 from bench.options.options import Options
 from bench.options.resolve import resolve

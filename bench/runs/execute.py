@@ -75,7 +75,7 @@ def execute(
         adversary=method.config.adversary,
         supervised=method.supervised,
         data=data,
-        settings=settings,
+        settings=[*settings, encoder_setting(spec, dataset)],
         environment=environment(str(device), spec.precision, ranks.size),
         sources=now,
     )
@@ -214,6 +214,13 @@ def train_run(
     if flag():
         raise Interrupted(flag.signum or signal.SIGTERM)
     return result
+
+
+def encoder_setting(spec: RunSpec, dataset: Any) -> Setting:
+    """Which encoder a run has, and who chose it."""
+    if spec.encoder is None:
+        return Setting(name="encoder", value=dataset.encoder, source=spec.data.name)
+    return Setting(name="encoder", value=spec.encoder, source="--encoder")
 
 
 def identity(settings: list[Setting], data: DataInfo, code: str) -> str:

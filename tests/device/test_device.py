@@ -14,7 +14,7 @@ from training_fixtures import trained
 from bench import registry
 from bench.device import device as devices
 from bench.device.device import Meter, is_out_of_memory, resolve
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from bench.training.build import build_method
 from bench.training.clock import Clock
