@@ -87,6 +87,9 @@ def execute(
 
     try:
         trained = folder.trained()
+        if trained is not None and trained[0].status == "failed":  # not one update fitted: on an idle machine one may
+            folder.remove("train.json")
+            trained = None
         if trained is None:
             made_from = identity(settings, data, folder.codes[TRAINING])
             result = train_run(folder, method, train_set, device, made_from, report, flag, save_every, ranks)
