@@ -255,7 +255,7 @@ class RunFolder:
             return None
 
     def save_beat(self, beat: Beat) -> None:
-        """Not synced: it is written twice a second, and may be lost in a power cut. Raises DiskError."""
+        """Not synced: it is written often, and may be lost in a power cut. Raises DiskError."""
         write_bytes(self.place("beat.json"), sealed(beat.model_dump_json(indent=1)), synced=False)
 
     # ------------------------------------------------------------ snapshots
