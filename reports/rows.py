@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.spec import EvalResult, Manifest, Record, TrainResult
 from reports import codes
-from reports.disturbed import clock_probe
+from reports.disturbed import clock_probe, machine_medians
 from reports.stats import wilson
 
 COLUMNS = {
@@ -76,10 +76,12 @@ def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
     """All results of a run folder, in a fixed order; accuracies and eps are fractions, missing values are gaps."""
     methods = list(dict.fromkeys([run.row for run in manifest.runs] + [record.spec.row for record in records]))
     lines: list[dict[str, Any]] = []
+    medians = machine_medians(records)
     for record in sorted(records, key=lambda record: (methods.index(record.spec.row), record.spec.seed)):
         results = sorted([*record.results, *derived(record.results), *record.failed], key=place)
         cells = [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
-        lines += [cell | clock_probe(record, records) for cell in cells]
+        probe = clock_probe(record, medians)
+        lines += [cell | probe for cell in cells]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
 
 
