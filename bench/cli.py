@@ -60,6 +60,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--attack-images", help="of a quick evaluation: pgd=100,curve=50,autoattack=32,autoattack.multi_patch=16"
         ),
+        click.option(
+            "--search", help="precision of the attacks' own passes, on a GPU: fp32 or tf32; float32 decides  [fp32]"
+        ),
         click.option("--eps", help="radii of evaluation: 4/255,8/255  [the dataset's]"),
         click.option("--protocols", help="linear, multi_patch, published_eval  [all three]"),
         click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),

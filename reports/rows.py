@@ -32,6 +32,7 @@ COLUMNS = {
     "lo": "float64",
     "hi": "float64",
     "curve": "boolean",
+    "flips": "Int64",  # of an attack searched in TF32: images broken in it alone, and attacked again in float32
     "failed": "boolean",  # the attack: the note says why there is no number
     "audit": "object",  # of the ranked number: on its row only
     "audit_level": "object",
@@ -69,6 +70,7 @@ COLUMNS = {
     "note": "object",
 }
 COSTS = (COLUMNS.keys() & TrainResult.model_fields.keys()) - {"status", "note", "code"}
+DERIVED = ("worst", "pgd_only")
 ATTACKS = ("none", "fgsm", "noise", "pgd", "autoattack", "worst", "pgd_only", "pgd_crop")  # the order of the rows
 
 
@@ -148,6 +150,8 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         row |= {"correct": result.correct, "total": result.total, "lo": lo, "hi": hi}
         row |= {"accuracy": result.correct / result.total if result.total else None, "eval_seconds": result.seconds}
         row |= {"config_hash": result.config_hash or None}
+        if spec.eval.search != "fp32" and result.attack not in DERIVED:
+            row |= {"flips": result.flips}
         if result.attack == "worst" and math.isclose(result.eps, manifest.main_eps):
             row |= _audit(record, result.protocol) | _band(record, result.protocol)
     of_cell = (result.failed or result.note) if result else ""
