@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 from report_fixtures import METHODS, manifest, records, result
 
+from bench.audit.audit import all_checks
 from bench.spec import Record
 from reports import sections
+from reports.checks import CHECKS
 from reports.leaderboard import leaderboard, ranked_lines
 from reports.pairs import pairs
 from reports.rows import ATTACKS, COLUMNS, derived, rows
@@ -144,3 +146,7 @@ def board(asked):
     found = records(asked)
     lines = leaderboard(rows(asked, found), found, asked.main_eps)
     return lines, pairs(found, asked.main_eps, ranked_lines(lines))
+
+
+def test_every_check_of_the_audit_has_a_text_and_no_other():
+    assert set(CHECKS) == all_checks("multi_patch").keys()
