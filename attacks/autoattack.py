@@ -72,20 +72,20 @@ class Stage(BaseAttack):
     def perturb(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, generator: Generator
     ) -> Tensor:
-        """As for every attack. Out of memory: starts again at half the batch, with a warning, if it makes them all."""
+        """As for every attack. Raises RuntimeError where a batch does not fit into the memory: a smaller one is another
+        attack, whose draws are others, and no attack of one row alone."""
         if threat.eps == 0 or len(images) == 0:
             return images
         images, seed = images.detach().float(), generator.initial_seed() % 2**31
         batch = min(self.batch, len(images))
         with traceless(model, images.device), torch.no_grad():
-            while True:
-                try:
-                    return run(self, model, images, labels, threat.eps, seed, batch)
-                except torch.cuda.OutOfMemoryError:
-                    if batch == 1 or self.share is not ALL:
-                        raise
-                batch //= 2  # here, where the failed pass has let go of its tensors
-                log.warning("autoattack ran out of memory: %s again at batch %d, not %d", self.name, batch, self.batch)
+            try:
+                return run(self, model, images, labels, threat.eps, seed, batch)
+            except torch.cuda.OutOfMemoryError:
+                if self.share is not ALL:  # the other ranks cannot go on without this one
+                    raise
+        # outside of the handler, which keeps the tensors of the failed pass alive
+        raise RuntimeError(f"out of memory: {self.name} on {batch} images at once; is the device used by others?")
 
 
 def ensemble(classes: int) -> tuple[list[str], int]:

@@ -60,12 +60,15 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--attack-images", help="of a quick evaluation: pgd=100,curve=50,autoattack=32,autoattack.multi_patch=16"
         ),
+        click.option(
+            "--search", help="precision of the attacks' own passes, on a GPU: fp32 or tf32; float32 decides  [fp32]"
+        ),
         click.option("--eps", help="radii of evaluation: 4/255,8/255  [the dataset's]"),
         click.option("--protocols", help="linear, multi_patch, published_eval  [all three]"),
         click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),
         click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]"),
         click.option("--curve", help="accuracy over the training: off, clean or robust  [off at quick, else robust]"),
-        click.option("--encoder", help="resnet18, resnet8, torchvision:NAME or timm:NAME  [the dataset's]"),
+        click.option("--encoder", help="a name, a path to a .py file, torchvision:NAME or timm:NAME  [the dataset's]"),
         click.option("--suite", help="options from a file: a name of `bench list suites` or a .toml"),
         click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),
         click.option("--threads", type=int, help="CPU threads of each run  [1 on a CPU]"),
@@ -251,7 +254,7 @@ def verify(folder: Path, data_root: str | None, device: str) -> int:
 
 
 @cli.command("list")
-@click.argument("kind", metavar="methods|attacks|datasets|trackers|suites")
+@click.argument("kind", metavar="methods|attacks|encoders|datasets|trackers|suites")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def list_(kind: str, as_json: bool) -> int:
     """What there is, a line each: name, what it is, where it comes from."""

@@ -1,27 +1,19 @@
-"""What can be said of a name without torch: encoders, protocols, devices, and what a dataset is given beside its name.
+"""What can be said of a name without torch: protocols, devices, and what a dataset is given beside its name.
 
 These are the first steps of checks that are finished where the thing itself is loaded.
 """
 
 import re
-from importlib.util import find_spec
 
 from bench.spec import DataSpec, UsageError, unknown
 
-ENCODERS = ("resnet18", "resnet8")  # of this project: bench.encoders.networks builds them
 LIBRARIES = ("torchvision", "timm")  # of encoders, as timm:NAME
 PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
 
 
-def check_encoder_name(name: str) -> None:
-    """Raises UsageError for an encoder of ours that does not exist, an unknown library, and one that is missing."""
-    library, colon, _ = name.partition(":")
-    if not colon and name not in ENCODERS:
-        raise UsageError(unknown("encoder", name, [*ENCODERS, *(f"{each}:NAME" for each in LIBRARIES)]))
-    if colon and library not in LIBRARIES:
-        raise UsageError(unknown("library of encoders", library, LIBRARIES))
-    if library == "timm" and colon and find_spec("timm") is None:
-        raise UsageError(f"the encoder {name} needs timm: pip install 'robust-ssl-bench[timm]'")
+def of_library(name: str) -> bool:
+    """Whether an encoder is ``library:NAME``, and no file or name of the registry."""
+    return ":" in name and not name.endswith(".py")
 
 
 def check_protocols(names: tuple[str, ...]) -> None:

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from bench.spec import UsageError, unknown
 
-Kind = Literal["method", "attack", "dataset", "tracker"]
+Kind = Literal["method", "attack", "encoder", "dataset", "tracker"]
 TRAITS = ("all", "single", "pair", "multi", "patch", "crop", "none", "pgd", "free")  # of a method, for OVERRIDES
 CLOSE = {True: 0.92, False: 0.85}  # likeness of two names of which one is a slip of the other: of methods, of values
 
@@ -45,6 +45,10 @@ def parts(kind: Kind) -> list[tuple[str, list[Part]]]:
         from attacks.common.base import BaseAttack
 
         found = [Part("Attack", BaseAttack, ("perturb",), settings=True)]
+    elif kind == "encoder":
+        from bench.encoders.common.base import BaseEncoder
+
+        found = [Part("Encoder", BaseEncoder, ("forward",))]
     elif kind == "dataset":
         from bench.data.images import BaseDataset, EncodedDataset
 

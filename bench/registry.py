@@ -1,7 +1,7 @@
-"""Folders are registries: a file in methods/, attacks/, bench/datasets/ or bench/trackers/ is a plug-in.
+"""Folders are registries: a file in methods/, attacks/, bench/encoders/ and the like (PACKAGES) is a plug-in.
 
 Its name is its name. A path to a .py file counts too, and so does an entry point of the group ``bench.methods``
-(``bench.attacks``, ``bench.datasets``, ``bench.trackers``) when it is asked for by name. Listing reads docstrings only
+(``bench.attacks``, ``bench.encoders``, and so on) when it is asked for by name. Listing reads docstrings only
 and imports nothing.
 """
 
@@ -24,6 +24,7 @@ from bench.spec import NAME, UsageError, unknown
 PACKAGES: dict[Kind, str] = {
     "method": "methods",
     "attack": "attacks",
+    "encoder": "bench.encoders",
     "dataset": "bench.datasets",
     "tracker": "bench.trackers",
 }

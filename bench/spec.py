@@ -156,11 +156,13 @@ class RunSpec(Data):
     compiled: bool = False
     threads: int | None = None
     encoder: str | None = None  # None: the dataset's default
+    encoder_path: str | None = None  # a .py file of the user's own
     eval: EvalSpec = EvalSpec()
 
     @model_serializer(mode="wrap")
-    def _one_gpu_is_not_written(self, handler: Any) -> dict[str, Any]:  # so the hash of such a run stays what it was
-        return {key: value for key, value in handler(self).items() if (key, value) != ("gpus_per_run", 1)}
+    def _what_is_usual_is_not_written(self, handler: Any) -> dict[str, Any]:  # so the hash of a run stays what it was
+        usual = {"gpus_per_run": 1, "encoder_path": None}
+        return {key: value for key, value in handler(self).items() if key not in usual or value != usual[key]}
 
     @property
     def row(self) -> str:

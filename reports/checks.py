@@ -1,4 +1,4 @@
-"""What each check of the audit asks, in a name and a sentence: check -> (name, meaning). See bench/checks."""
+"""What each check of the audit asks, in a name and a sentence: check -> (name, meaning). See bench/audit/checks."""
 
 CHECKS = {
     "S1": ("Same attack", "Every method was attacked with the same settings, so its number is comparable."),
@@ -40,7 +40,6 @@ CHECKS = {
     "A12": ("Black box", "A random search without gradients (Square) finds no more than the attacks with them."),
     "A13": ("Random noise", "Plain random noise in the ball breaks no image that the attacks left standing."),
     "A14": ("Transfer", "Adversarial images made for other encoders break no image that the attacks left standing."),
-    "A15": ("Targeted", "Attacks towards a chosen class were part of the set, not only those away from the true one."),
     "A16": (
         "Overfitting to one step",
         "Accuracy under FGSM far above PGD tells of catastrophic overfitting in training.",

@@ -4,7 +4,7 @@ Judged from what the runs have stored each time a report is made, since every la
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.fairness import disturbed
@@ -13,32 +13,33 @@ from bench.spec import Record
 ENOUGH = 3  # runs of one machine that make a median
 
 
-def clock_probe(record: Record, records: Iterable[Record]) -> dict[str, Any]:
-    """The columns of results.csv about a run's clock probe; gaps where none was made.
+Hardware = tuple[Any, ...] | None
+
+
+def clock_probe(record: Record, medians: Mapping[Hardware, float]) -> dict[str, Any]:
+    """The columns of results.csv about a run's clock probe, held against the medians of all runs; gaps without one.
 
     ``calibration_ratio``: seconds per unit of the load after the training over those before; above 1 is slower.
     """
     if record.train is None or record.train.calibration is None:
         return {"disturbed": None, "calibration_ratio": None}
     before, after = record.train.calibration
-    median = machine_median(record, records)
+    median = medians.get(hardware(record))
     return {"disturbed": disturbed(record.train, median), "calibration_ratio": after / before}
 
 
-def machine_median(record: Record, records: Iterable[Record]) -> float | None:
-    """Median seconds per unit over the finished timed runs on the same hardware; None for fewer than three."""
-    alike = [
-        other.train.calibration
-        for other in records
-        if other.train is not None
-        and other.train.status == "finished"
-        and other.train.calibration is not None
-        and hardware(other) == hardware(record)
-    ]
-    return statistics.median(seconds for pair in alike for seconds in pair) if len(alike) >= ENOUGH else None
+def machine_medians(records: Iterable[Record]) -> dict[Hardware, float]:
+    """Median seconds per unit over the finished timed runs on each hardware; none of fewer than three runs."""
+    found: dict[Hardware, list[tuple[float, float]]] = {}
+    for record in records:
+        train = record.train
+        if train is not None and train.status == "finished" and train.calibration is not None:
+            found.setdefault(hardware(record), []).append(train.calibration)
+    enough = {machine: pairs for machine, pairs in found.items() if len(pairs) >= ENOUGH}
+    return {machine: statistics.median(s for pair in pairs for s in pair) for machine, pairs in enough.items()}
 
 
-def hardware(record: Record) -> tuple[Any, ...] | None:
+def hardware(record: Record) -> Hardware:
     """What decides how long a unit takes when nothing disturbs it: machine, threads, torch and precision."""
     machine = record.environment
     if machine is None:

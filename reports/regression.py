@@ -214,8 +214,11 @@ class Baseline(Reading):
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the file"
             raise UsageError(f"{file} is not a baseline: {place}: {first['msg']}") from None
-        if any(each.spec.method_path for each in baseline.fixed):
-            raise UsageError(f"{file} is refused: it names a method's file, which is code; stored weights need none")
+        if any(names_code(each.spec) for each in baseline.fixed):
+            raise UsageError(
+                f"{file} is refused: it names the file of a method or an encoder, which is code; stored weights need "
+                "none"
+            )
         lengths = {len(each.values) for each in baseline.series}
         if not any(each.metric in COUNTS and each.numbers for each in baseline.series):
             raise UsageError(f"nothing to compare with: the baseline {file} is empty")
@@ -237,6 +240,11 @@ class Baseline(Reading):
         }
         parts = [f' "{name}": [\n  {lines}\n ]' if lines else f' "{name}": []' for name, lines in lists.items()]
         return json.dumps(head, indent=1).removesuffix("\n}") + ",\n" + ",\n".join(parts) + "\n}\n"
+
+
+def names_code(spec: RunSpec) -> bool:
+    """Whether a run is made with a file of somebody's own, which is code."""
+    return bool(spec.method_path or spec.encoder_path) or (spec.encoder or "").endswith(".py")
 
 
 def default_baseline(suite: str) -> Path:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.spec import EvalResult, Manifest, Record, TrainResult
 from reports import codes
-from reports.disturbed import clock_probe
+from reports.disturbed import clock_probe, machine_medians
 from reports.stats import wilson
 
 COLUMNS = {
@@ -20,6 +20,7 @@ COLUMNS = {
     "adversary": "object",
     "supervised": "boolean",
     "dataset": "object",
+    "encoder": "object",  # a file of the user's own goes by its name
     "seed": "Int64",
     "protocol": "object",
     "attack": "object",
@@ -31,6 +32,7 @@ COLUMNS = {
     "lo": "float64",
     "hi": "float64",
     "curve": "boolean",
+    "flips": "Int64",  # of an attack searched in TF32: images broken in it alone, and attacked again in float32
     "failed": "boolean",  # the attack: the note says why there is no number
     "audit": "object",  # of the ranked number: on its row only
     "audit_level": "object",
@@ -68,6 +70,7 @@ COLUMNS = {
     "note": "object",
 }
 COSTS = (COLUMNS.keys() & TrainResult.model_fields.keys()) - {"status", "note", "code"}
+DERIVED = ("worst", "pgd_only")
 ATTACKS = ("none", "fgsm", "noise", "pgd", "autoattack", "worst", "pgd_only", "pgd_crop")  # the order of the rows
 
 
@@ -75,10 +78,12 @@ def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
     """All results of a run folder, in a fixed order; accuracies and eps are fractions, missing values are gaps."""
     methods = list(dict.fromkeys([run.row for run in manifest.runs] + [record.spec.row for record in records]))
     lines: list[dict[str, Any]] = []
+    medians = machine_medians(records)
     for record in sorted(records, key=lambda record: (methods.index(record.spec.row), record.spec.seed)):
         results = sorted([*record.results, *derived(record.results), *record.failed], key=place)
         cells = [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
-        lines += [cell | clock_probe(record, records) for cell in cells]
+        probe = clock_probe(record, medians)
+        lines += [cell | probe for cell in cells]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -125,6 +130,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         "adversary": record.adversary if record.environment else None,  # not known before a run begins
         "supervised": record.supervised,
         "dataset": (record.data or manifest.data).label,
+        "encoder": next((s.value for s in record.settings if s.name == "encoder"), spec.encoder),
         "seed": spec.seed,
         "budget": None if spec.foreign else str(spec.budget),
         "device": record.environment.device_name if record.environment else None,
@@ -144,6 +150,8 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         row |= {"correct": result.correct, "total": result.total, "lo": lo, "hi": hi}
         row |= {"accuracy": result.correct / result.total if result.total else None, "eval_seconds": result.seconds}
         row |= {"config_hash": result.config_hash or None}
+        if spec.eval.search != "fp32" and result.attack not in DERIVED:
+            row |= {"flips": result.flips}
         if result.attack == "worst" and math.isclose(result.eps, manifest.main_eps):
             row |= _audit(record, result.protocol) | _band(record, result.protocol)
     of_cell = (result.failed or result.note) if result else ""

@@ -33,7 +33,7 @@ def body(
             "text": "Accuracy in % over eps, one line per run and attack, also where it is not ranked; clean accuracy "
             "on the first line of a run. worst: per image the worst case of PGD and AutoAttack; (crop): the attack "
             "moves each crop. The interval is the 95 % one at the main eps, results.csv has that of every cell; where "
-            "the cells of a line differ in their number of images, n is the range.",
+            f"the cells of a line differ in their number of images, n is the range.{_searched(rows)}",
             "tables": _attacks(manifest, rows),
         },
         {
@@ -78,6 +78,16 @@ def _told(*sections: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------- results
+
+
+def _searched(rows: pd.DataFrame) -> str:
+    """A sentence about attacks that were not searched in float32; none where all were."""
+    if rows["flips"].isna().all():
+        return ""
+    return (
+        " The attacks were searched in TF32, and float32 decided: "
+        f"{int(rows['flips'].sum())} images were broken in TF32 alone, and attacked again in float32."
+    )
 
 
 def _variances(board: pd.DataFrame) -> list[dict[str, Any]]:

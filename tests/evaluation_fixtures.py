@@ -9,7 +9,7 @@ from torch import nn
 
 from bench import registry
 from bench.data.images import ImageSet
-from bench.encoders.networks import Encoder
+from bench.encoders.common.base import FeatureEncoder
 from bench.evaluation.evaluate import evaluate
 from bench.spec import EvalResult, EvalSpec, ProbeResult
 from bench.storage import store
@@ -31,7 +31,7 @@ def tiny_encoder(channels=3, width=24, seed=0):
         backbone = nn.Sequential(
             nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()
         )
-        return Encoder(backbone, 128, width).eval().requires_grad_(False)
+        return FeatureEncoder(backbone, 128, width).eval().requires_grad_(False)
 
 
 def random_images(count, classes=10, shape=(3, 16, 16), seed=0):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 from bench.runs.external import evaluate_foreign
 from bench.spec import EvalSpec, UsageError
 from bench.storage.store import load_records

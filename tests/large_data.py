@@ -113,7 +113,7 @@ def decode(root, count):
 def train(root, count):
     import torch
 
-    from bench.encoders.networks import build_encoder
+    from bench.encoders.common.build import build_encoder
     from bench.spec import Budget
     from bench.training.train import train
     from methods import simclr

@@ -23,7 +23,7 @@ from bench import registry
 from bench.commands.output import show, table
 from bench.data.images import ImageSet
 from bench.device import device as devices
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 from bench.options.options import load_suite
 from bench.random import Draws
 from bench.runs.plan import duration

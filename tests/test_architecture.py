@@ -76,7 +76,7 @@ FLOORS = """
     bench.random
     bench.identity
     bench.device reports
-    bench.data bench.encoders bench.tracking
+    bench.data bench.encoders.common bench.tracking
     methods.common
     bench.distributed
     bench.training
@@ -94,6 +94,7 @@ LEVEL = {package: level for level, line in enumerate(FLOORS.strip().splitlines()
 BASES = {  # of plug-ins: the package whose floors they stand on
     "methods": "methods.common",
     "attacks": "attacks.common",
+    "bench.encoders": "bench.encoders.common",
     "bench.datasets": "bench.data",
     "bench.trackers": "bench.tracking",
 }

@@ -16,7 +16,7 @@ from attacks.common.base import cross_entropy
 from bench import registry
 from bench.cli import cli, gather
 from bench.data.images import load_data
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 from bench.evaluation.external_model import call_factory, check_module, load_module
 from bench.options.options import Options
 from bench.options.resolve import resolve
@@ -36,12 +36,14 @@ QUESTIONS = (
     "add-a-method",
     "methods-in-depth",
     "add-an-attack",
+    "add-an-encoder",
     "add-a-dataset",
     "evaluate-your-encoder",
 )
 QUESTIONS += ("read-the-report", "clock", "audit", "statistics")
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CPU = torch.device("cpu")
+BUDGET = Budget.parse("1up")
 
 
 def blocks(page, *kinds):
@@ -181,6 +183,14 @@ def test_the_attack_stays_in_the_ball_and_climbs(plugin, digits):
     assert float(moved.max()) <= 1
     assert (cross_entropy(model(moved), labels) > cross_entropy(model(images), labels)).all()
     assert attack.describe(10)["steps"] == 10
+
+
+def test_the_encoder_is_one_and_its_passes_are_counted(plugin, digits):
+    encoder = build_encoder(plugin("add-an-encoder", "mine.py"), 1, 16)
+    config = replace(registry.load("method", "simclr").Config(), batch=8, feature_width=16)
+    result = train(registry.load("method", "simclr").Method(config).attach(encoder), digits.first(8), BUDGET, 0, CPU)
+    passes = result.forward_per_image, result.backward_input_per_image, result.backward_weight_per_image
+    assert passes == (2, 2, 2)
 
 
 def test_the_dataset_loads_and_a_method_takes_it(plugin):

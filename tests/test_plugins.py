@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 from attacks.common.base import BaseAttack
 from bench.data.images import BaseDataset, EncodedDataset
+from bench.encoders.common.base import BaseEncoder
 from bench.tracking.hooks import Hook
 from methods.common.base import BaseConfig, BaseMethod
 
@@ -25,6 +26,7 @@ class Method(BaseMethod):
 ONE = "    x: int = 1\n"
 CONFIG = "@dataclass(frozen=True)\nclass Config(BaseConfig):\n"
 ATTACK = "@dataclass(frozen=True)\nclass Attack(BaseAttack):\n    def perturb(self, *given): ...\n"
+ENCODER = "class Encoder(BaseEncoder):\n    def forward(self, images): ...\n"
 DATASET = "class Dataset(BaseDataset):\n    def load(self, root, split): ...\n"
 LOST = [
     ("method", CONFIG + "    lr = 0.001\n", r"Config\.lr is no setting, because it has no annotation; write lr: float"),
@@ -58,6 +60,10 @@ LOST = [
      "Attack sets found, which is no setting"),
     ("attack", "class Attack:\n    def perturb(self, *given): ...\n", "expected Attack to be a class of BaseAttack"),
     ("attack", "@dataclass(frozen=True)\nclass Attack(BaseAttack):\n    steps: int = 1\n", "to define perturb"),
+    ("encoder", "class Encoder:\n    width = 3\n", "to be a class of BaseEncoder .*, got one of object"),
+    ("encoder", "class Encoder(BaseEncoder):\n    width = 3\n", "expected Encoder to define forward, found no such"),
+    ("encoder", ENCODER + "    widths = 3\n", r"Encoder\.widths is read by nothing; did you mean width\?"),
+    ("encoder", ENCODER + "    foldable = 3\n", r"expected Encoder\.foldable as bool, got 3"),
     ("dataset", DATASET + "    main_esp = 0.1\n", r"Dataset\.main_esp is read by nothing; did you mean main_eps\?"),
     ("dataset", DATASET + "    eps = 0.1\n", r"expected Dataset\.eps as tuple\[float, \.\.\.\], got 0\.1"),
     ("dataset", DATASET + "    level = 'quik'\n", r"expected Dataset\.level as .*got 'quik'"),
@@ -76,6 +82,7 @@ KEPT = [
     ("method", "class Config(BaseConfig):\n    '''Nothing of its own.'''\n"),
     ("method", CONFIG + ONE + "Method.losses = Method.loss\nMethod.temperature = 0.1\n"),
     ("attack", ATTACK + "    space = 'crop'\n    steps: int = 3\n"),
+    ("encoder", ENCODER + "    width = 3\n    size = (4, 4)\n    foldable = True\n    own = 3\n"),
     ("dataset", DATASET + "    own = 3\n    eps = (0.1,)\n    OVERRIDES: ClassVar = {'multi pgd': {'views': 4}}\n"),
     ("tracker", "class Tracker(Hook):\n    def ended(self, run, record): ...\n"),
 ]  # fmt: skip

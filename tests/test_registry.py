@@ -10,7 +10,8 @@ import pytest
 from bench import registry
 from bench.spec import UsageError
 
-KINDS = {"method": ("Config", "Method"), "attack": ("Attack",), "dataset": ("Dataset",), "tracker": ("Tracker",)}
+KINDS = {"method": ("Config", "Method"), "attack": ("Attack",), "encoder": ("Encoder",), "dataset": ("Dataset",)}
+KINDS |= {"tracker": ("Tracker",)}
 EVERYTHING = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 METHODS = [
     "cf_amc_ssl",
@@ -66,9 +67,12 @@ class TestNames:
     def test_are_the_files_of_the_folder_sorted(self, kind):
         names = registry.names(kind)
         assert names == sorted(names)
-        assert len(set(names)) == len(names) >= 3
+        assert len(set(names)) == len(names) >= 2
         assert not any(name.startswith("_") or name == "common" for name in names)
         assert all((registry.folder(kind) / f"{name}.py").is_file() for name in names)
+
+    def test_of_encoders(self):
+        assert registry.names("encoder") == ["resnet18", "resnet8"]
 
     def test_a_new_file_is_found_and_a_private_one_is_not(self, tmp_path, monkeypatch):
         for name in ("zebra.py", "ape.py", "_hidden.py", "notes.txt"):

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from bench import registry
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 
 SMALL = {"batch": 6, "feature_width": 16, "hidden_width": 16, "embedding_width": 8, "eps": 0.1, "step": 0.032}
 

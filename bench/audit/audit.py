@@ -79,7 +79,7 @@ def not_run(audit: Audit) -> list[str]:
 
 def runs_of(folder: RunFolder) -> list[RunSpec]:
     """All runs of the folder that this one is in; none where it has no manifest."""
-    return load_manifest(folder.out).runs if (folder.out / MANIFEST).is_file() else []
+    return load_manifest(folder.out, links=False).runs if (folder.out / MANIFEST).is_file() else []
 
 
 def examine(subject: Subject, earlier: Audit, left: float, report: Report = lambda event: None) -> Audit:

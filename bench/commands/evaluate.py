@@ -59,7 +59,7 @@ def evaluate(source: str, out: Path | None, again: bool, **given: Any) -> int:
 def gather(source: str, out: Path | None, **given: Any) -> "Request":
     """The request, checked as far as that goes without loading the model. Raises UsageError."""
     from bench import registry
-    from bench.known import check_encoder_name
+    from bench.encoders.common.names import check_encoder_name
     from bench.options import door
     from bench.options.external_request import Request, check_input_range, check_source, parse_normalize
     from bench.options.options import options_of

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from bench.device import device as devices
+from bench.device import nvml
 from bench.random import stream
 from bench.spec import Budget, Precision, TrainResult
 
@@ -85,7 +86,7 @@ def read_machine(
     load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     load = Load(device, precision)
     unit = measure(load, seconds, stop=stop, now=now, synchronize=lambda: devices.synchronize(device))
-    processes, throttling = devices.other_processes(device), devices.throttling(device)  # while it is still warm
+    processes, throttling = nvml.other_processes(device), nvml.throttling(device)  # while it is still warm
     del load
     devices.release_memory(device)
     if unit is None:

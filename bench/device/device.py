@@ -1,8 +1,4 @@
-"""What the device does: the only file that names CUDA, memory formats, meters of memory, passes and FLOPs.
-
-Passes are counted, not estimated: a dispatch mode sees every convolution of one update, forward and backward
-(protocol: 1 F = one forward pass of one image; backward to the input and backward to the weights are 1 F each).
-"""
+"""What the device does: the only file that chooses CUDA, precision and memory formats. Its meters are in meters.py."""
 
 import contextlib
 import math
@@ -17,23 +13,17 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from bench.cores import cores
+from bench.device.meters import Energy as Energy
+from bench.device.meters import Meter as Meter
+from bench.device.meters import Phases as Phases
+from bench.device.meters import own_weights as own_weights
 from bench.known import check_device_name
 from bench.spec import Precision, UsageError
 
-aten = torch.ops.aten
 M = TypeVar("M", bound=nn.Module)
 IMAGES_SHARE = 0.25  # of a GPU's memory; larger sets are streamed to it
-THROTTLE = {  # bits of nvmlClocksThrottleReasons
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "power brake",
-}
 
 
 def resolve(name: str) -> torch.device:
@@ -181,47 +171,6 @@ class Pacer:
                 self._events.popleft().synchronize()
 
 
-class Phases:
-    """Seconds of each phase of an update, without waiting for the device: ``mark`` ends the phase that it names."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._seconds: dict[str, float] = {}
-        self._marks: deque[tuple[str | None, Any]] = deque()
-
-    def mark(self, phase: str | None) -> None:
-        """The named phase ends here, and the next begins; None: what came before belongs to none."""
-        if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append((phase, event))
-        else:
-            self._marks.append((phase, time.perf_counter()))
-        self._settle(waiting=False)
-
-    def add(self, phase: str, seconds: float) -> None:
-        """Seconds that something else has measured."""
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
-
-    def seconds(self) -> dict[str, float]:
-        """What has been spent in each phase so far; waits for the device."""
-        self._settle(waiting=True)
-        return dict(self._seconds)
-
-    def _settle(self, waiting: bool) -> None:
-        while len(self._marks) > 1:
-            (_, began), (phase, ended) = self._marks[0], self._marks[1]
-            if self._cuda:
-                if waiting:
-                    ended.synchronize()
-                elif not ended.query():
-                    return
-            took = began.elapsed_time(ended) / 1e3 if self._cuda else ended - began
-            if phase is not None:
-                self.add(phase, took)
-            self._marks.popleft()
-
-
 def generator_state(device: torch.device) -> Tensor | None:
     """State of the global generator of a GPU; None on a CPU."""
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -286,111 +235,3 @@ def matrix_peak(device: torch.device, precision: Precision) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
-
-
-class Energy:
-    """Joules that a GPU has taken since this was made; None where nothing measures it (a CPU, no NVML)."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._read = energy_counter(device)
-        self._start = self._read() if self._read else 0.0
-
-    def joules(self) -> float | None:
-        return self._read() - self._start if self._read else None
-
-
-def other_processes(device: torch.device) -> int | None:
-    """Processes beside this one that compute on the GPU; None where nothing tells.
-
-    This process is one of those listed, under a number that a container may not know; an empty list hides them all.
-    """
-    handle = nvml_handle(device)
-    if handle is None:
-        return None
-    try:
-        import pynvml
-
-        count = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    except Exception:
-        return None
-    return count - 1 if count else None
-
-
-def throttling(device: torch.device) -> list[str] | None:
-    """What holds the clocks of the GPU down, idling and chosen clocks aside; None where nothing tells."""
-    handle = nvml_handle(device)
-    if handle is None:
-        return None
-    try:
-        import pynvml
-
-        bits = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-    except Exception:
-        return None
-    return [name for bit, name in THROTTLE.items() if bits & bit]
-
-
-def nvml_handle(device: torch.device) -> Any:
-    """What NVML calls the device, found by UUID, as NVML has an order of its own; None without a GPU or NVML."""
-    if device.type != "cuda":
-        return None
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        uuid = str(torch.cuda.get_device_properties(device).uuid)
-        return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
-    except Exception:  # no library or no driver
-        return None
-
-
-def energy_counter(device: torch.device) -> Any:
-    """A function that reads the total of the device in joules, or None."""
-    handle = nvml_handle(device)
-    if handle is None:
-        return None
-    try:
-        import pynvml
-
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # a GPU that does not count: unknown, never 0
-        return None
-    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3
-
-
-class Meter(TorchDispatchMode):
-    """Counts the FLOPs of what runs inside, and the convolution work by kind.
-
-    The stem is left out of the work by kind: nothing needs its input's gradient in clean training, so with it the
-    passes would not be whole numbers. (torch's FlopCounterMode fails on autograd.grad to a leaf, pytorch #131753.)
-    """
-
-    def __init__(self, image_channels: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-        self.forward_work = self.input_work = self.weight_work = 0
-        self._image_channels = image_channels
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
-        if packet is aten.convolution and args[0].shape[1] != self._image_channels:
-            self.forward_work += conv_flop_count(args[0].shape, args[1].shape, out.shape)
-        if packet is aten.convolution_backward and args[1].shape[1] != self._image_channels:
-            gradient, images, weight, mask = args[0], args[1], args[2], args[10]
-            work = conv_flop_count(images.shape, weight.shape, gradient.shape)
-            self.input_work += work * mask[0]
-            self.weight_work += work * mask[1]
-        return out
-
-    def passes(self, encoder: nn.Module, image: Tensor) -> tuple[float, float, float]:
-        """Passes of one image through the encoder: (forward, backward to the input, backward to the weights)."""
-        mode = encoder.training
-        encoder.eval()
-        with torch.no_grad(), Meter(self._image_channels) as one:
-            encoder(image[None])
-        encoder.train(mode)
-        unit = max(one.forward_work, 1)
-        return self.forward_work / unit, self.input_work / unit, self.weight_work / unit

@@ -33,12 +33,12 @@ def run_task(
 
 def images_of(out: Path) -> DataInfo | None:
     """The images that the runs of a folder are asked for on; None where it has no manifest. Raises UsageError."""
-    return load_manifest(out).data if (out / MANIFEST).is_file() else None
+    return load_manifest(out, links=False).data if (out / MANIFEST).is_file() else None
 
 
 def codes_of(out: Path) -> dict[str, str]:
     """Row -> hash of the code that its runs are asked for with; none where it has no manifest. Raises UsageError."""
-    return load_manifest(out).code if (out / MANIFEST).is_file() else {}
+    return load_manifest(out, links=False).code if (out / MANIFEST).is_file() else {}
 
 
 class Engine(Protocol):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attacks.common.base import BaseAttack, config_hash, predicted
 from bench import registry
 from bench.data.images import ImageSet
-from bench.encoders.networks import fold_batch_norm
+from bench.encoders.common.folding import fold_batch_norm
 from bench.evaluation.cells import failed_result, plan_cells
 from bench.evaluation.search import Cell, Report, Search, Team, in_this_process, listening
 from bench.evaluation.traces import AttackError, Before, blame

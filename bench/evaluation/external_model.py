@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.images import ImageSet
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 from bench.evaluation.search import one_line
 from bench.options.external_request import Kind, check_source
 from bench.spec import (
@@ -229,7 +229,7 @@ def reload_module(run: RunFolder, channels: int) -> nn.Module:
     Raises UsageError where the weights do not fit, or the factory cannot be called from here.
     """
     given = run.spec.settings
-    architecture = run.spec.encoder
+    architecture = run.spec.encoder_path or run.spec.encoder
     source = given["source"] if architecture is None else str(run.path / WEIGHTS)
     try:
         return load_module(source, architecture, channels, tuple(given["normalize"]))

@@ -10,7 +10,7 @@ from bench.runs.progress import Display
 from bench.spec import RANKED, Record, UsageError
 from bench.storage.files import save_tensors, sha256, tensor_bytes
 from bench.storage.store import RunFolder, load_manifest, load_records, write_text
-from reports.regression import COUNTS, Baseline, Fixed, Reading, Series, Tolerances
+from reports.regression import COUNTS, Baseline, Fixed, Reading, Series, Tolerances, names_code
 
 SEEDS = 12  # the first three are those that a check trains again
 LARGEST_WEIGHTS = 2**20  # bytes; larger ones have no place in a repository, and their gate is G2 alone
@@ -60,7 +60,7 @@ def keep_weights(folder: Path, record: Record, file: Path) -> Fixed | None:
     protocol = next((name for name in spec.eval.protocols if name in RANKED), None)
     attacked = [r for r in record.results if (r.protocol, r.attack) == (protocol, "pgd") and r.total]
     probe = run.probe(protocol) if protocol else None
-    if protocol is None or probe is None or not attacked or spec.method_path or spec.foreign:
+    if protocol is None or probe is None or not attacked or names_code(spec) or spec.foreign:
         return None
     trained = run.trained()
     if trained is None:

@@ -48,9 +48,14 @@ class Outcome:
     notes: list[str]
 
 
+def use_portable_kernels() -> None:
+    """The processes that this one starts from here on, whatever is compared."""
+    os.environ.update(PORTABLE)
+
+
 def ask_suite(suite: str, seeds: str | None = None) -> Manifest:
     """What a suite asks for here; the processes that follow use portable kernels."""
-    os.environ.update(PORTABLE)
+    use_portable_kernels()
     options = options_of(load_suite(suite) | ({"seeds": seeds} if seeds else {}))
     specs, budget, total, data = resolve(options)
     return make_manifest(specs, budget, total, data, ["bench", "check", "--suite", suite])
@@ -70,6 +75,7 @@ def run_suite(manifest: Manifest, out: Path | None, stack: contextlib.ExitStack,
 
 def run_specs(folder: Path, manifest: Manifest, display: Display) -> None:
     """Every run of the manifest that has not ended; what other code made there is made again: this asks of the code."""
+    use_portable_kernels()
     with (
         opened(folder, manifest, again=True) as lock,
         contextlib.closing(LocalEngine(folder, SAVE_EVERY, lock)) as engine,
@@ -79,7 +85,7 @@ def run_specs(folder: Path, manifest: Manifest, display: Display) -> None:
 
 def score_weights(asked: Sequence[Fixed], weights: Path, folder: Path, display: Display) -> list[Fixed]:
     """The stored weights in the folder ``weights``, scored in a fresh process; kept in ``folder`` as fixed.json."""
-    os.environ.update(PORTABLE)
+    use_portable_kernels()
     messages: list[str] = []
     specs = {each.spec.row: each.spec for each in asked}
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from bench import registry
 from bench.identity.closure import PACKAGES, ROOT, SHOWN, Closure, Files
+from bench.identity.outline import outline
+from bench.known import of_library
 from bench.spec import RunSpec, UsageError
 
 TRAINING, MODEL, HEAD, AUDIT, CURVE = "training", "model", "head", "audit", "curve"  # and "attack pgd", ...
@@ -47,11 +49,13 @@ def parts(spec: RunSpec, closure: Closure) -> Sources:
         found = {
             MODEL: closure("bench.evaluation.external_model")
             | factory(str(spec.settings["source"]), spec.encoder, closure)
+            | encoder(spec, closure)
         }
     else:
         method = plugin("method", spec.method_path or spec.method, closure)
         dataset = plugin("dataset", spec.data.name, closure)  # its settings; the images are compared themselves
-        found = {TRAINING: closure("bench.training.train", "bench.training.build") | method | dataset}
+        training = closure("bench.training.train", "bench.training.build")
+        found = {TRAINING: training | method | encoder(spec, closure) | dataset}
     pgd = closure("bench.evaluation.evaluate", "attacks.pgd")  # which the probe band is measured with
     found[HEAD] = pgd
     for name in dict.fromkeys(("none", *spec.eval.attacks, "pgd")):
@@ -84,6 +88,27 @@ def plugin(kind: registry.Kind, name: str, closure: Closure) -> Files:
         version = {f"{point.dist.name} (package)": point.dist.version} if point.dist else {}
         return closure(module, within=module.partition(".")[0]) | version
     return {}
+
+
+def encoder(spec: RunSpec, closure: Closure) -> Files:
+    """The files of a run's encoder, from which all of it is made: the one asked for, or the dataset's.
+
+    All of ours where the source of the dataset does not say which; none where it brings its own (a factory).
+    """
+    name = spec.encoder_path or spec.encoder
+    if name is None and spec.foreign:
+        return {}
+    if name is None:
+        file = registry.source("dataset", spec.data.name)
+        found = outline(file, "Dataset") if file is not None else None
+        name = found.values.get("encoder") if found is not None else None
+    if isinstance(name, str):
+        return {} if of_library(name) else plugin("encoder", name, closure)
+    return {
+        label: content
+        for each in registry.names("encoder")
+        for label, content in plugin("encoder", each, closure).items()
+    }
 
 
 def factory(source: str, architecture: str | None, closure: Closure) -> Files:

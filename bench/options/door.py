@@ -7,9 +7,10 @@ are asked. What only a loaded plug-in, the images or the device can tell comes l
 from pathlib import Path
 
 from bench import registry
-from bench.known import check_data, check_device_name, check_encoder_name, check_protocols
+from bench.encoders.common.names import check_encoder_name
+from bench.identity.outline import outline
+from bench.known import check_data, check_device_name, check_protocols
 from bench.options.options import Options, Row, check_targets, chosen_rows, parse_names, parse_seeds, row_cells
-from bench.options.outline import outline
 from bench.options.scoring import asked_eps, asked_images, asked_protocols
 from bench.spec import Budget, DataSpec, UsageError, unknown
 

@@ -18,7 +18,7 @@ class Request(Data):
     """What ``bench evaluate`` asks of the process that does it."""
 
     source: str  # FILE.safetensors or package.module:factory
-    architecture: str | None = None  # of a file: a name in bench.encoders.networks
+    architecture: str | None = None  # of a file: a name in bench/encoders, library:NAME or a .py file
     kind: Kind = "encoder"
     normalize: tuple[float, ...] = ()  # mean and std, one of each or one for each channel: all means, then all stds
     name: str | None = None  # in every table; None: that of the file or the factory

@@ -56,6 +56,7 @@ class Options(Data):
     seeds: str = "1"
     attacks: str = "pgd,autoattack"
     attack_images: str | None = None  # pgd=100,curve=50,autoattack=32,autoattack.multi_patch=16: of a quick evaluation
+    search: Literal["fp32", "tf32"] = "fp32"  # precision of the attacks' own passes
     eps: str | None = None
     protocols: str = "linear,multi_patch,published_eval"
     eval: Level | None = None

@@ -6,7 +6,8 @@ from bench import registry
 from bench.cores import default_threads
 from bench.data.images import checked_info, load_data, remarks
 from bench.device import device as devices
-from bench.encoders.networks import check_encoder, check_images
+from bench.encoders.common.build import check_encoder, check_images
+from bench.encoders.common.names import encoder_fields
 from bench.options.options import Options, check_targets, chosen_rows, parse_seeds, row_cells
 from bench.options.scoring import evaluation
 from bench.spec import Budget, DataInfo, RunSpec
@@ -56,7 +57,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                 precision=options.precision or devices.default_precision(device),
                 compiled=options.compile,
                 threads=options.threads or default_threads(device.type),
-                encoder=options.encoder,
+                **encoder_fields(options.encoder),
                 eval=scoring,
             )
             specs.append(spec)

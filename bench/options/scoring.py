@@ -70,6 +70,8 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     main = [each for each in eps if abs(each - dataset.main_eps) < 1e-9]
     if options.attack_images and level != "quick":
         raise UsageError(f"expected --attack-images with --eval quick only, got --eval {level}, whose images are fixed")
+    if options.search == "tf32" and device.type != "cuda":
+        raise UsageError(f"expected --search tf32 on a GPU, whose convolutions alone have it, got {device.type}")
     levels: dict[Level, dict[str, Any]] = {
         "quick": {"restarts": 1} | QUICK_IMAGES | asked_images(options),
         "standard": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
@@ -88,6 +90,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         main_eps=main[0] if main else max(eps),
         protocols=protocols,
         crops=dataset.crops,
+        search=options.search,
         **levels[level],
     )
 

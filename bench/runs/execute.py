@@ -26,11 +26,12 @@ from bench.identity.again import check_run
 from bench.identity.signed import Signed
 from bench.identity.source import TRAINING, sources
 from bench.random import environment
+from bench.runs.heartbeat import Heartbeat, beat_seconds
 from bench.runs.same_inputs import check_copies
 from bench.spec import DataInfo, Record, RunSpec, Setting, TrainResult, UsageError
 from bench.storage.repair import repair
 from bench.storage.signals import Interrupted, StopFlag, Stuck
-from bench.storage.store import Beat, Snapshot
+from bench.storage.store import Snapshot
 from bench.training.build import build_method
 from bench.training.state import Training
 from bench.training.train import Keeper, train
@@ -75,7 +76,7 @@ def execute(
         adversary=method.adversary,
         supervised=method.supervised,
         data=data,
-        settings=settings,
+        settings=[*settings, encoder_setting(spec, dataset)],
         environment=environment(str(device), spec.precision, ranks.size),
         sources=now,
     )
@@ -87,6 +88,9 @@ def execute(
 
     try:
         trained = folder.trained()
+        if trained is not None and trained[0].status == "failed":  # not one update fitted: on an idle machine one may
+            folder.remove("train.json")
+            trained = None
         if trained is None:
             made_from = identity(settings, data, folder.codes[TRAINING])
             result = train_run(folder, method, train_set, device, made_from, report, flag, save_every, ranks)
@@ -155,18 +159,19 @@ def train_run(
                 f"the checkpoints of {spec.name} were made with other settings, images or code; "
                 f"remove {folder.path / 'checkpoints'} to train from the start"
             )
+    heartbeat = Heartbeat(folder, beat_seconds(spec.budget))
     with flag.in_training():
         gain = clock_probe.thread_gain(device, stop=flag)
         reading = reading or clock_probe.read_machine(spec.budget, device, spec.precision, stop=flag)
 
         def heard(event: dict[str, Any]) -> None:
-            folder.save_beat(Beat(seconds=event["seconds"], updates=event["updates"]))
+            heartbeat.heard(event)
             report(event)
 
         def save(state: dict[str, Any]) -> None:
             flag.settle()  # what is saved is between two updates, and may take longer than the update was given
             folder.save_checkpoint(state | {"reading": reading, "made_from": made_from})
-            folder.save_beat(Beat(seconds=state["seconds"], updates=state["updates"]))
+            heartbeat.save(state["seconds"], state["updates"])
 
         def snapshot(mark: int, training: Training) -> None:
             flag.settle()
@@ -188,19 +193,20 @@ def train_run(
         ranks.tell({"resume": state, "lost_seconds": lost, "every": save_every, "marks": marks})
         flag.limit(WARM_UP_SECONDS)  # until the state before the first update is saved
         try:
-            result = train(
-                method,
-                images,
-                spec.budget,
-                spec.seed,
-                device,
-                precision=spec.precision,
-                compiled=spec.compiled,
-                resume=state,
-                lost_seconds=lost,
-                keeper=keeper,
-                ranks=ranks,
-            )
+            with heartbeat:
+                result = train(
+                    method,
+                    images,
+                    spec.budget,
+                    spec.seed,
+                    device,
+                    precision=spec.precision,
+                    compiled=spec.compiled,
+                    resume=state,
+                    lost_seconds=lost,
+                    keeper=keeper,
+                    ranks=ranks,
+                )
         except Stuck:
             raise UsageError(
                 f"the warm-up, one update, took longer than {WARM_UP_SECONDS:g} s; does the loss of {spec.row} return?"
@@ -214,6 +220,13 @@ def train_run(
     if flag():
         raise Interrupted(flag.signum or signal.SIGTERM)
     return result
+
+
+def encoder_setting(spec: RunSpec, dataset: Any) -> Setting:
+    """Which encoder a run has, and who chose it."""
+    if spec.encoder is None:
+        return Setting(name="encoder", value=dataset.encoder, source=spec.data.name)
+    return Setting(name="encoder", value=spec.encoder, source="--encoder")
 
 
 def identity(settings: list[Setting], data: DataInfo, code: str) -> str:

@@ -12,6 +12,7 @@ from bench import registry
 from bench.audit.audit import audit
 from bench.data.images import ImageSet, checked_info, data_info, load_data, remarks
 from bench.device import device as devices
+from bench.encoders.common.names import encoder_fields
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.examples import examples
 from bench.evaluation.external_model import WEIGHTS, check_module, load_module, own_logits
@@ -143,7 +144,7 @@ def run_spec(request: Request, weights: str) -> RunSpec:
         budget=Budget(amount=1, unit="updates"),  # a run has one; no training is done here
         device=request.device,
         threads=request.threads,
-        encoder=request.architecture,
+        **encoder_fields(request.architecture),
         eval=request.eval,
     )
 

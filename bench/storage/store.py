@@ -15,7 +15,6 @@
 
 Every JSON file ends with its checksum, and every file of tensors has its hash in one. Of two files that belong
 together the one that names the other is written last. A damaged file is named, put aside, and made again.
-
 Reading needs no torch; the functions that handle tensors import it.
 """
 
@@ -59,8 +58,7 @@ class Audits(Data):
 
 
 class Example(Data):
-    """One test image, what an attack made of it, and the classes predicted before and after (-1: logits that are not
-    finite); pictures are PNG."""
+    """One test image, what an attack made of it, and the classes that were predicted (-1: logits are not finite)."""
 
     label: int
     before: int
@@ -120,10 +118,11 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Path, links: bool = True) -> Manifest:
     """What a run folder was asked for. Raises UsageError if the folder is none, Damaged if its manifest is."""
     check_folder(folder)
-    refuse_links(folder)
+    if links:  # looked for in the whole folder, once in a command: it takes longer with each of its runs
+        refuse_links(folder)
     return read(Manifest, folder / MANIFEST)
 
 
@@ -254,7 +253,7 @@ class RunFolder:
             return None
 
     def save_beat(self, beat: Beat) -> None:
-        """Not synced: it is written twice a second, and may be lost in a power cut. Raises DiskError."""
+        """Not synced: it is written often, and may be lost in a power cut. Raises DiskError."""
         write_bytes(self.place("beat.json"), sealed(beat.model_dump_json(indent=1)), synced=False)
 
     # ------------------------------------------------------------ snapshots

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from bench import registry
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 from bench.random import stream
 from bench.spec import RunSpec
 from methods.common.base import resolve
@@ -20,5 +20,5 @@ def build_method(spec: RunSpec, dataset: Any, channels: int, classes: int = 10) 
     config, settings = resolve(module.Config, spec.data.name, dataset.OVERRIDES, spec.settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(spec.seed, "init").initial_seed())
-        encoder = build_encoder(spec.encoder or dataset.encoder, channels, config.feature_width)
+        encoder = build_encoder(spec.encoder_path or spec.encoder or dataset.encoder, channels, config.feature_width)
         return module.Method(config).attach(encoder, classes), settings

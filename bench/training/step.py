@@ -55,7 +55,7 @@ def warm_up(training: Training, images: ImageSet, seed: int, metered: bool = Tru
     shape = (training.course.batch, *images.image_shape)
     noise = torch.randint(0, 256, shape, generator=stream(seed, "warm-up"), dtype=torch.uint8).to(training.device)
     ids = torch.arange(training.course.batch)
-    meter = devices.Meter(images.image_shape[0])
+    meter = devices.Meter(images.image_shape[0], devices.own_weights(method.encoder, method))
     draws = Draws(seed, -1, ranks.part(ids), method.config.views, training.device)
 
     def one_update() -> tuple[bool, bool]:

@@ -208,38 +208,21 @@ def test_a_warning_about_one_model_is_not_repeated_for_the_next(scene, monkeypat
     assert "dynamic" not in caplog.text
 
 
-def test_out_of_memory_starts_again_at_half_the_batch(scene, monkeypatch, caplog):
+def test_out_of_memory_ends_the_attack_and_does_not_make_another_of_it(scene, monkeypatch):
+    """Draws depend on the place in the batch, so at a smaller one it would be an attack that no other row has seen."""
     model, images, labels = scene
-    batches, run = [], autoattack.run
+    batches = []
 
-    def small(*arguments):
+    def full(*arguments):
         batches.append((arguments[0].name, arguments[-1]))
-        if arguments[-1] > 5:
-            raise torch.cuda.OutOfMemoryError("out of memory")
-        return run(*arguments)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(autoattack, "run", small)
-    threat = ThreatModel(eps=0.05)
-    adversarial = autoattack.Attack().perturb(model, images, labels, threat, generator(1))
-    assert batches == [("apgd-ce", 20), ("apgd-ce", 10), ("apgd-ce", 5), ("apgd-t", 1)]  # then all have fallen
-    assert "ran out of memory: apgd-ce again at batch 5, not 500" in caplog.text
-    assert torch.equal(adversarial, autoattack.Attack(batch=5).perturb(model, images, labels, threat, generator(1)))
-
-
-def test_the_last_batch_that_is_tried_is_one_image(scene, monkeypatch):
-    model, images, labels = scene
-    batches, run = [], autoattack.run
-
-    def one(*arguments):
-        batches.append(arguments[-1])
-        if arguments[-1] > 1:
-            raise torch.cuda.OutOfMemoryError("out of memory")
-        return run(*arguments)
-
-    monkeypatch.setattr(autoattack, "run", one)
-    stage = autoattack.Attack(batch=4).stages(10, 4)["apgd-ce"]
-    stage.perturb(model, images[:4], labels[:4], ThreatModel(eps=0.05), generator())
-    assert batches == [4, 2, 1]
+    monkeypatch.setattr(autoattack, "run", full)
+    for batch, at_once in ((500, 20), (1, 1)):
+        with pytest.raises(RuntimeError, match=f"^out of memory: apgd-ce on {at_once} images at once") as caught:
+            autoattack.Attack(batch=batch).perturb(model, images, labels, ThreatModel(eps=0.05), generator(1))
+        assert not isinstance(caught.value, torch.OutOfMemoryError)
+    assert batches == [("apgd-ce", 20), ("apgd-ce", 1)]
 
 
 def test_a_stage_returns_its_input_when_there_is_nothing_to_do(scene):
@@ -247,16 +230,6 @@ def test_a_stage_returns_its_input_when_there_is_nothing_to_do(scene):
     stage = autoattack.Attack().stages(10, 20)["apgd-ce"]
     assert stage.perturb(model, images, labels, ThreatModel(eps=0), generator()) is images
     assert len(stage.perturb(model, images[:0], labels[:0], ThreatModel(eps=0.05), generator())) == 0
-
-
-def test_out_of_memory_at_one_image_is_an_error(scene, monkeypatch):
-    def never(*arguments):
-        raise torch.cuda.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(autoattack, "run", never)
-    model, images, labels = scene
-    with pytest.raises(torch.cuda.OutOfMemoryError):
-        autoattack.Attack().perturb(model, images, labels, ThreatModel(eps=0.05), generator())
 
 
 def test_a_missing_package_says_what_to_install(scene, monkeypatch):

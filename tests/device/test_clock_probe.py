@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from bench.device import clock_probe as calibration
-from bench.device import device as devices
 from bench.device.clock_probe import Load, measure, probe_seconds, probed, read_machine, thread_gain
+from bench.device.nvml import other_processes, throttling
 from bench.fairness import complaint, disturbed, remarks, stalled, too_few
 from bench.runs.progress import Display
 from bench.spec import Budget, DataSpec, RunSpec, TrainResult
@@ -149,14 +149,14 @@ def nvml(monkeypatch):
         nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: answers["reasons"],
     )
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    monkeypatch.setattr(devices, "nvml_handle", lambda device: "handle")
+    monkeypatch.setattr("bench.device.nvml.nvml_handle", lambda device: "handle")
     return answers
 
 
 @pytest.mark.parametrize(("listed", "others"), [(["us"], 0), (["us", "them"], 1), ([], None)])
 def test_this_process_is_none_of_the_others_and_an_empty_list_tells_nothing(nvml, listed, others):
     nvml["processes"] = listed
-    assert devices.other_processes(CPU) == others
+    assert other_processes(CPU) == others
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_this_process_is_none_of_the_others_and_an_empty_list_tells_nothing(nvml
 )
 def test_idling_and_chosen_clocks_throttle_nothing(nvml, bits, names):
     nvml["reasons"] = bits
-    assert devices.throttling(CPU) == names
+    assert throttling(CPU) == names
 
 
 def test_a_driver_that_does_not_know_is_unknown_and_not_zero(nvml):
-    assert (devices.other_processes(CPU), devices.throttling(CPU)) == (None, None)
+    assert (other_processes(CPU), throttling(CPU)) == (None, None)
 
 
 # ---------------------------------------------------------------- the judgement

@@ -13,8 +13,9 @@ from training_fixtures import trained
 
 from bench import registry
 from bench.device import device as devices
-from bench.device.device import Meter, is_out_of_memory, resolve
-from bench.encoders.networks import build_encoder
+from bench.device.device import is_out_of_memory, resolve
+from bench.device.meters import Meter, Work
+from bench.encoders.common.build import build_encoder
 from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from bench.training.build import build_method
 from bench.training.state import begun
@@ -98,13 +99,6 @@ class TestPasses:
         result = train(method, digits.first(8), Budget.parse("1up"), 0, CPU)
         assert result.flops_per_image * 8 / 3 == pytest.approx(expected, rel=0.03)
 
-    def test_of_an_encoder_without_convolutions_are_none(self):
-        encoder = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-        with Meter(1) as meter:
-            encoder(torch.rand(3, 1, 2, 2)).sum().backward()
-        assert meter.passes(encoder, torch.rand(1, 2, 2)) == (0, 0, 0)
-        assert meter.flops > 0
-
     def test_counting_leaves_the_mode_as_it_was(self, tiny):
         encoder = tiny("simclr").encoder.train()
         Meter(1).passes(encoder, torch.rand(1, 16, 16))
@@ -133,11 +127,11 @@ class TestFlops:
         forward = 2 * (2 * 8 * 5 * 5) * (4 * 3 * 3)
         with Meter(1) as meter:
             layer(images).sum().backward()
-        assert (meter.forward_work, meter.input_work, meter.weight_work) == (forward,) * 3
+        assert meter.convolutions == Work(forward, forward, forward)
         assert meter.flops == 3 * forward
         with Meter(1) as meter:
             torch.autograd.grad(layer(images).sum(), images)
-        assert (meter.forward_work, meter.input_work, meter.weight_work) == (forward, forward, 0)
+        assert meter.convolutions == Work(forward, forward, 0)
 
 
 class TestWarmUp:

@@ -9,7 +9,9 @@ from torch import nn
 from training_fixtures import trained
 
 from bench.device import device as devices
-from bench.encoders.networks import Stem, build_encoder, fold_batch_norm
+from bench.encoders.common.base import Stem
+from bench.encoders.common.build import build_encoder
+from bench.encoders.common.folding import fold_batch_norm
 from bench.spec import Budget
 from bench.training.train import train
 

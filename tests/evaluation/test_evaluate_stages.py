@@ -187,6 +187,28 @@ def test_what_earlier_stages_said_and_left_is_kept_over_an_interruption(short, m
     assert result.seconds > bound.seconds
 
 
+def test_a_stage_that_runs_out_of_memory_leaves_no_number_and_the_same_call_goes_on(short, monkeypatch):
+    autoattack = importlib.import_module("attacks.autoattack")
+    whole, original = run(STAGED), autoattack.run
+
+    def full(stage, *given):
+        if stage.name == "fab-t":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(stage, *given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(autoattack, "run", full)
+        shelf = run(STAGED)
+    failed = shelf.results["linear", "autoattack", 0.04]
+    reason = "the attack autoattack under linear raised RuntimeError: out of memory: fab-t on 3 images at once"
+    assert failed.failed.startswith(reason)
+    assert (failed.complete, [name for name, _ in failed.stages]) == (False, ["apgd-ce"])
+    assert shelf.missing.startswith(f"without a number: linear autoattack 0.04 ({reason}")
+    assert shelf.results["linear", "pgd", 0.04].complete
+    assert run(STAGED, shelf).missing == ""
+    assert [key_of(shelf.results[key]) for key in whole.results] == [key_of(each) for each in whole.results.values()]
+
+
 def test_stages_of_an_attack_with_other_settings_are_not_taken_up(short):
     shelf = run(STAGED)
     key = "linear", "autoattack", 0.04

@@ -11,7 +11,7 @@ from evaluation_fixtures import CPU, generator, random_images
 from foreign_fixtures import importable, refused, saved, untrained
 from torch import nn
 
-from bench.encoders.networks import fold_batch_norm
+from bench.encoders.common.folding import fold_batch_norm
 from bench.evaluation.external_model import Foreign, call_factory, check_module, load_module, mean_and_std
 from bench.options.external_request import check_input_range, check_source, parse_normalize
 

@@ -109,6 +109,11 @@ class TestCheck:
         assert f"{len(lost)} losses in" in found.out
         assert "alarm, to be repeated: cf_amc_ssl" in found.err
 
+    def test_what_a_check_of_a_run_trains_again_uses_the_kernels_of_the_baseline(self, stored_run: Stored) -> None:
+        run, file = stored_run(broken, broken)
+        assert bench("check", run, "--baseline", file) == 4
+        assert {name: os.environ[name] for name in PORTABLE} == PORTABLE
+
     def test_what_is_found_is_announced_in_every_form(
         self, stored_run: Stored, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

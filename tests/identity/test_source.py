@@ -102,3 +102,36 @@ class TestParts:
         training = source.sources([spec])[spec.row]["training"]
         assert {"theirs/method.py", "theirs/loss.py"} < set(training)
         assert training["theirs (package)"] == "1.5"
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({}, {"bench/encoders/resnet8.py"}),  # that of the dataset
+            ({"encoder": "resnet18"}, {"bench/encoders/resnet18.py"}),
+            ({"encoder": "torchvision:resnet18"}, set()),
+            ({"encoder": "mine", "encoder_path": "mine.py"}, {"mine.py", "layers.py"}),
+        ],
+    )
+    def test_the_training_and_all_that_follows_belong_to_the_encoder(self, changes, expected, tmp_path, monkeypatch):
+        (tmp_path / "mine.py").write_text("import layers\n")
+        (tmp_path / "layers.py").write_text("")
+        monkeypatch.chdir(tmp_path)
+        spec = cells(1)[0].model_copy(update=changes)
+        theirs = {"settings": {"source": "weights.safetensors", "weights_sha256": ""}, "encoder": "x"}
+        foreign = spec.model_copy(update=theirs | changes)
+        for part, run in (("training", spec), ("model", foreign))[: 1 + bool(changes)]:
+            files = set(source.sources([run])[run.row][part])
+            ours = {name for name in files if name.startswith("bench/encoders/") and "/common/" not in name}
+            assert ours | {name for name in files if not source.own(name)} == expected
+            assert {"bench/encoders/common/base.py", "bench/encoders/common/libraries.py"} < files
+
+    def test_where_the_source_of_a_dataset_does_not_say_which_encoder_every_one_of_ours_counts(self, monkeypatch):
+        monkeypatch.setattr(source, "outline", lambda file, name: None)
+        (spec,) = cells(1)
+        files = source.sources([spec])[spec.row]["training"]
+        assert {"bench/encoders/resnet8.py", "bench/encoders/resnet18.py"} < set(files)
+
+    def test_an_encoder_that_is_not_there_is_named(self, tmp_path):
+        spec = cells(1)[0].model_copy(update={"encoder_path": str(tmp_path / "mine.py")})
+        with pytest.raises(source.Unfit, match=r"cannot read .*mine\.py: No such file or directory; copy it"):
+            source.sources([spec])

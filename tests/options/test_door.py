@@ -11,10 +11,9 @@ from instant import is_instant
 
 from bench import registry
 from bench.data.images import EncodedDataset
-from bench.encoders.networks import BACKBONES, LIBRARIES
-from bench.known import ENCODERS
+from bench.encoders.common.libraries import LIBRARIES
+from bench.identity.outline import outline
 from bench.known import LIBRARIES as NAMES_OF_LIBRARIES
-from bench.options.outline import outline
 
 ROOT = Path(__file__).parents[2]
 RUN = ["run", "--data", "digits", "--methods", "simclr", "--budget", "1up"]
@@ -137,5 +136,4 @@ def test_an_outline_follows_bases_as_far_as_it_can(text: str, fields: list[str] 
 
 
 def test_the_names_of_the_door_are_those_that_are_built() -> None:
-    assert list(BACKBONES) == list(ENCODERS)
     assert list(LIBRARIES) == list(NAMES_OF_LIBRARIES)

@@ -1,12 +1,14 @@
 """--attack-images: how many images each attack of a quick evaluation gets, and the suite of `make run` that uses it."""
 
 import pytest
+import torch
 
+from bench import registry
 from bench.evaluation.cells import plan_cells
 from bench.options.door import check
 from bench.options.options import Options, load_suite, options_of
 from bench.options.resolve import resolve
-from bench.options.scoring import QUICK_IMAGES, asked_images
+from bench.options.scoring import QUICK_IMAGES, asked_images, evaluation
 from bench.spec import EvalSpec, UsageError
 
 
@@ -52,3 +54,12 @@ def test_make_run_asks_all_methods_under_both_protocols_for_the_same_numbers_eve
         ("multi_patch", "autoattack", False): 4,
     }
     assert (cells["linear", "pgd", False], cells["multi_patch", "pgd", True], specs[0].eval.audit) == (100, 32, "core")
+
+
+def test_a_search_in_tf32_is_asked_for_by_an_option_on_a_gpu_only():
+    dataset = registry.load("dataset", "digits").Dataset()
+    asked = Options(search="tf32")
+    assert evaluation(asked, dataset, torch.device("cuda")).search == "tf32"
+    assert evaluation(Options(), dataset, torch.device("cuda")).search == "fp32"
+    with pytest.raises(UsageError, match=r"^expected --search tf32 on a GPU, .*, got cpu$"):
+        evaluation(asked, dataset, torch.device("cpu"))

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from report_fixtures import manifest, records
 
-from reports.disturbed import clock_probe, machine_median
+from reports import disturbed as module
+from reports.disturbed import clock_probe, hardware, machine_medians
 from reports.leaderboard import leaderboard
 from reports.rows import rows
 
@@ -24,7 +25,11 @@ def probed(*pairs, **environment):
 
 
 def verdicts(found):
-    return [clock_probe(record, found)["disturbed"] for record in found]
+    return [clock_probe(record, machine_medians(found))["disturbed"] for record in found]
+
+
+def machine_median(record, found):
+    return machine_medians(found).get(hardware(record))
 
 
 def test_two_runs_make_no_median_and_three_do():
@@ -39,7 +44,7 @@ def test_two_runs_make_no_median_and_three_do():
 def test_a_run_without_a_probe_counts_for_no_median():
     _, found = probed((1.0, 1.0), (1.2, 1.2), None)
     assert machine_median(found[0], found) is None
-    assert clock_probe(found[2], found) == {"disturbed": None, "calibration_ratio": None}
+    assert clock_probe(found[2], machine_medians(found)) == {"disturbed": None, "calibration_ratio": None}
 
 
 @pytest.mark.parametrize("change", [{"threads": 1}, {"device_name": "another"}, {"precision": "bf16"}, {"cores": 64}])
@@ -86,3 +91,11 @@ def test_a_foreign_model_has_no_budget():
     theirs = found[0].model_copy(update={"spec": spec})
     assert rows(asked, found)["budget"].unique().tolist() == ["1m"]
     assert rows(asked, [theirs])["budget"].isna().all()
+
+
+def test_the_median_of_a_machine_is_found_once_however_many_runs_there_are(monkeypatch):
+    looked = []
+    monkeypatch.setattr(module, "hardware", lambda record: looked.append(record))
+    asked, found = probed(*[(1.0, 1.0)] * 20)
+    rows(asked, found)
+    assert len(looked) == 2 * len(found)

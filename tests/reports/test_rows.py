@@ -4,7 +4,12 @@ import pandas as pd
 import pytest
 from report_fixtures import METHODS, manifest, records, result
 
+from bench.audit.audit import all_checks
 from bench.spec import Record
+from reports import sections
+from reports.checks import CHECKS
+from reports.leaderboard import leaderboard, ranked_lines
+from reports.pairs import pairs
 from reports.rows import ATTACKS, COLUMNS, derived, rows
 
 
@@ -115,3 +120,33 @@ def test_no_images_is_no_accuracy(asked):
     row = rows(asked, [found]).iloc[0]
     assert (row["correct"], row["total"], row["lo"], row["hi"]) == (0, 0, 0.0, 1.0)
     assert pd.isna(row["accuracy"])
+
+
+def test_flips_are_told_of_attacks_that_were_searched_in_tf32_only(asked, table):
+    """Not of the derived ones, whose images have been counted with the attacks that they are made of."""
+    assert table["flips"].isna().all()
+    assert all("TF32" not in section["text"] for section in sections.body(asked, records(asked), table, *board(asked)))
+    runs = [spec.model_copy(update={"eval": spec.eval.model_copy(update={"search": "tf32"})}) for spec in asked.runs]
+    coarse = asked.model_copy(update={"runs": runs})
+    found = [
+        record.model_copy(update={"results": [each.model_copy(update={"flips": 2}) for each in record.results]})
+        for record in records(coarse)
+    ]
+    searched = rows(coarse, found)
+    derived_rows = searched["attack"].isin(("worst", "pgd_only"))
+    assert searched[derived_rows]["flips"].isna().all()
+    assert set(searched[~derived_rows]["flips"].dropna()) == {2}
+    count = 2 * sum(len(record.results) for record in found)
+    texts = [section["text"] for section in sections.body(coarse, found, searched, *board(coarse))]
+    assert any(f"{count} images were broken in TF32 alone, and attacked again in float32" in text for text in texts)
+
+
+def board(asked):
+    """(leaderboard, pairs) of the records."""
+    found = records(asked)
+    lines = leaderboard(rows(asked, found), found, asked.main_eps)
+    return lines, pairs(found, asked.main_eps, ranked_lines(lines))
+
+
+def test_every_check_of_the_audit_has_a_text_and_no_other():
+    assert set(CHECKS) == all_checks("multi_patch").keys()

@@ -18,7 +18,7 @@ from bench.cli import main
 from bench.data.images import load_data
 from bench.datasets.digits import Dataset as Digits
 from bench.datasets.folder import Dataset as Folder
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.external_model import call_factory
 from bench.options.external_request import Request

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation_fixtures import tiny_encoder
-from store_fixtures import RECORD, SPEC, TRAINED, files, manifest, one_line, probe, result, spoil
+from store_fixtures import DATA, RECORD, SPEC, TRAINED, files, manifest, one_line, probe, result, spoil
 
+from bench.audit.audit import runs_of
+from bench.engines import codes_of, images_of
 from bench.spec import Audit, Check, Record, UsageError
 from bench.storage import disk, store
 from bench.storage.disk import Disk, DiskError
@@ -105,6 +107,18 @@ def test_load_records_follows_the_manifest(tmp_path):
     RunFolder(tmp_path, SPEC).save_record(RECORD)
     assert load_manifest(tmp_path) == manifest(other, SPEC)
     assert load_records(tmp_path) == [Record(spec=other), RECORD]
+
+
+def test_what_is_asked_for_each_run_does_not_walk_the_folder_of_all(tmp_path, monkeypatch):
+    """The command looks for links once; the processes of its runs ask for the manifest only."""
+    save(tmp_path / store.MANIFEST, manifest(SPEC))
+    walked = []
+    monkeypatch.setattr(store, "refuse_links", walked.append)
+    assert (images_of(tmp_path), codes_of(tmp_path)) == (DATA, {})
+    assert runs_of(RunFolder(tmp_path, SPEC)) == [SPEC]
+    assert walked == []
+    load_manifest(tmp_path)
+    assert walked == [tmp_path]
 
 
 PARTS = {

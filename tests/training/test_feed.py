@@ -11,7 +11,7 @@ from training_fixtures import equal, flat, told, trained, without_time
 
 from bench.data.images import ImageSet, all_equal, checked_info, data_info, duplicates, permutation
 from bench.data.pixels import Pixels
-from bench.encoders.networks import build_encoder
+from bench.encoders.common.build import build_encoder
 from bench.evaluation.evaluate import evaluate
 from bench.protocols.classifier import build_classifier, extract
 from bench.spec import EvalSpec, UsageError

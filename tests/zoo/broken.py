@@ -13,7 +13,7 @@ from zoo import healthy, overfitted
 
 from attacks import pgd
 from bench.audit.checks.subject import Counted, Subject
-from bench.encoders.networks import fold_batch_norm
+from bench.encoders.common.folding import fold_batch_norm
 from bench.protocols.classifier import MultiPatch, build_classifier, fixed_boxes
 from bench.random import stream
 from bench.spec import ThreatModel

@@ -19,7 +19,9 @@ from attacks.common.base import config_hash, maximize
 from bench import registry
 from bench.audit.checks.subject import Counted, Subject
 from bench.data.images import ImageSet, load_data
-from bench.encoders.networks import Encoder, build_encoder, fold_batch_norm
+from bench.encoders.common.base import FeatureEncoder
+from bench.encoders.common.build import build_encoder
+from bench.encoders.common.folding import fold_batch_norm
 from bench.evaluation.evaluate import fitted_classifier
 from bench.evaluation.traces import Before
 from bench.protocols.classifier import Classifier, build_classifier, linear
@@ -43,14 +45,14 @@ def digits() -> tuple[ImageSet, ImageSet]:
     return load_data(registry.load("dataset", "digits").Dataset(), DataSpec(name="digits"))
 
 
-def new_encoder(seed: int = 0) -> Encoder:
+def new_encoder(seed: int = 0) -> FeatureEncoder:
     """An untrained encoder of digits; weights are a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_encoder("resnet8", 1, 256).eval().requires_grad_(False)
 
 
-def encoder(name: str) -> Encoder:
+def encoder(name: str) -> FeatureEncoder:
     """The trained encoder, frozen, in float32."""
     tensors = load_file(FOLDER / f"{name}.safetensors")
     state = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}

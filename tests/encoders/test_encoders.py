@@ -7,7 +7,9 @@ import torch
 import torchvision
 
 from bench import registry
-from bench.encoders.networks import BACKBONES, Encoder, build_encoder, check_images, fold_batch_norm
+from bench.encoders.common.base import BaseEncoder, FeatureEncoder
+from bench.encoders.common.build import build_encoder, check_images
+from bench.encoders.common.folding import fold_batch_norm
 from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from bench.training.build import build_method
 
@@ -44,7 +46,7 @@ class TestShapes:
         assert features.min() == 0  # after the ReLU
         assert 0 < features.max() < torch.inf
 
-    @pytest.mark.parametrize("name", BACKBONES)
+    @pytest.mark.parametrize("name", registry.names("encoder"))
     @pytest.mark.parametrize("size", [16, 32])
     def test_any_image_size(self, name, size):
         with torch.no_grad():
@@ -211,7 +213,7 @@ class TestSize:
 
 
 class TestInitialization:
-    @pytest.mark.parametrize("name", BACKBONES)
+    @pytest.mark.parametrize("name", registry.names("encoder"))
     def test_is_he_fan_out_but_for_the_stem(self, name):
         """The stem keeps PyTorch's default, uniform within 1 / sqrt(fan in); standard deviations within 15 %."""
         with torch.random.fork_rng(devices=[]):
@@ -252,13 +254,24 @@ class TestSeed:
         assert torch.equal(torch.get_rng_state(), before)
         assert torch.equal(self.weights(first), self.weights(second))
 
+    def test_resnet18_is_drawn_as_torchvisions_and_its_stem_after_it(self):
+        """So its weights are a function of the seed that no change of this project moves."""
+        torch.manual_seed(3)
+        expected = torchvision.models.resnet18().state_dict()
+        stem = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        expected["conv1.weight"] = stem.weight.detach()
+        torch.manual_seed(3)
+        found = registry.load("encoder", "resnet18").Encoder(3).state_dict()
+        assert expected.keys() - found.keys() == {"fc.weight", "fc.bias"}
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
 
 class TestBuildMethod:
     def test_takes_the_settings_of_the_dataset_and_then_the_users(self):
         method = built("emp_ssl", batch="20", feature_width=24)
         assert (method.config.views, method.config.batch, method.config.hidden_width) == (4, 20, 256)
         assert method.encoder.width == method.encoder(torch.rand(2, 1, 16, 16)).shape[1] == 24
-        assert isinstance(method.encoder, Encoder)
+        assert isinstance(method.encoder, FeatureEncoder)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -285,7 +298,29 @@ class TestBuildMethod:
 
 
 class TestFold:
-    @pytest.mark.parametrize("name", BACKBONES)
+    def test_an_encoder_of_a_users_own_is_folded_where_it_says_that_it_can_be(self):
+        class Own(BaseEncoder):
+            width = 8
+
+            def __init__(self):
+                super().__init__()
+                self.layers = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8))
+
+            def forward(self, images):
+                return self.layers(images + torch.rand(1)).mean(dim=(2, 3))  # a traced copy would freeze what is drawn
+
+        class Plain(Own):
+            foldable = True
+
+            def forward(self, images):
+                return self.layers(images).mean(dim=(2, 3))
+
+        for kind, count in ((Own, 1), (Plain, 0)):
+            folded = fold_batch_norm(FeatureEncoder(kind(), 8, 4))
+            assert len([m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]) == count
+            assert not any(m.training for m in folded.modules())
+
+    @pytest.mark.parametrize("name", registry.names("encoder"))
     def test_the_same_function_without_batch_norm_in_the_convolutions(self, name):
         """With running statistics that are not those of a new network: to 1e-5 of the largest feature."""
         torch.manual_seed(0)
