@@ -128,7 +128,6 @@ def run(
     """Train, evaluate and report every method under the same budget; the same command goes on where it stopped."""
     from bench.options import door
     from bench.options.options import parse_seconds
-    from bench.options.resolve import resolve
 
     if bare := consent.offered(given, yes):
         given["budget"] = (consent.MAIN_BUDGET,)
@@ -144,6 +143,7 @@ def run(
 
     # what is slow to import comes after what can be refused
     from bench.engines.local import local_jobs
+    from bench.options.resolve import resolve
     from bench.runs import torchrun
     from bench.runs.conduct import default_out, make_manifest, opened, run_all
     from bench.runs.measuring import measure_plan
@@ -219,11 +219,13 @@ def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
     from bench.engines.cluster import load_cluster
     from bench.engines.local import local_jobs
     from bench.options import door
-    from bench.options.resolve import resolve
 
     nodes = load_cluster(cluster) if cluster else None
     options = gather(given)
     door.check(options)
+
+    from bench.options.resolve import resolve  # slow to import
+
     specs, _, total, data = resolve(options)
     return show_plan(specs, local_jobs(specs, options.device, None)[0], total, data.label, as_json, nodes)
 
