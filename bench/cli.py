@@ -56,21 +56,21 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--train-images", type=int, help="the first N of a fixed balanced shuffle"),
         click.option("--test-images", type=int, help="the first N of a fixed balanced shuffle"),
         click.option("--seeds", help="how many, from 0; or a list with a comma: 0,7  [1]"),
-        click.option("--attacks", help="names with commas  [pgd,autoattack]"),
+        click.option("--attacks", help="names, or paths to attack files, with commas  [pgd,autoattack]"),
         click.option(
             "--attack-images", help="of a quick evaluation: pgd=100,curve=50,autoattack=32,autoattack.multi_patch=16"
         ),
         click.option(
             "--search", help="precision of the attacks' own passes, on a GPU: fp32 or tf32; float32 decides  [fp32]"
         ),
-        click.option("--eps", help="radii of evaluation: 4/255,8/255  [the dataset's]"),
+        click.option("--eps", help="radii of evaluation: 4/255,8/255; l2:0.5 of attacks in l2  [the dataset's]"),
         click.option("--protocols", help="linear, multi_patch, published_eval  [all three]"),
         click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),
         click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]"),
         click.option("--curve", help="accuracy over the training: off, clean or robust  [off at quick, else robust]"),
         click.option("--encoder", help="a name, a path to a .py file, torchvision:NAME or timm:NAME  [the dataset's]"),
         click.option("--suite", help="options from a file: a name of `bench list suites` or a .toml"),
-        click.option("--set", "settings", multiple=True, help="method.key=value or all.key=value"),
+        click.option("--set", "settings", multiple=True, help="method.key=value, attack.key=value or all.key=value"),
         click.option("--threads", type=int, help="CPU threads of each run  [1 on a CPU]"),
         click.option("--device", help="auto, cpu or cuda:0  [auto]"),
         click.option("--gpus-per-run", type=int, help="GPUs that share each batch of a run (on a CPU: processes)  [1]"),

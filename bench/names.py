@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.spec import NAME, UsageError
+from bench.spec import NAME, Norm, UsageError
 
 INSIDE = 300  # bytes of the longest path inside the folder of a run: runs/<name>/adversarial/<cell>-<hash>.safetensors
 
@@ -33,13 +33,13 @@ def check_labels(rows: Iterable[tuple[str, str]], suite: bool) -> None:
         first[label] = method
 
 
-def eps_name(eps: float) -> str:
+def eps_name(eps: float, norm: Norm = "linf") -> str:
     """eps in the name of a file, to six digits; radii that are equal in them are refused at the door.
 
-    >>> eps_name(8 / 255)
-    '0.031373'
+    >>> eps_name(8 / 255), eps_name(0.5, "l2")
+    ('0.031373', 'l2_0.500000')
     """
-    return f"{eps:.6f}"
+    return f"{eps:.6f}" if norm == "linf" else f"{norm}_{eps:.6f}"
 
 
 def check_apart(radii: Iterable[float]) -> None:

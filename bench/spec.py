@@ -3,13 +3,17 @@
 Accuracies and eps are fractions in [0, 1]; times are seconds; a count is two integers, correct and total.
 """
 
-import difflib
 import re
-from collections.abc import Iterable
-from fractions import Fraction
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+from bench.radius import Norm as Norm
+from bench.radius import format_eps as format_eps
+from bench.radius import format_radius as format_radius
+from bench.radius import parse_eps as parse_eps
+from bench.usage import UsageError as UsageError
+from bench.usage import unknown as unknown
 
 Status = Literal["finished", "diverged", "oom", "preempted", "failed"]
 Level = Literal["quick", "standard", "full"]
@@ -22,21 +26,16 @@ Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
 RANKED = ("linear", "multi_patch")  # the protocols whose numbers are ranked, and therefore audited
 
 
-class UsageError(ValueError):
-    """A mistake of the user's: one clear line, exit code 2, nothing overwritten."""
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """``unknown method 'simclrr'; did you mean 'simclr'? known: ...``"""
-    known = list(known)
-    hint = "".join(f"did you mean {close!r}? " for close in difflib.get_close_matches(name, known, n=1))
-    return f"unknown {kind} {name!r}; {hint}known: {', '.join(known)}"
-
-
 class Data(BaseModel):
     """Base of all records: immutable, unknown keys refused, no NaN or infinity in JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+    unwritten: ClassVar[tuple[str, ...]] = ()  # left out where they are the default: a hash stays what it was
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: Any) -> dict[str, Any]:
+        usual = {name for name in self.unwritten if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in usual}
 
 
 class Budget(Data):
@@ -73,35 +72,26 @@ class Budget(Data):
         return f"{self.amount / size:.12g}{letter}"
 
 
-def parse_eps(text: str) -> float:
-    """eps as a fraction of the pixel range from ``8/255`` or ``0.1``. Raises UsageError outside [0, 1]."""
-    try:
-        eps = float(Fraction(text.strip())) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError):
-        raise UsageError(f"expected eps such as 8/255 or 0.1, got {text!r}") from None
-    if not 0 <= eps <= 1:
-        hint = f"; did you mean {text.strip()}/255?" if 1 < eps <= 255 and "/" not in text else ""
-        raise UsageError(f"expected eps in [0, 1], got {text}{hint}")
-    return eps
-
-
-def format_eps(eps: float) -> str:
-    """The shortest decimal where it is exact, else ``8/255`` where eps is a whole number of 255ths.
-
-    >>> format_eps(8 / 255), format_eps(0.1), format_eps(0.0)
-    ('8/255', '0.1', '0')
-    """
-    short = f"{eps:g}"
-    whole = float(short) != eps and abs(eps * 255 - round(eps * 255)) < 1e-9
-    return f"{round(eps * 255)}/255" if whole else short
-
-
 class ThreatModel(Data):
-    """What the adversary may do: an l-inf ball of radius eps around the picture (``image``) or each crop (``crop``)."""
+    """What the adversary may do: a ball of radius eps around the picture (``image``) or around each crop (``crop``).
 
-    eps: float = Field(ge=0, le=1)
-    norm: Literal["linf"] = "linf"
+    eps is a fraction of the pixel range: in l-inf of every pixel, in l2 of the length of the whole perturbation.
+    """
+
+    eps: float = Field(ge=0)
+    norm: Norm = "linf"
     space: Literal["image", "crop"] = "image"
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"expected eps of l-inf in [0, 1], got {self.eps}")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The radius for people: ``8/255``, or ``l2 0.5``."""
+        return format_radius(self.norm, self.eps)
 
 
 class DataSpec(Data):
@@ -119,9 +109,14 @@ class DataSpec(Data):
 class EvalSpec(Data):
     """How an encoder is scored (protocol of the project, sections 1.1 to 1.6)."""
 
+    unwritten = ("attack_paths", "attack_norms", "attack_settings", "eps_l2")
     level: Level = "quick"
     attacks: tuple[Name, ...] = ("pgd", "autoattack")
-    eps: tuple[float, ...] = (0.05, 0.1)
+    attack_paths: dict[Name, str] = {}  # of .py files of the user's own
+    attack_norms: dict[Name, Norm] = {}  # of those that are not l-inf
+    attack_settings: dict[Name, dict[str, Any]] = {}  # --set
+    eps: tuple[float, ...] = (0.05, 0.1)  # of attacks in l-inf
+    eps_l2: tuple[float, ...] = ()  # of attacks in l2
     main_eps: float = 0.1
     protocols: tuple[Name, ...] = ("linear", "multi_patch")
     crops: int = Field(default=16, gt=0)  # n of multi_patch
@@ -139,10 +134,15 @@ class EvalSpec(Data):
     audit: AuditLevel = "core"
     budget_seconds: float | None = Field(default=None, gt=0)  # for the evaluation of one run; None: no limit
 
+    def radii(self, norm: Norm) -> tuple[float, ...]:
+        """The radii that were asked for in a norm."""
+        return self.eps if norm == "linf" else self.eps_l2
+
 
 class RunSpec(Data):
     """One run: a method trained with one seed under one budget, then evaluated."""
 
+    unwritten = ("gpus_per_run", "encoder_path")
     method: Name
     method_path: str | None = None  # a .py file of the user's own
     label: Name | None = None  # the name of a row of a suite; None: the method's
@@ -158,11 +158,6 @@ class RunSpec(Data):
     encoder: str | None = None  # None: the dataset's default
     encoder_path: str | None = None  # a .py file of the user's own
     eval: EvalSpec = EvalSpec()
-
-    @model_serializer(mode="wrap")
-    def _what_is_usual_is_not_written(self, handler: Any) -> dict[str, Any]:  # so the hash of a run stays what it was
-        usual = {"gpus_per_run": 1, "encoder_path": None}
-        return {key: value for key, value in handler(self).items() if key not in usual or value != usual[key]}
 
     @property
     def row(self) -> str:
@@ -224,6 +219,7 @@ class DataInfo(Data):
 class TrainResult(Data):
     """What training gave and what it cost. ``..._per_image``: per image of the training set and epoch."""
 
+    unwritten = ("stages",)
     status: Status
     updates: int
     epochs: float
@@ -283,9 +279,11 @@ class ProbeResult(Data):
 class EvalResult(Data):
     """One attack at one eps under one protocol. ``outcomes``: '1' where the image stands, in the fixed test order."""
 
+    unwritten = ("norm",)
     protocol: Name
     attack: Name
     threat_space: Literal["image", "crop"]
+    norm: Norm = "linf"
     eps: float
     outcomes: str = Field(pattern="^[01]*$")
     curve: bool = False  # drawn for the curve over eps, not asked for with --eps
@@ -295,13 +293,16 @@ class EvalResult(Data):
     complete: bool = True  # False: stages are missing, and the accuracy is an upper bound
     stages: list[tuple[str, int]] = []  # of an attack that has several: (name, images standing after it)
     flips: int = 0  # images broken in the search's precision but not in float32, and attacked again in float32
-    traces: list[
-        str
-    ] = []  # what the model itself does not leave as it was while it is attacked (see bench.evaluation.traces)
+    traces: list[str] = []  # what the model changes in itself while it is attacked (bench.evaluation.traces)
     images_sha256: Sha256 = ""  # of the first images that it returned, where they are kept
     failed: str = ""  # why there is no number: what the attack did; outcomes are then those of the stages before it
     note: str = ""
     code: str = ""
+
+    @property
+    def threat(self) -> ThreatModel:
+        """What the attack was allowed to do."""
+        return ThreatModel(eps=self.eps, norm=self.norm, space=self.threat_space)
 
     @property
     def correct(self) -> int:
@@ -363,9 +364,7 @@ class Record(Data):
     data: DataInfo | None = None
     settings: list[Setting] = []
     environment: Environment | None = None
-    sources: dict[
-        str, dict[str, str]
-    ] = {}  # part of the run -> file -> hash, of the code that makes it (bench.identity.source)
+    sources: dict[str, dict[str, str]] = {}  # part -> file -> hash of the code (bench.identity.source)
     train: TrainResult | None = None
     probes: list[ProbeResult] = []
     results: list[EvalResult] = []
@@ -376,7 +375,7 @@ class Record(Data):
 
     @model_validator(mode="after")
     def _one_result_per_cell(self) -> Self:
-        cells = [(r.protocol, r.attack, r.eps) for r in [*self.results, *self.failed]]
+        cells = [(r.protocol, r.attack, r.norm, r.eps) for r in [*self.results, *self.failed]]
         if len(set(cells)) != len(cells):
             raise ValueError(f"expected one result per cell, got {sorted(cells)}")
         return self

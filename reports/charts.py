@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.spec import RANKED, Manifest, Record, format_eps
+from bench.spec import RANKED, Manifest, Record, format_eps, format_radius
 from reports import curves
 from reports.captions import CAPTIONS
 from reports.cells import PROTOCOLS
@@ -93,8 +93,8 @@ def scatter(
             for (attack, eps, curve), cells in scored.groupby(["attack", "eps", "curve"]):
                 if attack in ("none", "worst", "pgd_only") or curve:
                     continue
-                name = f"{attack}:{format_eps(eps)}"
-                label = f"{ATTACKS.get(attack, attack)} at eps {format_eps(eps)}"
+                radius = format_radius(cells["norm"].iloc[0], eps)
+                name, label = f"{attack}:{radius}", f"{ATTACKS.get(attack, attack)} at eps {radius}"
                 axes.setdefault(name, {"label": label, "unit": "%", "best": 1})
                 mean, total = float(cells["accuracy"].mean()), int(cells["total"].min())
                 values[name] = _accuracy(mean, *wilson(mean * total, total))

@@ -1,6 +1,6 @@
 """Two run folders side by side: B against A in each cell that both have, with tests and effect sizes.
 
-A cell is a method, seed, protocol, attack and eps. Differences are B minus A and ratios B over A; accuracies are
+A cell is a method, seed, protocol, attack, norm and eps. Differences are B minus A and ratios B over A; accuracies are
 fractions. Two cells of one seed are two checkpoints (protocol 5.2); only the seeds together speak of the training.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.spec import EvalResult, Record, UsageError
+from bench.spec import EvalResult, Norm, Record, UsageError
 from reports.claims import ALPHA, hardware_class
 from reports.codes import apart
 from reports.differences import Difference, Folder, differences
@@ -35,7 +35,7 @@ COSTS = {  # name -> (unit, what one unit is, whether it depends on the machine)
     "peak memory": ("GB", 1e9, True),
     "energy": ("kJ", 1e3, True),
 }
-Key = tuple[str, str, str, float]  # method, protocol, attack, eps
+Key = tuple[str, str, str, Norm, float]  # method, protocol, attack, norm, eps
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Cell:
     method: str
     protocol: str
     attack: str
+    norm: Norm
     eps: float
     seed: int
     a: Share
@@ -83,6 +84,7 @@ class Seeds:
     method: str
     protocol: str
     attack: str
+    norm: Norm
     eps: float
     seeds: tuple[int, int]  # how many in A, in B
     a: float  # mean over seeds
@@ -151,11 +153,11 @@ def compare(a: Folder, b: Folder) -> Comparison:
 # ---------------------------------------------------------------- checkpoints
 
 
-def _results(record: Record) -> dict[tuple[str, str, float], EvalResult]:
+def _results(record: Record) -> dict[tuple[str, str, Norm, float], EvalResult]:
     """What was asked for and the ranked number, in the order of the tables; not what is drawn for a curve alone."""
     ranked = [result for result in derived(record.results) if result.attack == "worst"]
     found = [result for result in [*record.results, *ranked] if not result.curve and result.total]
-    return {(r.protocol, r.attack, r.eps): r for r in sorted(found, key=place)}
+    return {(r.protocol, r.attack, r.norm, r.eps): r for r in sorted(found, key=place)}
 
 
 def _cells(before: Record, after: Record) -> Iterable[Cell]:
@@ -170,7 +172,7 @@ def _images(record: Record) -> str | None:
     return record.data.test_sha256 if record.data else None
 
 
-def _cell(record: Record, key: tuple[str, str, float], a: EvalResult, b: EvalResult, one_order: bool) -> Cell:
+def _cell(record: Record, key: tuple[str, str, Norm, float], a: EvalResult, b: EvalResult, one_order: bool) -> Cell:
     notes = ["the attack has other settings"] * (a.config_hash != b.config_hash)
     notes += ["the attack is of other code"] * (a.code != b.code)
     first, second = a.outcomes, b.outcomes
@@ -193,7 +195,8 @@ def _cell(record: Record, key: tuple[str, str, float], a: EvalResult, b: EvalRes
         method=record.spec.row,
         protocol=key[0],
         attack=key[1],
-        eps=key[2],
+        norm=key[2],
+        eps=key[3],
         seed=record.spec.seed,
         a=before,
         b=after,

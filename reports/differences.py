@@ -58,9 +58,11 @@ def facts(folder: Folder) -> dict[str, str]:
         spec.eval.model_dump(mode="json") | {"eps": [format_eps(eps) for eps in spec.eval.eps]}
         for spec in manifest.runs
     ]
-    fields = dict.fromkeys(name for each in evaluations for name in each if name != "main_eps")
+    fields = dict.fromkeys(name for each in evaluations for name in each if name not in ("main_eps", "attack_paths"))
     told |= versions(folder)
-    return told | {f"evaluation: {name}": _joined(_shown(each[name]) for each in evaluations) for name in fields}
+    return told | {
+        f"evaluation: {name}": _joined(_shown(each.get(name, "")) for each in evaluations) for name in fields
+    }
 
 
 def versions(folder: Folder) -> dict[str, str]:

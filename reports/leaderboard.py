@@ -4,9 +4,10 @@ A rank is a range, ``rank_lo`` to ``rank_hi``: what the claims allow to say (see
 whether they rank methods or encoders. What moves the number stands apart: ``seed_sd`` over seeds, ``probe_lo`` to
 ``probe_hi`` over the probe band, ``attack_spread`` over attack seeds (check A6), each a mean over seeds but the first.
 
-Only attacks on the image count. A line is ranked where every seed finished, was attacked by PGD and AutoAttack, and has
-an audit of PASS or FLAG; the others are listed below without a rank, and so are the supervised ceilings. Where one seed
-was attacked with different settings in different rows, no line of that protocol is ranked (check S1).
+Only attacks on the image count, and only those in l-inf. A line is ranked where every seed finished, was attacked by
+PGD and AutoAttack, and has an audit of PASS or FLAG; the others are listed below without a rank, and so are the
+supervised ceilings. Where one seed was attacked with different settings in different rows, no line of that protocol is
+ranked (check S1).
 """
 
 from collections.abc import Sequence
@@ -127,7 +128,8 @@ def _line(
     runs = of_method.drop_duplicates("seed")
     scored = of_method[of_method["protocol"] == protocol]
     clean = scored[scored["attack"] == "none"]
-    attacked = scored[np.isclose(scored["eps"], main_eps) & (scored["threat_space"] == "image")]
+    ranked = (scored["threat_space"] == "image") & (scored["norm"] == "linf")
+    attacked = scored[np.isclose(scored["eps"], main_eps) & ranked]
     worst = attacked[attacked["attack"] == "worst"]
     finished = runs[runs["status"] == "finished"]
     audit = _audit(worst) if one_attack or worst.empty else "FAIL"

@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 import typst
 
-from bench.spec import Manifest, Record, format_eps
+from bench.radius import NORMS
+from bench.spec import Manifest, Record, format_radius
 from reports.abstract import abstract
 from reports.budgets import base, budget_of
 from reports.captions import CAPTIONS
@@ -85,7 +86,11 @@ def content(
 def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) -> list[list[str]]:
     data, machine = manifest.data, manifest.environment
     shape = " x ".join(str(size) for size in data.image_shape)
-    eps = sorted({eps for spec in manifest.runs for eps in spec.eval.eps})
+    eps = [
+        format_radius(norm, each)
+        for norm in NORMS
+        for each in sorted({each for spec in manifest.runs for each in spec.eval.radii(norm)})
+    ]
     named = budget_of(records)
     budget = " or ".join(dict.fromkeys(named.values())) or manifest.budget or "each row its own"
     nodes = {record.environment.node for record in records if record.environment} - {""}
@@ -98,7 +103,15 @@ def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) ->
         "Date": manifest.created,
         "Budget": f"{budget} of training per run" + f", {manifest.total_budget} in all" * bool(manifest.total_budget),
         "Runs": f"{len(methods)} method{'s' * (len(methods) != 1)}, seeds {', '.join(map(str, manifest.seeds))}",
-        "Evaluation": f"{', '.join(sorted(set(rows['eval'])))}; eps {', '.join(map(format_eps, eps))}",
+        "Evaluation": f"{', '.join(sorted(set(rows['eval'])))}; eps {', '.join(eps)}",
+        "Settings of attacks": ", ".join(
+            dict.fromkeys(
+                f"{attack}.{name}={value}"
+                for spec in manifest.runs
+                for attack, chosen in spec.eval.attack_settings.items()
+                for name, value in chosen.items()
+            )
+        ),
         "Hardware": f"{machine.device_name} ({machine.device}, {machine.precision})",
         "Nodes": f"{len(nodes)}; results.csv has that of each run" if len(nodes) > 1 else "",
         "Processor": f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads used",

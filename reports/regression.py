@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from bench.spec import Data, EvalResult, Manifest, Record, RunSpec, Sha256, UsageError, format_eps
+from bench.spec import Data, EvalResult, Manifest, Record, RunSpec, Sha256, UsageError, format_radius
 from bench.storage.files import LARGEST_JSON
 from bench.text import read_text
 
@@ -148,7 +148,7 @@ def metric_of(result: EvalResult) -> Metric:
 
 def where(result: EvalResult) -> str:
     """Protocol, attack and eps in words."""
-    attack = "clean" if result.attack == "none" else f"{result.attack} at eps {format_eps(result.eps)}"
+    attack = "clean" if result.attack == "none" else f"{result.attack} at eps {format_radius(result.norm, result.eps)}"
     return f"{result.protocol}, {attack}"
 
 

@@ -1,7 +1,8 @@
-"""The rows of results.csv: one per method, seed, protocol, attack and eps; a run without results is one row with gaps.
+"""The rows of results.csv: one per method, seed, protocol, attack, norm and eps; a run without results has one of gaps.
 
 Two attacks are derived here from the stored outcomes of single images. ``worst``: the image stands under PGD and under
-AutoAttack, over the images that both attacked. ``pgd_only``: PGD where AutoAttack did not run, an upper bound.
+AutoAttack, over the images that both attacked. ``pgd_only``: PGD where AutoAttack did not run, an upper bound. Both
+are of l-inf.
 """
 
 import math
@@ -25,6 +26,7 @@ COLUMNS = {
     "protocol": "object",
     "attack": "object",
     "threat_space": "object",
+    "norm": "object",  # that eps is measured in
     "eps": "float64",
     "correct": "Int64",
     "total": "Int64",
@@ -89,7 +91,8 @@ def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
 
 def derived(results: Iterable[EvalResult]) -> list[EvalResult]:
     """``worst`` or ``pgd_only`` for every PGD result that was asked for: not the curve, not the paper's protocol."""
-    cells = {(r.protocol, r.attack, r.eps): r for r in results if not r.curve and r.protocol != "published_eval"}
+    asked = (r for r in results if not r.curve and r.protocol != "published_eval" and r.norm == "linf")
+    cells = {(r.protocol, r.attack, r.eps): r for r in asked}
     return [
         _worst(pgd, cells.get((protocol, "autoattack", eps)))
         for (protocol, attack, eps), pgd in cells.items()
@@ -144,7 +147,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         row |= record.train.model_dump(include=COSTS)
     if result is not None:
         row |= result.model_dump(include={"protocol", "attack", "threat_space", "eps", "curve"})
-        row |= {"failed": bool(result.failed)}
+        row |= {"failed": bool(result.failed), "norm": result.norm}
     if result is not None and not result.failed:
         lo, hi = wilson(result.correct, result.total)
         row |= {"correct": result.correct, "total": result.total, "lo": lo, "hi": hi}

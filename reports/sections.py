@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.spec import Manifest, Record, format_eps
+from bench.spec import Manifest, Norm, Record, format_eps, format_radius
 from reports import codes
 from reports.cells import PROTOCOLS, interval, percent, table
 from reports.claims import hardware_class
@@ -111,27 +111,32 @@ def _variances(board: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _attacks(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table for each protocol; one of many eps is split. ``pgd_only`` repeats numbers of PGD and is left out."""
+    """A table for each protocol and norm; one of many eps is split. ``pgd_only``, which repeats PGD, is left out."""
     scored = rows[rows["protocol"].notna() & (rows["attack"] != "pgd_only")]
-    protocols: dict[str, list[dict[Any, Any]]] = {}
+    tables: dict[tuple[str, Norm], list[dict[Any, Any]]] = {}
     for cell in scored.to_dict("records"):
-        protocols.setdefault(cell["protocol"], []).append(cell)
+        tables.setdefault((cell["protocol"], cell["norm"]), []).append(cell)
     found = []
-    for protocol, cells in protocols.items():
+    for (protocol, norm), cells in tables.items():
+        if norm != "linf":
+            cells = [cell for cell in tables.get((protocol, "linf"), ()) if cell["attack"] == "none"] + cells
         tried = sorted({cell["eps"] for cell in cells if cell["attack"] != "none"})
-        shown = list(dict.fromkeys(map(format_eps, tried)))  # equal but for rounding: one column
+        shown = list(dict.fromkeys(format_radius(norm, eps) for eps in tried))  # equal but for rounding: one column
+        main = format_eps(manifest.main_eps) if norm == "linf" else shown[-1]
         for start in range(0, max(len(shown), 1), EPS_COLUMNS):
-            found.append(_over_eps(manifest, protocol, shown[start : start + EPS_COLUMNS], cells))
+            found.append(_over_eps(main, protocol, norm, shown[start : start + EPS_COLUMNS], cells))
     return found
 
 
-def _over_eps(manifest: Manifest, protocol: str, tried: list[str], cells: list[dict[Any, Any]]) -> dict[str, Any]:
-    """``cells``: those of one protocol; ``tried``: the eps that are columns, as printed."""
-    main, clean = format_eps(manifest.main_eps), [cell for cell in cells if cell["attack"] == "none"]
+def _over_eps(main: str, protocol: str, norm: Norm, tried: list[str], cells: list[dict[Any, Any]]) -> dict[str, Any]:
+    """``cells``: those of one protocol and norm; ``tried``: the eps that are columns, as printed; ``main``: that with
+    an interval."""
+    clean = [cell for cell in cells if cell["attack"] == "none"]
     runs: dict[tuple[Any, Any], dict[str, dict[str, Any]]] = {}  # (method, seed) -> attack -> eps -> cell
     for cell in cells:
         attack = "" if cell["attack"] == "none" else cell["attack"] + " (crop)" * (cell["threat_space"] == "crop")
-        runs.setdefault((cell["method"], cell["seed"]), {}).setdefault(attack, {})[format_eps(cell["eps"])] = cell
+        at = runs.setdefault((cell["method"], cell["seed"]), {}).setdefault(attack, {})
+        at[format_radius(cell["norm"], cell["eps"])] = cell
     lines = []
     for (method, seed), attacks in runs.items():
         status = next(iter(next(iter(attacks.values())).values()))["status"]
@@ -146,6 +151,7 @@ def _over_eps(manifest: Manifest, protocol: str, tried: list[str], cells: list[d
                 accuracy = ""  # once for each run
     titles = ["Method", "Seed", f"Clean (n = {_range(clean)})" if clean else "Clean", "Attack", *tried]
     caption = f"{PROTOCOLS.get(protocol, protocol)}: accuracy in % of every run under every attack, over eps."
+    caption += "" if norm == "linf" else f" In {norm}: never ranked, and in no worst case."
     last = f"95 % at {main}"
     return table(caption, " | ".join([*titles, last, "n"]), lines, "Method | Attack", "Method", last, size=7.5)
 

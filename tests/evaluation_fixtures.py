@@ -71,8 +71,8 @@ class Shelf:
     def save_probe(self, probe, tensors):
         self.probes[probe.protocol] = probe, tensors
 
-    def result(self, protocol, attack, eps):
-        return self.results.get((protocol, attack, eps))
+    def result(self, protocol, attack, eps, norm="linf"):
+        return self.results.get((protocol, attack, eps if norm == "linf" else (norm, eps)))
 
     def adversarial(self, protocol, attack):
         found = self.images.get((protocol, attack))
@@ -83,7 +83,7 @@ class Shelf:
         return store.sha256({"images": images})
 
     def save_result(self, result):
-        key = result.protocol, result.attack, result.eps
+        key = result.protocol, result.attack, result.eps if result.norm == "linf" else (result.norm, result.eps)
         assert key not in self.results or not self.results[key].complete
         self.results[key] = result
 

@@ -69,8 +69,10 @@ def loads(target):
 # ---------------------------------------------------------------- imports run one way
 
 FLOORS = """
+    bench.usage
+    bench.radius
     bench.spec bench.cores
-    bench.names bench.text bench.known bench.fairness bench.plugins
+    bench.names bench.text bench.values bench.known bench.fairness bench.plugins
     bench.registry
     bench.storage attacks.common
     bench.random

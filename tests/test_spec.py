@@ -187,10 +187,11 @@ class TestRecords:
     def test_limits_hold(self):
         with pytest.raises(ValidationError, match="greater than 0"):
             Budget(amount=0, unit="updates")
-        with pytest.raises(ValidationError, match="less than or equal to 1"):
+        with pytest.raises(ValidationError, match=r"expected eps of l-inf in \[0, 1\], got 8"):
             ThreatModel(eps=8)
-        with pytest.raises(ValidationError, match="'linf'"):
-            ThreatModel(eps=0.1, norm="l2")
+        assert ThreatModel(eps=8, norm="l2").label == "l2 8"
+        with pytest.raises(ValidationError, match="'linf' or 'l2'"):
+            ThreatModel(eps=0.1, norm="l1")
         with pytest.raises(ValidationError, match="greater than or equal to 0"):
             SPEC.model_validate(SPEC.model_dump() | {"seed": -1})
         with pytest.raises(ValidationError, match="should match pattern"):

@@ -1,15 +1,16 @@
-"""What every attack shares: its form, the geometry of the l-inf ball, and the one loop that climbs a loss.
+"""What every attack shares: its form, and the one loop that climbs a loss, in the geometry of the threat.
 
-Images are (B, C, H, W) in [0, 1]; in crop space (B, n, C, H, W), and nothing here looks at the trailing shape.
+Images are (B, C, H, W) in [0, 1]; in crop space (B, n, C, H, W).
 An attack pass over a frozen encoder costs 2 F (forward and gradient of the images), never 3 F.
 """
 
 import hashlib
 import json
 import math
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,7 +18,12 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from attacks.common.passes import Passes
-from bench.spec import ThreatModel
+from attacks.common.threat import geometry
+from attacks.common.threat import project as project
+from attacks.common.threat import random_start as random_start
+from attacks.common.threat import steepest as steepest
+from bench.spec import Norm, ThreatModel, UsageError, unknown
+from bench.values import parse_setting
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> (B,), to be maximized
 Draw = Callable[[Tensor, float, Generator], Tensor]  # clean, eps, generator -> a start in the ball
@@ -25,8 +31,13 @@ Draw = Callable[[Tensor, float, Generator], Tensor]  # clean, eps, generator -> 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseAttack(ABC):
-    """Settings of an attack; ``Attack()`` works. ``space`` says what moves: the picture, or each crop on its own."""
+    """Settings of an attack; ``Attack()`` works.
 
+    ``norm`` says in which ball it stays, and so with which radii it runs. ``space`` says what moves: the picture, or
+    each crop on its own.
+    """
+
+    norm: ClassVar[Norm] = "linf"
     space: ClassVar[Literal["image", "crop"]] = "image"
     chunk: int | None = 250  # images per call, a setting because draws depend on it; None: the attack batches by itself
 
@@ -49,7 +60,23 @@ class BaseAttack(ABC):
 
     def describe(self, classes: int) -> dict[str, Any]:
         """All that decides the outcome on so many classes, JSON-able; goes into the config hash."""
-        return {"attack": type(self).__module__.rpartition(".")[2], "space": self.space} | asdict(self)
+        norm = {} if self.norm == "linf" else {"norm": self.norm}  # the hash of l-inf is as it was before there was l2
+        return {"attack": type(self).__module__.rpartition(".")[2], "space": self.space} | norm | asdict(self)
+
+
+def configured(attack: BaseAttack, chosen: dict[str, Any]) -> BaseAttack:
+    """The attack with the settings that were chosen, as values or as text; ``chunk`` is the evaluation's to set.
+
+    Raises UsageError for a setting that it does not have, and for a value of another type.
+    """
+    if not chosen:
+        return attack
+    known = [field.name for field in fields(attack) if field.name != "chunk"]
+    for name in chosen:
+        if name not in known:
+            raise UsageError(unknown("setting", name, known))
+    types = typing.get_type_hints(type(attack))
+    return replace(attack, **{name: parse_setting(name, value, types[name]) for name, value in chosen.items()})
 
 
 class Share:
@@ -75,25 +102,6 @@ def config_hash(config: dict[str, Any]) -> str:
     """
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def project(images: Tensor, clean: Tensor, eps: float) -> Tensor:
-    """Nearest point in the l-inf ball of radius eps around ``clean``, and then in [0, 1].
-
-    Bounds, not a clamped difference: the distance exceeds eps by at most one rounding (below 1e-7).
-    """
-    return images.clamp(clean - eps, clean + eps).clamp(0, 1)
-
-
-def random_start(clean: Tensor, eps: float, generator: Generator) -> Tensor:
-    """Uniform in the ball, then in [0, 1]. Drawn on the CPU, so that the draw is the same for every device."""
-    noise = torch.rand(clean.shape, generator=generator).to(clean)
-    return project(clean + eps * (2 * noise - 1), clean, eps)
-
-
-def steepest(gradient: Tensor) -> Tensor:
-    """Direction of steepest ascent under the l-inf norm; 0 where the gradient is 0."""
-    return gradient.sign()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -123,14 +131,15 @@ def maximize(
     restarts: int = 1,
     random_start: bool = True,
     loss: Loss = cross_entropy,
-    draw: Draw = random_start,
+    draw: Draw | None = None,
     attacked: Tensor | None = None,
 ) -> Tensor:
     """Best iterate in the ball around ``clean``: a misclassified one if any was seen, else that of the highest loss.
 
     ``steps`` ascents of length ``step`` (in [0, 1] pixel units) from each start: ``steps`` passes of 2 F and one of
     F for the last iterate. A random start adds F once, because only what is correctly classified is attacked; from
-    zero the first pass sees the clean image itself, and a second restart would repeat the first.
+    zero the first pass sees the clean image itself, and a second restart would repeat the first. ``draw`` gives the
+    starts; None: those of the threat's geometry.
     Images leave the work as soon as they are misclassified, those that were so from the start as they came.
     ``attacked`` (B,): the others cost nothing and come back as they are; draws are made as if they were attacked too.
     Returns a new tensor.
@@ -143,14 +152,16 @@ def maximize(
     if threat.eps == 0 or len(standing) == 0:
         return best
     best_loss = torch.full((len(clean),), -math.inf, device=clean.device)
-    passes = Passes(model, loss)
+    passes, ball = Passes(model, loss), geometry(threat)
     if random_start:
         logits, _, _ = passes(clean[standing], labels[standing], gradients=False)
         standing = standing[predicted(logits) == labels[standing]]
 
     for _ in range(restarts if random_start else 1):
         # for the whole chunk, whoever still stands: the fate of one image never changes the draw of another
-        start = draw(clean, threat.eps, generator) if random_start else clean
+        start = clean
+        if random_start:
+            start = ball.start(clean, generator) if draw is None else draw(clean, threat.eps, generator)
         images = start[standing]
         for remaining in reversed(range(steps + 1)):
             if len(standing) == 0:
@@ -164,5 +175,5 @@ def maximize(
 
             standing = standing[~fooled]
             if gradient is not None:
-                images = project(images[~fooled] + step * steepest(gradient[~fooled]), clean[standing], threat.eps)
+                images = ball.project(images[~fooled] + step * ball.steepest(gradient[~fooled]), clean[standing])
     return best

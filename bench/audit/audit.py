@@ -199,7 +199,9 @@ def ranked_pair(results: Iterable[EvalResult], protocol: str, eps: float) -> tup
     found = {
         r.attack: r
         for r in results
-        if r.protocol == protocol and r.threat_space == "image" and r.complete and math.isclose(r.eps, eps)
+        if (r.protocol, r.norm, r.threat_space) == (protocol, "linf", "image")
+        and r.complete
+        and math.isclose(r.eps, eps)
     }
     return (found["pgd"], found["autoattack"]) if found.keys() >= set(ATTACKS) else None
 

@@ -21,7 +21,7 @@ from bench.evaluation.search import TrainMode, check_eval_mode
 from bench.evaluation.search import verify as verify_images
 from bench.identity.again import described, outdated
 from bench.identity.source import Unfit, sources
-from bench.spec import RANKED, EvalResult, Record, RunSpec, ThreatModel, UsageError, format_eps
+from bench.spec import RANKED, EvalResult, Record, RunSpec, UsageError
 from bench.storage.files import Damaged, sha256
 from bench.storage.store import RunFolder, load_manifest
 from bench.training.build import build_method
@@ -89,6 +89,7 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
         if classifier is None:
             found.append(f"{protocol}: the probe is missing")
             continue
+        found += settings_differ(record.results, spec, protocol)
         proof = evidence(record, protocol, encoder_hash, probe_hash(run, protocol), test.sha256)
         if protocol in audits and audits[protocol].evidence != proof:
             found.append(f"{protocol}: weights, images or results are others than those that were audited")
@@ -101,6 +102,17 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
             checked += 1
             found += verify_attack(classifier, test, run, result, device, chunk)
     return checked, found
+
+
+def settings_differ(results: list[EvalResult], spec: RunSpec, protocol: str) -> list[str]:
+    """A sentence for each result that was made with another setting of its attack than --set asks for."""
+    found = []
+    for result in (each for each in results if each.protocol == protocol):
+        for name, value in spec.eval.attack_settings.get(result.attack, {}).items():
+            if result.config.get(name) != value:
+                made = f"made with {name} {result.config.get(name)}, asked for with {value}"
+                found.append(f"{named(result)}: {made}")
+    return found
 
 
 def load(run: RunFolder, record: Record, data_root: str | None) -> tuple[ImageSet, nn.Module, list[str]]:
@@ -148,10 +160,9 @@ def verify_attack(
     if images.shape[1:] != test.image_shape or len(images) > result.total:
         return [*found, f"{name}: expected images of shape {test.image_shape}, got {tuple(images.shape)}"]
     clean = test.pictures(slice(len(images)), "cpu")
-    threat = ThreatModel(eps=result.eps)
     for place, (moved, image) in enumerate(zip(images, clean, strict=True)):
         try:
-            verify_images(moved, image, threat, name)
+            verify_images(moved, image, result.threat, name)
         except RuntimeError as error:
             found.append(f"image {place}: {error}")
     return found + flips(classifier, images, test, result, device, chunk)
@@ -188,4 +199,4 @@ def beyond_tolerance(found: list[str], images: int, device: torch.device) -> lis
 
 
 def named(result: EvalResult) -> str:
-    return f"{result.protocol} {result.attack} at eps {format_eps(result.eps)}"
+    return f"{result.protocol} {result.attack} at eps {result.threat.label}"

@@ -24,13 +24,14 @@ def baseline() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="keep the runs in this new folder")
 def update(finished_run: Path | None, reason: str, suite: str, file: Path | None, out: Path | None) -> int:
     """Write a baseline from a finished RUN, or from 12 seeds of the suite, and print what changes."""
+    if not reason.strip():
+        raise UsageError("expected a reason for the new baseline, got none; say why numbers change")
+
     from bench.gate.baseline import SEEDS, changes, make_baseline
     from bench.gate.check import ask_suite, run_suite
     from bench.runs.progress import Display
     from reports.regression import Baseline, default_baseline
 
-    if not reason.strip():
-        raise UsageError("expected a reason for the new baseline, got none; say why numbers change")
     file = file or default_baseline(suite)
     before = Baseline.read(file) if file.is_file() else None
     with contextlib.ExitStack() as stack:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.commands.output import show, table
-from bench.spec import format_eps
+from bench.spec import format_radius
 from bench.text import say
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _conclude(found: "Comparison") -> None:
 
 
 def _attack(line: "Cell | Seeds") -> str:
-    return "clean" if line.attack == "none" else f"{line.attack} {format_eps(line.eps)}"
+    return "clean" if line.attack == "none" else f"{line.attack} {format_radius(line.norm, line.eps)}"
 
 
 def _cell(cell: "Cell") -> list[str]:

@@ -32,8 +32,9 @@ FAILED_CELLS = 3
 @click.option("--data-root", help="where datasets are kept (or BENCH_DATA_ROOT)")
 @click.option("--train-images", type=int, help="for the probe: the first N of a fixed balanced shuffle")
 @click.option("--test-images", type=int, help="the first N of a fixed balanced shuffle")
-@click.option("--attacks", default="pgd,autoattack", show_default=True, help="names with commas")
-@click.option("--eps", help="radii: 4/255,8/255  [the dataset's]")
+@click.option("--attacks", default="pgd,autoattack", show_default=True, help="names, or paths to files, with commas")
+@click.option("--eps", help="radii: 4/255,8/255; l2:0.5 of attacks in l2  [the dataset's]")
+@click.option("--set", "settings", multiple=True, help="attack.key=value")
 @click.option("--eval", help="quick, standard or full  [quick on digits, else standard]")
 @click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]")
 @click.option("--threads", type=int, help="CPU threads of torch  [all cores]")
@@ -62,7 +63,7 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     from bench.encoders.common.names import check_encoder_name
     from bench.options import door
     from bench.options.external_request import Request, check_input_range, check_source, parse_normalize
-    from bench.options.options import options_of
+    from bench.options.options import check_targets, options_of, parse_settings
 
     check_source(source, given["architecture"])
     check_input_range(given.pop("input_range"))
@@ -71,7 +72,9 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     own = {"architecture": given.pop("architecture"), "name": given.pop("name"), "kind": kind}
     if own["architecture"] is not None:
         check_encoder_name(own["architecture"])
+    given["settings"] = parse_settings(given["settings"])
     options = options_of({key: value for key, value in given.items() if value is not None})
+    check_targets(options, rows=[])
     door.check_scoring(options)
 
     from bench.device import device as devices

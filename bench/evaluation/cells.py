@@ -27,17 +27,19 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
             if attack == "autoattack":
                 cells.append(Cell(protocol, attack, spec.main_eps, first(spec.autoattack_images.get(protocol))))
                 continue
+            norm = spec.attack_norms.get(attack, "linf")
             # .75 * .1 is not .075, and a point of the curve beside an eps that was asked for is that one
             curve = [float(f"{factor * spec.main_eps:.12g}") for factor in spec.curve] if attack == "pgd" else []
-            radii = {eps_name(eps): eps for eps in (*curve, *spec.eps) if eps <= 1}
+            asked_for = spec.radii(norm)
+            radii = {eps_name(eps): eps for eps in (*curve, *asked_for) if eps <= 1 or norm != "linf"}
             for eps in sorted(radii.values()):
-                asked = eps in spec.eps
+                asked = eps in asked_for
                 count = (
                     first(spec.pgd_images)
                     if asked
                     else min(first(spec.pgd_images), spec.curve_images.get(protocol, CURVE_IMAGES))
                 )
-                cells.append(Cell(protocol, attack, eps, count, curve=not asked))
+                cells.append(Cell(protocol, spec.attack_paths.get(attack, attack), eps, count, not asked, norm))
     return sorted(cells, key=lambda cell: (cell.attack != "none") + (cell.attack == "autoattack"))
 
 
@@ -47,6 +49,7 @@ def failed_result(cell: Cell, space: Literal["image", "crop"], stages: EvalResul
         protocol=cell.protocol,
         attack=cell.name,
         threat_space=space,
+        norm=cell.norm,
         eps=cell.eps,
         outcomes="",
         curve=cell.curve,

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from attacks.common.base import BaseAttack, config_hash, predicted
+from attacks.common.base import BaseAttack, config_hash, configured, predicted
 from bench import registry
 from bench.data.images import ImageSet
 from bench.encoders.common.folding import fold_batch_norm
@@ -30,7 +30,7 @@ from bench.protocols.classifier import (
     fit_published_probe,
     linear,
 )
-from bench.spec import RANKED, EvalResult, EvalSpec, ProbeResult
+from bench.spec import RANKED, EvalResult, EvalSpec, Norm, ProbeResult
 
 KEPT = 1000  # images of each ranked attack, for the audit and for whoever checks the number
 GRADIENT_NORM = 1e-6  # of a fitted probe (protocol 1.2)
@@ -41,7 +41,7 @@ class Cells(Protocol):
 
     def probe(self, protocol: str) -> tuple[ProbeResult, dict[str, Tensor]] | None: ...
     def save_probe(self, probe: ProbeResult, tensors: dict[str, Tensor]) -> None: ...
-    def result(self, protocol: str, attack: str, eps: float) -> EvalResult | None: ...
+    def result(self, protocol: str, attack: str, eps: float, norm: Norm = "linf") -> EvalResult | None: ...
     def save_result(self, result: EvalResult) -> None: ...
     def adversarial(self, protocol: str, attack: str) -> Tensor | None: ...
     def save_adversarial(self, protocol: str, attack: str, images: Tensor) -> str: ...
@@ -86,7 +86,7 @@ def evaluate(
     # images that PGD has not broken at a smaller eps
     carried = {protocol: torch.ones(len(test), dtype=torch.bool) for protocol in spec.protocols}
     for cell in plan_cells(spec, len(test)):
-        result = earlier = cells.result(cell.protocol, cell.name, cell.eps)
+        result = earlier = cells.result(cell.protocol, cell.name, cell.eps, cell.norm)
         before = spent
         spent += earlier.seconds if earlier is not None else 0.0
         if result is None or not result.complete:
@@ -295,6 +295,7 @@ def attack_cell(
     at_first = at_first or Before(classifier)
     attack = build_attack(cell, spec)
     config = attack.describe(test.classes) | {"eps": cell.eps, "seed": seed, "images": cell.images}
+    config["attack"] = cell.name  # that of a file, wherever it lies
     if cell.protocol == "multi_patch":
         config |= {"crops": spec.crops, "crop_seed": spec.crop_seed}
     if spec.search != "fp32":
@@ -333,6 +334,7 @@ def attack_cell(
             protocol=cell.protocol,
             attack=cell.name,
             threat_space=attack.space,
+            norm=cell.norm,
             eps=cell.eps,
             outcomes="".join("1" if stands else "0" for stands in standing.tolist()),
             curve=cell.curve,
@@ -352,6 +354,7 @@ def attack_cell(
 def build_attack(cell: Cell, spec: EvalSpec) -> BaseAttack:
     """The attack of a cell with the settings of the level; ``published_eval`` has the paper's own PGD."""
     attack: BaseAttack = registry.load("attack", cell.attack).Attack()
+    attack = configured(attack, spec.attack_settings.get(cell.name, {}))
     if cell.attack == "autoattack":
         return replace(attack, batch=max(1, spec.autoattack_batch // crops_per_image(spec, cell.protocol)))  # type: ignore[call-arg]
     attack = replace(attack, chunk=chunk_images(spec, cell.protocol))
@@ -367,7 +370,7 @@ def build_search(
 ) -> Search:
     """One stage of a cell's attack, pointed at the classifier."""
     passes = chunk_images(spec, cell.protocol)
-    return Search(classifier, attack, cell.name, cell.protocol, cell.eps, spec.search, seed, device, passes)
+    return Search(classifier, attack, cell.name, cell.protocol, cell.eps, spec.search, seed, device, passes, cell.norm)
 
 
 def crops_per_image(spec: EvalSpec, protocol: str) -> int:

@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from attacks.common.base import BaseAttack, predicted
+from attacks.common.threat import geometry
 from bench.data.images import ImageSet, Pictures
 from bench.device import device as devices
 from bench.evaluation.traces import AttackError
 from bench.protocols.classifier import Classifier, OfCrops
 from bench.random import stream
-from bench.spec import ThreatModel, UsageError
+from bench.spec import Norm, ThreatModel, UsageError
 
 Report = Callable[[dict[str, Any]], None]
 Found = tuple[Tensor, Tensor, int, Tensor]  # places of a chunk (B,); of them: which stand, flips, what was returned
-TOLERANCE = 1e-6  # of the ball: float rounding, not freedom
+TOLERANCE = 1e-6  # of the ball, for each unit of a radius above 1: float rounding, not freedom
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Cell:
     eps: float
     images: int
     curve: bool = False
+    norm: Norm = "linf"
 
     @property
     def name(self) -> str:
@@ -56,6 +58,7 @@ class Search:
     seed: int
     device: torch.device
     chunk: int
+    norm: Norm = "linf"
 
     def __call__(self, test: ImageSet, ids: Tensor, standing: Tensor, number: int) -> tuple[Tensor, int, Tensor]:
         """(which of the test images ``ids`` (B,) stand, flips, what was returned); only ``standing`` (B,) are attacked.
@@ -95,7 +98,7 @@ class Search:
 
     def _perturb(self, model: nn.Module, images: Tensor, labels: Tensor, number: int, **attacked: Tensor) -> Tensor:
         """What the attack returns for copies of the images, verified against the images as they are."""
-        threat = ThreatModel(eps=self.eps, space=self.attack.space)
+        threat = ThreatModel(eps=self.eps, norm=self.norm, space=self.attack.space)
         generator = stream(self.seed, "attack", self.name, number)
         try:
             moved = self.attack.perturb(model, images.clone(), labels.clone(), threat, generator, **attacked)
@@ -184,11 +187,12 @@ def verify(adversarial: Tensor, images: Tensor, threat: ThreatModel, name: str) 
         raise AttackError(f"the attack {name} returned {tuple(adversarial.shape)} for {tuple(images.shape)}")
     if not bool(adversarial.isfinite().all()):
         raise AttackError(f"the attack {name} returned pixels that are not finite")
-    distance = float((adversarial - images).abs().max())
+    distance = float(geometry(threat).distance(adversarial, images).max())
     low, high = float(adversarial.min()), float(adversarial.max())
-    if distance > threat.eps + TOLERANCE or low < -TOLERANCE or high > 1 + TOLERANCE:
+    if distance > threat.eps + TOLERANCE * max(1, threat.eps) or low < -TOLERANCE or high > 1 + TOLERANCE:
+        norm = "" if threat.norm == "linf" else f" in {threat.norm}"
         raise AttackError(
-            f"the attack {name} left its threat model: distance {distance:.7g} at eps {threat.eps:.7g}, "
+            f"the attack {name} left its threat model: distance {distance:.7g}{norm} at eps {threat.eps:.7g}, "
             f"pixels in [{low:.7g}, {high:.7g}]"
         )
 

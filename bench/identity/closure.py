@@ -31,11 +31,13 @@ COMPARED = (
     ),
     *(
         "bench.data.pictures",
+        "bench.radius",
         "bench.registry",
         "bench.storage.signals",
         "bench.spec",
         "bench.storage.store",
         "bench.data.unpack",
+        "bench.usage",
     ),
 )
 STANDARD = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))

@@ -59,8 +59,9 @@ def parts(spec: RunSpec, closure: Closure) -> Sources:
     pgd = closure("bench.evaluation.evaluate", "attacks.pgd")  # which the probe band is measured with
     found[HEAD] = pgd
     for name in dict.fromkeys(("none", *spec.eval.attacks, "pgd")):
-        found[attack_part(Path(name).stem if name.endswith(".py") else name)] = (
-            pgd if name == "pgd" else closure("bench.evaluation.evaluate") | plugin("attack", name, closure)
+        file = spec.eval.attack_paths.get(name, name)
+        found[attack_part(name)] = (
+            pgd if name == "pgd" else closure("bench.evaluation.evaluate") | plugin("attack", file, closure)
         )
     if spec.eval.audit != "off":
         checks = sorted(

@@ -57,7 +57,7 @@ def flat(value: Data | dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def said(name: str, value: Any) -> str:
     """A value as the command line takes it, not too long."""
-    if value is None or value is UNSET:
+    if value in (None, UNSET, ()):
         return "none"
     if isinstance(value, tuple | list):
         return ",".join(said(name, each) for each in value)

@@ -10,8 +10,9 @@ from bench import registry
 from bench.encoders.common.names import check_encoder_name
 from bench.identity.outline import outline
 from bench.known import check_data, check_device_name, check_protocols
-from bench.options.options import Options, Row, check_targets, chosen_rows, parse_names, parse_seeds, row_cells
-from bench.options.scoring import asked_eps, asked_images, asked_protocols
+from bench.options.attacks import check_attacks
+from bench.options.options import Options, Row, check_targets, chosen_rows, parse_seeds, row_cells
+from bench.options.scoring import asked_images, asked_protocols
 from bench.spec import Budget, DataSpec, UsageError, unknown
 
 
@@ -30,10 +31,9 @@ def check_scoring(options: Options) -> None:
     check_dataset(options.data_spec)
     if options.encoder is not None:
         check_encoder_name(options.encoder)
-    asked_eps(options)
     check_protocols(asked_protocols(options))
     asked_images(options)
-    parse_names("attack", options.attacks)
+    check_attacks(options)
 
 
 def check_dataset(spec: DataSpec) -> None:

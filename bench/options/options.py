@@ -24,6 +24,8 @@ from bench.text import read_text
 
 SUITES = Path(__file__).parents[1] / "suites"
 MOST_SEEDS = 10_000
+RANKED_ATTACKS = ("pgd", "autoattack")
+TAKEN = ("all", "audit", "clean", "pgd_only", "transfer", "worst")  # by what stands beside attacks
 
 
 class Row(Data):
@@ -69,7 +71,7 @@ class Options(Data):
     precision: Precision | None = None  # None: bf16 on CUDA, fp32 elsewhere
     compile: bool = False
     eval_budget: str | None = None
-    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)  # method (or "all") -> key -> value
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)  # method, attack or "all" -> key -> value
 
     @property
     def data_spec(self) -> DataSpec:
@@ -115,6 +117,8 @@ def load_suite(name: str) -> dict[str, Any]:
         for row, given in zip(suite.rows, options["rows"], strict=True):
             below = {key: value for target in ("all", row.method) for key, value in common.get(target, {}).items()}
             given["settings"] = below | row.settings
+        of_rows = {"all", *(row.method for row in suite.rows)}
+        options["settings"] = {target: changed for target, changed in common.items() if target not in of_rows}
     return options
 
 
@@ -157,13 +161,13 @@ def suites() -> list[str]:
 
 
 def parse_settings(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """``method.key=value`` (or ``all.key=value``) of --set as a nested dictionary. Raises UsageError."""
+    """``method.key=value`` (or ``attack.``, ``all.``) of --set as a nested dictionary. Raises UsageError."""
     settings: dict[str, dict[str, Any]] = {}
     for pair in pairs:
         target, equals, value = pair.partition("=")
         method, dot, key = target.strip().rpartition(".")
         if not (equals and dot and method and key and value.strip()):
-            raise UsageError(f"expected --set method.key=value, got {pair!r}")
+            raise UsageError(f"expected --set method.key=value or attack.key=value, got {pair!r}")
         settings.setdefault(method, {})[key] = value.strip()
     return settings
 
@@ -192,20 +196,40 @@ def parse_names(kind: registry.Kind, text: str) -> list[str]:
     if not found:
         raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(registry.names(kind))}")
     for name in found:
-        if kind == "attack" and name.endswith(".py"):
-            raise UsageError(f"expected the name of an attack, got the file {name}; put it into attacks/")
         registry.source(kind, named(name)[1] if kind == "method" else name)  # raises for an unknown one
     if len(set(found)) != len(found):
         raise UsageError(f"expected each {kind} once, got {text!r}")
     return found
 
 
+def asked_attacks(options: Options) -> dict[str, str]:
+    """Name -> that in attacks/, or the absolute path of a .py file, of the attacks of --attacks. Raises UsageError."""
+    found: dict[str, str] = {}
+    for given in parse_names("attack", options.attacks):
+        file = given.endswith(".py")
+        name = Path(given).stem if file else given
+        if name in found:
+            raise UsageError(f"expected attacks of different names, got {name} twice; rename a file")
+        if file and name in TAKEN:
+            raise UsageError(f"expected an attack file of another name, got {given}: {name} means something in tables")
+        found[name] = str(Path(given).resolve()) if file else given
+    return found
+
+
 def check_targets(options: Options, rows: list[Row]) -> None:
-    """Raises UsageError where --set names a method that is not run."""
+    """Raises UsageError where --set names no method or attack that is run, or both, or an attack that ranks."""
     targets = {Path(row.method).stem for row in rows} | {row.label for row in rows}
+    attacks = asked_attacks(options)
     for target in options.settings:
-        if target != "all" and target not in targets:
-            raise UsageError("--set: " + unknown("method", target, sorted(targets)))
+        if target in attacks and target in targets:
+            raise UsageError(f"--set {target} means a method and an attack; give one of the two another name")
+        if target in RANKED_ATTACKS and target in attacks:
+            raise UsageError(
+                f"--set {target}: the settings of {target} are the same for everybody, since it ranks; copy "
+                f"attacks/{target}.py to a file of another name, and give its path to --attacks"
+            )
+        if target != "all" and target not in targets and target not in attacks:
+            raise UsageError("--set: " + unknown("method or attack", target, sorted({*targets, *attacks})))
         meant = {Path(row.method).resolve(): row.label for row in rows if Path(row.method).stem == target}
         if len(meant) > 1:
             labels = " and ".join(meant.values())

@@ -2,27 +2,15 @@
 
 from typing import Any
 
-from bench import registry
 from bench.known import PROTOCOLS, check_protocols
-from bench.names import check_apart
-from bench.options.options import Options, parse_names, parse_seconds
-from bench.spec import EvalSpec, Level, UsageError, parse_eps
+from bench.options.attacks import asked_radii, attack_fields
+from bench.options.options import Options, parse_seconds
+from bench.spec import EvalSpec, Level, UsageError
 
 QUICK_IMAGES: dict[str, Any] = {
     "pgd_images": 300,
     "autoattack_images": {"linear": 64, "linear_backbone": 64, "multi_patch": 32},
 }
-
-
-def asked_eps(options: Options) -> tuple[float, ...] | None:
-    """The radii of --eps; None: the dataset's. Raises UsageError."""
-    if not options.eps:
-        return None
-    eps = tuple(parse_eps(part) for part in options.eps.split(",") if part.strip())
-    if not eps or min(eps) == 0:
-        raise UsageError(f"expected eps above 0, got {options.eps!r}; clean accuracy is always measured")
-    check_apart(eps)
-    return eps
 
 
 def asked_protocols(options: Options) -> tuple[str, ...]:
@@ -59,10 +47,8 @@ def asked_images(options: Options) -> dict[str, Any]:
 def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     """How the encoders of this run are scored: the level's depth, the dataset's eps and crops. Raises UsageError."""
     level: Level = options.eval or dataset.level
-    eps: tuple[float, ...] = asked_eps(options) or dataset.eps
-    attacks = tuple(parse_names("attack", options.attacks))
-    for attack in attacks:
-        registry.load("attack", attack)  # raises for one that cannot be imported
+    eps: tuple[float, ...] = asked_radii(options).get("linf") or dataset.eps
+    attacks = attack_fields(options)
     protocols = asked_protocols(options)
     check_protocols(protocols)
     if level == "full" and "linear" in protocols and "linear_backbone" not in protocols:
@@ -85,7 +71,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         over_time=options.curve or ("off" if level == "quick" else "robust"),
         chunk=passes_at_once(device, options.image_size or getattr(dataset, "image_size", None)),
         budget_seconds=parse_seconds(options.eval_budget, "--eval-budget") if options.eval_budget else None,
-        attacks=attacks,
+        **attacks,
         eps=tuple(sorted(set(eps))),
         main_eps=main[0] if main else max(eps),
         protocols=protocols,

@@ -72,7 +72,8 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
     cells = plan_cells(spec.eval, measured.test_images)
     for cell in cells:
         a, b = measured.passes[cell.protocol]
-        evaluation += cell_seconds(cell.attack, cell.eps, cell.images, spec.eval, robust, a, b)
+        eps = cell.eps if cell.norm == "linf" else spec.eval.main_eps  # what stands in l2 is not known before
+        evaluation += cell_seconds(cell.attack, eps, cell.images, spec.eval, robust, a, b)
         if cell.attack == "autoattack" and cell.protocol in RANKED and "pgd" in spec.eval.attacks:
             evaluation += audit_seconds(cell.protocol, cell.images, measured.test_images, spec.eval, robust, a, b)
     if spec.eval.over_time != "off":

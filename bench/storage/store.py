@@ -4,7 +4,7 @@
     OUT/runs/<method>-s<seed>/run.json      a Record without its parts: settings, environment, status
                              /train.json, encoder.safetensors; checkpoints/ until training is finished
                              /probes/<protocol>.json, <protocol>.safetensors
-                             /results/<protocol>-<attack>-<eps>.json
+                             /results/<protocol>-<attack>-<eps>.json               l2_<eps> of an attack in l2
                              /adversarial/<protocol>-<attack>-<hash>.safetensors   what the ranked attacks returned
                              /audit.json                                           an Audits
                              /examples/<protocol>.json                             an Examples: pictures for the report
@@ -31,6 +31,7 @@ from bench.spec import (
     EvalResult,
     Manifest,
     Name,
+    Norm,
     ProbeResult,
     Record,
     RunSpec,
@@ -294,9 +295,9 @@ class RunFolder:
         save_tensors(self.place(f"probes/{probe.protocol}.safetensors"), tensors)
         save(self.place(f"probes/{probe.protocol}.json"), probe.model_copy(update={"sha256": sha256(tensors)}))
 
-    def result(self, protocol: str, attack: str, eps: float) -> EvalResult | None:
+    def result(self, protocol: str, attack: str, eps: float, norm: Norm = "linf") -> EvalResult | None:
         """A cell that was measured."""
-        return self._read(EvalResult, f"results/{protocol}-{attack}-{eps_name(eps)}.json")
+        return self._read(EvalResult, f"results/{protocol}-{attack}-{eps_name(eps, norm)}.json")
 
     def save_result(self, result: EvalResult) -> None:
         """And forget what the attack returned before."""
@@ -385,7 +386,7 @@ class RunFolder:
 
 def result_file(result: EvalResult) -> str:
     """Its place in the folder of its run."""
-    return f"results/{result.protocol}-{result.attack}-{eps_name(result.eps)}.json"
+    return f"results/{result.protocol}-{result.attack}-{eps_name(result.eps, result.norm)}.json"
 
 
 def cell(name: str) -> str:

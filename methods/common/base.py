@@ -11,15 +11,14 @@ import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from bench.spec import Setting, UsageError, unknown
+from bench.values import parse_setting
 from methods.common.augment import Draws, augment
 from methods.common.losses import widen
 from methods.common.optim import OptimizerName, build_optimizer, warmed
@@ -267,7 +266,7 @@ def resolve(
         if key not in known:
             raise UsageError(unknown("setting", key, known))
     layers = [(dataset, changed) for traits, changed in overrides.items() if set(traits.split()) <= default.traits]
-    layers.append(("--set", {key: _parse(key, value, types[key]) for key, value in chosen.items()}))
+    layers.append(("--set", {key: parse_setting(key, value, types[key]) for key, value in chosen.items()}))
     for source, changed in layers:
         for key in changed:
             if key not in known:
@@ -276,23 +275,9 @@ def resolve(
         sources.update(dict.fromkeys(changed, source))
     for name, kind in typing.get_type_hints(BaseConfig).items():
         if name in values:  # whatever a subclass, or a dataset, says of it
-            _parse(name, values[name], kind)
+            parse_setting(name, values[name], kind)
     made = config(**values)
     for name in chosen:
         if getattr(made, name) != values[name]:
             raise UsageError(f"--set {name}={values[name]} has no effect: the method makes {getattr(made, name)} of it")
     return made, [Setting(name=name, value=getattr(made, name), source=sources[name]) for name in known]
-
-
-def _parse(name: str, value: Any, kind: Any) -> Any:
-    """The value as the field's type; text may be 0.3, 8/255, or 0.3,1 for a pair."""
-    given = value
-    try:
-        if isinstance(value, str):
-            parts = [part.strip() for part in value.strip("()[] ").split(",")]
-            numbers = [str(float(Fraction(part))) if part.count("/") == 1 else part for part in parts]
-            value = tuple(numbers) if typing.get_origin(kind) is tuple else ",".join(numbers)
-        return TypeAdapter(kind).validate_python(value)
-    except (ValidationError, ValueError, ZeroDivisionError):
-        expected = getattr(kind, "__name__", str(kind)) if typing.get_origin(kind) is None else str(kind)
-        raise UsageError(f"expected {name} as {expected.replace('typing.', '')}, got {given!r}") from None

@@ -152,10 +152,12 @@ def test_an_attack_that_leaves_train_mode_on_is_caught(monkeypatch):
 def test_an_attack_of_the_users_own_goes_by_its_files_name(tmp_path):
     text = Path(importlib.import_module("attacks.fgsm").__file__).read_text(encoding="utf-8")
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
-    spec = QUICK.model_copy(update={"attacks": (str(tmp_path / "mine.py"), "fgsm"), "protocols": ("linear",)})
+    paths = {"mine": str(tmp_path / "mine.py")}
+    spec = QUICK.model_copy(update={"attacks": ("mine", "fgsm"), "attack_paths": paths, "protocols": ("linear",)})
     shelf = run(spec)
     assert [key[1] for key in shelf.results] == ["none", "mine", "mine", "fgsm", "fgsm"]
     assert shelf.results["linear", "mine", 0.01].outcomes == shelf.results["linear", "fgsm", 0.01].outcomes
+    assert shelf.results["linear", "mine", 0.01].config["attack"] == "mine"  # wherever the file lies
 
 
 # ---------------------------------------------------------------- settings of the attacks

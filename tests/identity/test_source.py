@@ -47,9 +47,10 @@ def test_a_file_of_the_users_counts_and_has_to_be_there(tmp_path, monkeypatch):
         (tmp_path / "mine.py").write_text(text)
         hashes.add(source.source_hash(mine))
     assert len(hashes) == 3
-    attacking = spec.eval.model_copy(update={"attacks": ("pgd", "mine.py")})
+    attacking = spec.eval.model_copy(update={"attacks": ("pgd", "mine"), "attack_paths": {"mine": "mine.py"}})
     attacked = spec.model_copy(update={"eval": attacking})
     assert source.source_hash(attacked) == source.source_hash(mine)  # the same content under the same name
+    assert "mine.py" in source.sources([attacked])[attacked.row]["attack mine"]
 
 
 def test_the_files_beside_a_users_count_too(tmp_path):

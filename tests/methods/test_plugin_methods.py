@@ -14,7 +14,7 @@ import torch
 from tiny_fixtures import build_tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.device.device import Meter
+from bench.device.meters import Meter
 from bench.random import Draws
 from bench.spec import Budget, RunSpec
 from bench.storage.store import RunFolder, load_manifest

@@ -26,6 +26,11 @@ def manifest(names=("a", "b"), budget="3up", evaluation=None, **fields):
         (manifest(evaluation={"budget_seconds": 60.0}), ""),
         (manifest(evaluation={"eps": (8 / 255,)}), "eval.eps: 0.05,0.1 there, 8/255 now"),
         (manifest(settings={"lr": 0.1}), "settings.lr: none there, 0.1 now"),
+        (
+            manifest(evaluation={"attack_settings": {"a": {"steps": 7}}}),
+            "eval.attack_settings.a.steps: none there, 7 now",
+        ),
+        (manifest(evaluation={"eps_l2": (0.5, 128 / 255)}), "eval.eps_l2: none there, 0.5,128/255 now"),
         (manifest(budget="4up"), "budget: 3up there, 4up now"),
         (manifest(("a", "c")), "only there: b-s0; only now: c-s0"),
         (manifest(data=DataSpec(name="digits", train_images=64)), "data.train_images: none there, 64 now"),

@@ -111,6 +111,19 @@ def test_attacks_on_crops_are_in_no_column():
     assert table.loc["a", ["rank_lo", "rank_hi", "pgd", "autoattack", "worst", "n"]].isna().all()
 
 
+def test_attacks_in_l2_move_no_line():
+    asked = manifest(("simclr_adv", "emp_ssl_adv"), seeds=2)
+    found = records(asked, diverged=())
+    more = [
+        each.model_copy(update={"results": [*each.results, result("linear", "mine", 0.1, "000", norm="l2")]})
+        for each in found
+    ]
+    before, after = (leaderboard(rows(asked, each), each, 0.1) for each in (found, more))
+    pd.testing.assert_frame_equal(before, after)
+    in_l2 = ranked({"a": [("11", "11", "11")]}, norm="l2")
+    assert in_l2.loc["a", ["rank_lo", "pgd", "autoattack", "worst"]].isna().all()
+
+
 def test_diverged_runs_are_listed_last_without_a_rank():
     asked = manifest(("simclr_adv", "emp_ssl_adv", "cf_amc_ssl"), seeds=3)
     found = records(asked, diverged=("cf_amc_ssl-s1", "simclr_adv-s0", "simclr_adv-s1", "simclr_adv-s2"))

@@ -56,6 +56,23 @@ def test_seeds_of_several_days_are_one_line():
     assert view.sources == {"cf_amc_ssl-s0": "one", "cf_amc_ssl-s1": "one", "cf_amc_ssl-s2": "two"}
 
 
+def attacked(source, **changes):
+    """The folder with another evaluation."""
+    found = []
+    for each in source.records:
+        spec = each.spec.model_copy(update={"eval": each.spec.eval.model_copy(update=changes)})
+        found.append(each.model_copy(update={"spec": spec}))
+    return Folder(source.name, source.manifest.model_copy(update={"runs": [r.spec for r in found]}), found)
+
+
+def test_where_the_file_of_an_attack_lies_makes_no_other_line_but_its_settings_do():
+    one, two = folder("one", "cf_amc_ssl", seeds=(0,)), folder("two", "cf_amc_ssl", seeds=(1,))
+    here, there = (attacked(each, attack_paths={"mine": f"/{each.name}/mine.py"}) for each in (one, two))
+    assert names(here, there) == ["cf_amc_ssl-s0", "cf_amc_ssl-s1"]
+    other = attacked(there, attack_settings={"mine": {"steps": 7}})
+    assert names(here, other) == ["cf_amc_ssl@one-s0", "cf_amc_ssl@two-s1"]
+
+
 def test_methods_of_several_machines_stand_beside_each_other():
     assert names(folder("one", "simclr_adv"), folder("two", "cf_amc_ssl")) == ["simclr_adv-s0", "cf_amc_ssl-s0"]
 

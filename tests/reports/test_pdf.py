@@ -4,7 +4,7 @@ import io
 
 import pytest
 from pypdf import PdfReader
-from report_fixtures import CIFAR, METHODS, audited, manifest, records
+from report_fixtures import CIFAR, METHODS, audited, manifest, records, result
 
 from bench.spec import format_eps
 from reports import pdf
@@ -185,6 +185,24 @@ def test_more_eps_than_fit_are_a_table_of_their_own():
     assert [len(each) for each in shown] == [8, 6]
     tried = sorted({*eps, 0.025, 0.075, 0.15, 0.2})
     assert [float(each) for part in shown for each in part] == [pytest.approx(each) for each in tried]
+
+
+def test_attacks_in_l2_have_a_table_of_their_own():
+    asked = manifest(("simclr_adv",))
+    (found,) = records(asked, diverged=())
+    in_l2 = [result("linear", "mine", eps, bits, norm="l2") for eps, bits in ((0.1, "10"), (1.5, "00"))]
+    found = [found.model_copy(update={"results": [*found.results, *in_l2]})]
+    table = rows(asked, found)
+    (section,) = [each for each in pdf.content(asked, found, table, *compared_in(table, found), {})["sections"]
+                  if each["title"] == "Every attack"]  # fmt: skip
+    first, second = section["tables"][:2]
+    assert [column["title"] for column in second["columns"]] == [
+        *("Method", "Seed", "Clean (n = 360)", "Attack", "l2 0.1", "l2 1.5", "95 % at l2 1.5", "n")
+    ]
+    ((_, _, clean, *line),) = second["rows"]
+    assert (clean, line) == (first["rows"][0][2], ["mine", "50.0", "0.0", "0.0–65.8", "2"])
+    assert second["caption"].endswith("In l2: never ranked, and in no worst case.")
+    assert "mine" not in [row[3] for row in first["rows"]]
 
 
 def test_settings_that_all_methods_share_stand_once():

@@ -52,6 +52,22 @@ def test_autoattack_of_another_protocol_or_space_makes_no_worst():
     assert (found.attack, found.threat_space, found.outcomes) == ("pgd_only", "image", "110")
 
 
+def test_what_is_in_l2_makes_no_worst_and_takes_none_away():
+    pgd, autoattack = result("linear", "pgd", 0.1, "11"), result("linear", "autoattack", 0.1, "10")
+    in_l2 = [result("linear", name, 0.1, "00", norm="l2") for name in ("pgd", "autoattack", "mine")]
+    assert derived([pgd, autoattack, *in_l2]) == derived([pgd, autoattack])
+    assert [each.attack for each in derived([pgd, in_l2[1]])] == ["pgd_only"]
+    assert derived(in_l2) == []
+
+
+def test_the_norm_is_a_column():
+    asked = manifest(("emp_ssl",))
+    (found,) = records(asked, diverged=())
+    both = [result("linear", "mine", 0.5, "10"), result("linear", "mine", 0.5, "11", norm="l2")]
+    table = rows(asked, [found.model_copy(update={"results": both})])
+    assert table[["norm", "eps", "correct"]].to_numpy().tolist() == [["linf", 0.5, 1], ["l2", 0.5, 2]]
+
+
 def test_the_curve_and_the_papers_protocol_give_nothing():
     pgd, autoattack = result("linear", "pgd", 0.1, "11", curve=True), result("linear", "autoattack", 0.1, "11")
     assert derived([pgd, autoattack, result("published_eval", "pgd", 0.1, "11")]) == []

@@ -145,7 +145,9 @@ class Attack(BaseAttack):
 
 def test_an_attack_that_changes_the_model_has_no_number_and_the_others_have_theirs(models, two_classes, tmp_path):
     (tmp_path / "spoils.py").write_text(SPOILING)
-    eval_spec = EVAL.model_copy(update={"attacks": ("spoils.py", "pgd"), "eps": (0.1,)})
+    eval_spec = EVAL.model_copy(
+        update={"attacks": ("spoils", "pgd"), "attack_paths": {"spoils": "spoils.py"}, "eps": (0.1,)}
+    )
     asked = {"source": "their_models:Two", "kind": "classifier", "data": two_classes, "threads": 1}
     request = Request(**asked, eval=eval_spec, out=str(tmp_path / "out"))
     record, events = score(request)

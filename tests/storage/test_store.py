@@ -101,6 +101,18 @@ def test_two_results_for_one_cell_are_refused(run):
         run.record()
 
 
+def test_a_cell_in_l2_lies_beside_that_in_l_inf(run):
+    both = [result(attack="mine", eps=0.5), result(attack="mine", eps=0.5, norm="l2", outcomes="0111")]
+    for each in both:
+        run.save_result(each)
+    assert run.names("results") == ["results/linear-mine-0.500000.json", "results/linear-mine-l2_0.500000.json"]
+    assert [run.result("linear", "mine", 0.5, norm) for norm in ("linf", "l2")] == both
+    assert {store.cell(name) for name in run.names("results")} == {"linear-mine"}
+    run.save_record(RECORD)
+    assert len(run.record().results) == 2
+    assert '"norm"' not in (run.path / "results" / "linear-mine-0.500000.json").read_text()  # as it always was
+
+
 def test_load_records_follows_the_manifest(tmp_path):
     other = SPEC.model_copy(update={"method": "simclr"})
     save(tmp_path / store.MANIFEST, manifest(other, SPEC))
