@@ -8,12 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("bench", "methods", "attacks", "reports")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 NAMES = {str(file.relative_to(ROOT)): file for file in FILES}
+TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -243,9 +242,8 @@ STORE = (
 )  # whose functions may be called by their names
 
 
-def writing_calls(file):
+def writing_calls(tree):
     """Calls that may write a file: (name, line)."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
     from_store = {
         a.asname or a.name
         for n in ast.walk(tree)
@@ -270,47 +268,51 @@ def writing_calls(file):
             yield name, node.lineno
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/storage/disk.py"])
-def test_only_the_disk_writes_files(name):
-    calls = [call for call in writing_calls(NAMES[name]) if call[0] not in WRITES.get(name, set())]
-    assert calls == []
+def test_only_the_disk_writes_files():
+    calls = {name: {call for call, _ in writing_calls(TREES[name])} - WRITES.get(name, set()) for name in TREES}
+    assert calls.pop("bench/storage/disk.py") == {"open", "write", "pwrite", "replace"}
+    assert {name: called for name, called in calls.items() if called} == {}
 
 
 def test_the_exceptions_of_writing_are_still_needed():
-    assert {name: {call for call, _ in writing_calls(NAMES[name])} for name in WRITES} == WRITES
-    assert {call for call, _ in writing_calls(NAMES["bench/storage/disk.py"])} == {"open", "write", "pwrite", "replace"}
+    assert {name: {call for call, _ in writing_calls(TREES[name])} for name in WRITES} == WRITES
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_assert_tells_the_type_checker_what_is_known_and_guards_nothing(name):
+def test_an_assert_tells_the_type_checker_what_is_known_and_guards_nothing():
     """``python -O`` leaves them out: what a number rests on, or others give us, is an exception of its own."""
-    for node in ast.walk(ast.parse(NAMES[name].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Assert):
-            said = ast.unparse(node)
-            assert re.fullmatch(r"assert [\w.]+ is not None|assert isinstance\([\w., ]+\)", said), f"line {node.lineno}"
+    said = {(name, ast.unparse(node)) for name, tree in TREES.items() for node in ast.walk(tree) if is_assert(node)}
+    known = r"assert [\w.]+ is not None|assert isinstance\([\w., ]+\)"
+    assert [(name, text) for name, text in said if not re.fullmatch(known, text)] == []
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "bench/device/device.py"])
-def test_only_the_device_module_decides_what_the_device_does(name):
-    tree = ast.parse(NAMES[name].read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            assert node.attr != "channels_last", f"line {node.lineno}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            called = node.func.attr
-            assert called not in ("cuda", "half", "bfloat16"), f"line {node.lineno}"
-            assert ast.unparse(node.func) != "torch.compile", f"line {node.lineno}"
-            if called == "autocast":  # it may be switched off, never on
-                enabled = {k.arg: ast.unparse(k.value) for k in node.keywords}.get("enabled")
-                assert enabled == "False", f"line {node.lineno}"
+def is_assert(node):
+    return isinstance(node, ast.Assert)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_can_be_read_in_one_sitting(name):
-    text = NAMES[name].read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 400
-    if not name.endswith("common/__init__.py"):
-        assert ast.get_docstring(ast.parse(text)), "a file opens with what it is"
+def test_only_the_device_package_decides_what_the_device_does():
+    wrong = []
+    for name, tree in TREES.items():
+        if not name.startswith("bench/device/"):
+            wrong += [f"{name}, line {node.lineno}" for node in ast.walk(tree) if decides(node)]
+    assert wrong == []
+
+
+def decides(node):
+    """Whether a node names a memory format, a precision, a compilation or a GPU; autocast may be switched off."""
+    if isinstance(node, ast.Attribute):
+        return node.attr == "channels_last"
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    called, enabled = node.func.attr, {k.arg: ast.unparse(k.value) for k in node.keywords}.get("enabled")
+    switched_on = called == "autocast" and enabled != "False"
+    return called in ("cuda", "half", "bfloat16") or ast.unparse(node.func) == "torch.compile" or switched_on
+
+
+def test_a_file_can_be_read_in_one_sitting():
+    lengths = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in NAMES.items()}
+    assert {name: length for name, length in lengths.items() if length >= 400} == {}
+    unsaid = [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
+    assert [name for name in unsaid if not name.endswith("common/__init__.py")] == []  # a file opens with what it is
 
 
 def test_a_method_fits_on_a_screen_and_an_attack_in_three():
