@@ -84,11 +84,11 @@ def load(kind: Kind, name: str) -> ModuleType:
 
 
 def _checked_file(kind: Kind, path: Path) -> Path:
-    a_file = f"{'an' if kind == 'attack' else 'a'} {kind} file"
+    file = f"{'an' if kind[0] in 'ae' else 'a'} {kind} file"
     if not path.is_file():
-        raise UsageError(f"expected {a_file}, got {path}: no such file")
+        raise UsageError(f"expected {file}, got {path}: no such file")
     if not re.fullmatch(NAME, path.stem):
-        raise UsageError(f"expected {a_file} whose name has at most 68 letters, digits, _, . and -, got {path.name!r}")
+        raise UsageError(f"expected {file} whose name has at most 68 letters, digits, _, . and -, got {path.name!r}")
     if path.stem in names(kind):
         raise UsageError(f"the {kind} file {path} has the name of a known {kind}; give it another name")
     return path

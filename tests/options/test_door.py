@@ -73,6 +73,9 @@ REFUSED = [  # later options win over those of RUN
     (["evaluate", "pack.module:make", "--attacks", "pgdd"], "unknown attack 'pgdd'"),
     (["evaluate", __file__], "which may hold code and is not read"),
     (["baseline", "update", "--reason", " "], "expected a reason"),
+    ([*RUN, "--encoder", "no/such.py"], "expected an encoder file, got no/such.py: no such file"),
+    ([*RUN, "--encoder", "resnet1"], "did you mean 'resnet18'? known: resnet18, resnet8, torchvision:NAME, timm:NAME"),
+    (["evaluate", "w.safetensors", "--architecture", "no/such.py"], "no such file"),
 ]
 EVERY_REFUSAL = """
 import contextlib, io, json, sys
