@@ -98,7 +98,7 @@ def test_a_tracker_of_ones_own_that_needs_a_package_names_that(tmp_path):
         (Budget.parse, "2 hours", r"(90s), 30m", Budget.parse),
         (lambda name: chosen_rows(Options(methods=name)), "simclrr", r"did you mean '(\w+)'\?",
          lambda name: chosen_rows(Options(methods=name))),
-        (lambda pair: parse_settings((pair,)), "lr=1", r"--set (\S+=\w+),", lambda pair: parse_settings((pair,))),
+        (lambda pair: parse_settings((pair,)), "lr=1", r"--set (\S+=\w+) or", lambda pair: parse_settings((pair,))),
     ],
 )  # fmt: skip
 def test_what_is_advised_instead_is_taken(call, given, pattern, works):

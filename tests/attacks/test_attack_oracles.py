@@ -92,8 +92,8 @@ def test_pgd_and_fgsm_are_exact_on_two_classes_and_nothing_exceeds_them():
 @pytest.mark.parametrize(
     ("classes", "count", "eps"),
     [
-        (10, 200, 0.01),
-        (5, 100, 0.01),
+        pytest.param(10, 200, 0.01, marks=pytest.mark.ci),
+        pytest.param(5, 100, 0.01, marks=pytest.mark.ci),
         (3, 100, 0.02),
         (2, 200, 0.015),
         pytest.param(10, 1000, 0.01, marks=pytest.mark.ci),
@@ -135,6 +135,7 @@ def directly(model, images, labels, eps, seed, batch):
     return adversarial
 
 
+@pytest.mark.ci
 def test_autoattack_returns_the_images_of_the_package_bit_for_bit(scene, caplog):
     model, images, labels = scene
     expected = directly(model, images, labels, eps=0.01, seed=3, batch=12)
@@ -281,6 +282,7 @@ def test_square_that_breaks_what_the_others_left_is_worth_a_warning(caplog):
     assert "Square Attack has decreased the robust accuracy of 50.00%" in caplog.text
 
 
+@pytest.mark.ci
 def test_square_is_measured_by_the_share_of_all_images_that_it_broke(caplog):
     """Two of eight images can be broken; two more stand, and the other four fell before: 25 points of 50."""
     images = torch.full((4, 3, 6, 6), 0.5)

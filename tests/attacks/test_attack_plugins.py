@@ -22,6 +22,8 @@ from bench import registry
 from bench.spec import EvalResult, ThreatModel
 from bench.storage.store import RunFolder, load_manifest
 
+pytestmark = pytest.mark.ci  # whole processes, killed in the middle
+
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "tests" / "plugins"
 FILES = [str(PLUGINS / "l2.py"), str(PLUGINS / "own_attack.py")]
@@ -155,7 +157,6 @@ def test_other_settings_are_another_run(folder):
     assert {file: file.read_bytes() for file in (folder / "runs").rglob("*.json")} == before
 
 
-@pytest.mark.ci
 def test_an_undisturbed_run_has_the_same_outcomes_and_compare_tells_the_other_settings(folder, tmp_path):
     done = bench(*RUN, "--set", "own_attack.steps=2", "--out", tmp_path / "other")
     assert done.returncode == 0, done.stderr
@@ -173,7 +174,6 @@ def test_an_undisturbed_run_has_the_same_outcomes_and_compare_tells_the_other_se
 # ---------------------------------------------------------------- put into the folder
 
 
-@pytest.mark.ci
 def test_copied_into_the_folder_they_are_listed_and_used_and_no_other_file_is_touched(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
     for package in ("bench", "methods", "attacks", "reports"):

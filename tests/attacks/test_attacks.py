@@ -81,7 +81,9 @@ def correct(model, images, labels):
 # ---------------------------------------------------------------- every file of the folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.ci) if name == "autoattack" else name for name in NAMES]
+)
 def test_attack_obeys_the_threat_model_leaves_no_trace_and_repeats(name):
     model, images, labels = scene(name)
     model.requires_grad_(True)  # harder than what the harness promises: FAB would leave gradients here

@@ -17,6 +17,8 @@ import pytest
 from bench.cli import main
 from bench.storage.store import load_records
 
+pytestmark = pytest.mark.ci  # whole processes, killed in the middle
+
 ROOT = Path(__file__).parents[2]
 VIT = ROOT / "tests" / "plugins" / "small_vit.py"
 SETTINGS = ("batch=16", "feature_width=16", "hidden_width=16", "embedding_width=8")

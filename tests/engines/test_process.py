@@ -201,6 +201,7 @@ def test_a_disk_error_of_the_child_is_one_of_the_parent(tmp_path):
         run_child(task(tmp_path, spec()), lambda event: None, tmp_path / "log.txt")
 
 
+@pytest.mark.ci
 def test_a_folder_that_vanishes_in_training_is_a_disk_error_and_is_not_made_again(tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -156,6 +156,7 @@ def test_the_paper_suite_states_the_rows_of_the_paper():
     }
 
 
+@pytest.mark.ci
 class TestEncoderAndImages:
     """What an encoder cannot take is refused before anything runs; the images are 256 pixels here."""
 

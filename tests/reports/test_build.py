@@ -59,7 +59,9 @@ def test_the_terminal_shows_ranges_what_is_ranked_and_how_much_is_claimed(folder
         assert f"Claims: 0 of 1 pairs of methods, {claimed} of 1 pairs of encoders (claims.csv)." in text
 
 
-@pytest.mark.parametrize("kept", ["nothing", "none", "pgd", "published_eval"])
+@pytest.mark.parametrize(
+    "kept", ["nothing", "pgd", *(pytest.param(name, marks=pytest.mark.ci) for name in ("none", "published_eval"))]
+)
 def test_a_folder_with_gaps_builds_without_a_warning(tmp_path, kept):
     """Before the first run; clean accuracy alone; no AutoAttack; the paper's protocol alone."""
     asked = manifest(("simclr_adv", "cf_amc_ssl"))

@@ -78,7 +78,12 @@ EQUAL = (0.0,) * 8
 
 @pytest.mark.parametrize(
     ("images", "repetitions", "difficulty", "taste"),
-    [(1000, 800, 3.0, 1.0), (1000, 800, 1.5, 0.3), (10_000, 300, 3.0, 1.0), (10_000, 300, 1.5, 0.3)],
+    [
+        pytest.param(1000, 800, 3.0, 1.0, marks=pytest.mark.ci),
+        pytest.param(1000, 800, 1.5, 0.3, marks=pytest.mark.ci),
+        pytest.param(10_000, 300, 3.0, 1.0, marks=pytest.mark.ci),
+        (10_000, 300, 1.5, 0.3),
+    ],
 )
 def test_equal_methods_are_rarely_told_apart(images, repetitions, difficulty, taste):
     """Family-wise false claims at most 5 %; the tolerance is what a rate of 5 % exceeds once in 1,000 simulations."""
