@@ -24,8 +24,10 @@ def asked_images(options: Options) -> dict[str, Any]:
     Of ``pgd`` and ``band`` (PGD on the heads of other penalties) there is one number. ``curve`` (PGD at the eps that
     are drawn only) and ``autoattack`` have one for each protocol; one without a protocol is for all that are not named.
     """
+    if not options.attack_images:
+        return {}
     images: dict[str, dict[str, int]] = {}
-    for part in (options.attack_images or "").split(","):
+    for part in options.attack_images.split(","):
         name, equals, count = (word.strip() for word in part.partition("="))
         attack, dot, protocol = name.partition(".")
         known = attack in ("curve", "autoattack") or (attack in ("pgd", "band") and not dot)
