@@ -45,6 +45,7 @@ class Training:
     lost_seconds: float = 0.0  # of training that was done again after a kill: not charged
     costs: list[Cost] = field(default_factory=list)  # of the stages that have begun
     first_epoch: int = 0  # of this stage: no batch and no draw of an earlier one comes again
+    marked: int = 0  # marks of the keeper at which a snapshot was taken in this process, whatever the stage
     optimizer: torch.optim.Optimizer = field(init=False)
     adversary: Adversary = field(init=False)
     course: Course = field(init=False)

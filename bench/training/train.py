@@ -96,7 +96,8 @@ def train(
     training.account()
     if status == "finished" and not all(cost.updates for cost in training.costs):
         status = "failed"
-        of_stage = f" of {training.cost.name}" if len(training.stages) > 1 else ""
+        empty = next(cost.name for cost in training.costs if not cost.updates)
+        of_stage = f" of {empty}" if len(training.stages) > 1 else ""
         note = f"not one update{of_stage} fits into {budget}: the warm-up took {training.compile_seconds:.3g} s"
     return summary(training, status, note, precision)
 
@@ -231,7 +232,7 @@ def loop(training: Training, undo: Undo, images: ImageSet, seed: int, keeper: Ke
     timed = clock.total_updates is None
     pacer = devices.Pacer(device)
     read_every = 1 if device.type == "cpu" else 25  # reading a loss waits for the device
-    marks = list(keeper.marks)
+    marks = list(keeper.marks[training.marked :])
     reported, saved = -math.inf, clock.seconds
     sound = torch.ones((), dtype=torch.bool, device=device)  # whether every loss was finite
     while not clock.exhausted:
@@ -266,6 +267,7 @@ def loop(training: Training, undo: Undo, images: ImageSet, seed: int, keeper: Ke
                 while marks and 100 * clock.kept_progress >= marks[0] - 1e-9:
                     with clock.pause("snapshot"):
                         keeper.snapshot(marks.pop(0), training)
+                    training.marked += 1
                     phases.mark(None)
                 last = clock.exhausted
                 sound = sound & loss.detach().isfinite()

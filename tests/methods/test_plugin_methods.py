@@ -20,10 +20,12 @@ from bench.spec import Budget, RunSpec
 from bench.storage.store import RunFolder, load_manifest
 from bench.training.state import begun
 from bench.training.step import set_rates, tell, update
+from bench.training.train import Keeper, train
 from methods.common.optim import warmed
 from tests.commands.test_cli import bench
 from tests.plugins import PLUGINS
 
+CPU = torch.device("cpu")
 SETTINGS = {"batch": 20, "steps": 2, "feature_width": 16, "hidden_width": 16, "embedding_width": 8}
 PASSES = {  # by hand, for two views and two steps of PGD: forward, backward to the input, backward to the weights
     "byol": (2 + 2, 2, 2),  # the teacher goes forward only
@@ -151,6 +153,19 @@ class TestStages:
         assert train.last_lr == pytest.approx(
             0.05 * warmed(8 / 9, 0.1)
         )  # of its own, on the way down from its own peak
+
+    def test_take_each_snapshot_once(self, digits):
+        taken = []
+        keeper = Keeper(
+            marks=(25, 50, 75, 100), snapshot=lambda mark, training: taken.append((mark, training.clock.updates))
+        )
+        train(tiny(PLUGINS["staged"]), digits.first(12), Budget.parse("8up"), 0, CPU, keeper=keeper)
+        assert taken == [(25, 2), (50, 4), (75, 6), (100, 8)]
+
+    def test_one_that_no_update_fits_into_is_named(self, digits):
+        result = train(tiny(PLUGINS["staged"]), digits.first(12), Budget.parse("1up"), 0, CPU)
+        assert (result.status, result.updates) == ("failed", 1)
+        assert result.note.startswith("not one update of teacher fits into 1up")
 
     def test_whose_shares_are_no_whole_are_refused(self, tmp_path, capsys):
         file = tmp_path / "half.py"

@@ -79,6 +79,16 @@ def test_at_every_update(adversary, kind, twenty, tmp_path):
         assert equal(without_time(again), without_time(state)), after
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_under_another_optimizer(optimizer, twenty, tmp_path):
+    """Its moments are in the checkpoint; the learning rate rises for the first updates."""
+    whole, state = trained(flat(optimizer=optimizer, warm_up=0.5), twenty, "6up")
+    make = lambda seed: flat(seed, optimizer=optimizer, warm_up=0.5)  # noqa: E731
+    resumed, again = interrupted(make, twenty, 6, [2, 4], tmp_path)
+    assert (told(resumed), resumed.preemptions) == (told(whole), 2)
+    assert equal(without_time(again), without_time(state))
+
+
 def test_after_every_update(twenty, tmp_path):
     whole, state = trained(flat(kind=Drawing, adversary="free"), twenty, "8up")
     make = lambda seed: flat(seed, kind=Drawing, adversary="free")  # noqa: E731
