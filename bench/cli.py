@@ -64,7 +64,10 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--search", help="precision of the attacks' own passes, on a GPU: fp32 or tf32; float32 decides  [fp32]"
         ),
         click.option("--eps", help="radii of evaluation: 4/255,8/255; l2:0.5 of attacks in l2  [the dataset's]"),
-        click.option("--protocols", help="linear, multi_patch, published_eval  [all three]"),
+        click.option(
+            "--protocols",
+            help="names of `bench list protocols`, or .py files, with commas  [linear, multi_patch, published_eval]",
+        ),
         click.option("--eval", help="quick, standard or full  [quick on digits, else standard]"),
         click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]"),
         click.option("--curve", help="accuracy over the training: off, clean or robust  [off at quick, else robust]"),
@@ -254,7 +257,7 @@ def verify(folder: Path, data_root: str | None, device: str) -> int:
 
 
 @cli.command("list")
-@click.argument("kind", metavar="methods|attacks|encoders|datasets|trackers|suites")
+@click.argument("kind", metavar="methods|attacks|encoders|datasets|protocols|trackers|suites")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def list_(kind: str, as_json: bool) -> int:
     """What there is, a line each: name, what it is, where it comes from."""

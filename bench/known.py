@@ -1,28 +1,18 @@
-"""What can be said of a name without torch: protocols, devices, and what a dataset is given beside its name.
+"""What can be said of a name without torch: devices, and what a dataset is given beside its name.
 
 These are the first steps of checks that are finished where the thing itself is loaded.
 """
 
 import re
 
-from bench.spec import DataSpec, UsageError, unknown
+from bench.spec import DataSpec, UsageError
 
 LIBRARIES = ("torchvision", "timm")  # of encoders, as timm:NAME
-PROTOCOLS = ("linear", "multi_patch", "linear_backbone", "published_eval")
 
 
 def of_library(name: str) -> bool:
     """Whether an encoder is ``library:NAME``, and no file or name of the registry."""
     return ":" in name and not name.endswith(".py")
-
-
-def check_protocols(names: tuple[str, ...]) -> None:
-    """Raises UsageError for a protocol that does not exist, and where there is none."""
-    if not names:
-        raise UsageError(f"expected at least one protocol, got none; known: {', '.join(PROTOCOLS)}")
-    for name in names:
-        if name not in PROTOCOLS:
-            raise UsageError(unknown("protocol", name, PROTOCOLS))
 
 
 def check_device_name(name: str) -> None:

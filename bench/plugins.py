@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from bench.spec import UsageError, unknown
 
-Kind = Literal["method", "attack", "encoder", "dataset", "tracker"]
+Kind = Literal["method", "attack", "encoder", "dataset", "protocol", "tracker"]
 TRAITS = ("all", "single", "pair", "multi", "patch", "crop", "none", "pgd", "free")  # of a method, for OVERRIDES
 CLOSE = {True: 0.92, False: 0.85}  # likeness of two names of which one is a slip of the other: of methods, of values
 
@@ -53,6 +53,10 @@ def parts(kind: Kind) -> list[tuple[str, list[Part]]]:
         from bench.data.images import BaseDataset, EncodedDataset
 
         return [("Dataset", [Part("Dataset", EncodedDataset, ("listing",)), Part("Dataset", BaseDataset, ("load",))])]
+    elif kind == "protocol":
+        from bench.protocols.common.base import BaseProtocol
+
+        found = [Part("Protocol", BaseProtocol, ("fit", "restore"))]
     else:
         from bench.tracking.hooks import Hook
 

@@ -26,6 +26,7 @@ PACKAGES: dict[Kind, str] = {
     "attack": "attacks",
     "encoder": "bench.encoders",
     "dataset": "bench.datasets",
+    "protocol": "bench.protocols",
     "tracker": "bench.trackers",
 }
 FILE = "bench_plugin_"  # how the name of a module begins that is a file of the user's
@@ -89,6 +90,8 @@ def _checked_file(kind: Kind, path: Path) -> Path:
         raise UsageError(f"expected {file}, got {path}: no such file")
     if not re.fullmatch(NAME, path.stem):
         raise UsageError(f"expected {file} whose name has at most 68 letters, digits, _, . and -, got {path.name!r}")
+    if kind == "protocol" and "-" in path.stem:  # which ends it in the names of files
+        raise UsageError(f"expected a protocol file whose name has no -, got {path.name!r}; write _ instead")
     if path.stem in names(kind):
         raise UsageError(f"the {kind} file {path} has the name of a known {kind}; give it another name")
     return path

@@ -12,6 +12,7 @@ from bench.radius import Norm as Norm
 from bench.radius import format_eps as format_eps
 from bench.radius import format_radius as format_radius
 from bench.radius import parse_eps as parse_eps
+from bench.shown import Shown
 from bench.usage import UsageError as UsageError
 from bench.usage import unknown as unknown
 
@@ -23,7 +24,6 @@ Verdict = Literal["PASS", "WARN", "FAIL", "N/A", "NOT_RUN", "not in this level"]
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,67}$"  # of what becomes the name of a file
 Name = Annotated[str, Field(pattern=NAME)]
 Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
-RANKED = ("linear", "multi_patch")  # the protocols whose numbers are ranked, and therefore audited
 
 
 class Data(BaseModel):
@@ -54,8 +54,7 @@ class Budget(Data):
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", text)
         units = {"s": 1.0, "m": 60.0, "h": 3600.0, "ep": None, "up": None}
         if match is None or match[2] not in units:
-            known = "90s, 30m, 2h (time), 20ep (epochs) or 5000up (updates)"
-            raise UsageError(f"expected a budget such as {known}, got {text!r}; give a number and one unit")
+            raise UsageError(f"expected a budget such as 90s, 30m, 2h, 20ep (epochs) or 5000up (updates), got {text!r}")
         number, seconds = float(match[1]), units[match[2]]
         if number <= 0:
             raise UsageError(f"expected a budget above 0, got {text!r}")
@@ -109,7 +108,7 @@ class DataSpec(Data):
 class EvalSpec(Data):
     """How an encoder is scored (protocol of the project, sections 1.1 to 1.6)."""
 
-    unwritten = ("attack_paths", "attack_norms", "attack_settings", "eps_l2")
+    unwritten = ("attack_paths", "attack_norms", "attack_settings", "eps_l2", "own_protocols")
     level: Level = "quick"
     attacks: tuple[Name, ...] = ("pgd", "autoattack")
     attack_paths: dict[Name, str] = {}  # of .py files of the user's own
@@ -133,6 +132,7 @@ class EvalSpec(Data):
     search: Literal["fp32", "tf32"] = "fp32"  # precision of an attack's own passes; float32 decides what it found
     audit: AuditLevel = "core"
     budget_seconds: float | None = Field(default=None, gt=0)  # for the evaluation of one run; None: no limit
+    own_protocols: dict[Name, Shown] = {}  # those that are not of bench/protocols
 
     def radii(self, norm: Norm) -> tuple[float, ...]:
         """The radii that were asked for in a norm."""
@@ -259,19 +259,19 @@ class TrainResult(Data):
 
 
 class ProbeResult(Data):
-    """A linear classifier on frozen features: the chosen penalty and what it does on clean images."""
+    """What a protocol has fitted on frozen features, and what it does on clean images; a linear one has a penalty."""
 
     protocol: Name
     feature_width: int
-    penalty: float  # lambda
-    gradient_norm: float
-    scale: float  # the one number that features are divided by
-    held_out: list[tuple[float, int, int]]  # (lambda, correct, total) on held-out training images
+    penalty: float = 0.0  # lambda; 0: there is none
+    gradient_norm: float = 0.0
+    scale: float = 1.0  # the one number that features are divided by
+    held_out: list[tuple[float, int, int]] = []  # (lambda, correct, total) on held-out training images
     train_correct: int
     train_total: int
     seconds: float
     band: list[tuple[float, int, int]] = []  # (lambda, correct, total) under PGD at the main eps
-    sha256: str = ""  # of weight and bias as stored
+    sha256: str = ""  # of the tensors as stored
     note: str = ""
     code: str = ""
 

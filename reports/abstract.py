@@ -12,9 +12,10 @@ import pandas as pd
 from bench.fairness import DISTURBED, LEARNING_UPDATES, stalled, too_few
 from bench.spec import Manifest, Record, format_eps
 from reports.budgets import base, budget_of
-from reports.cells import PROTOCOLS, percent
+from reports.cells import percent
 from reports.claims import LEVEL, SEEDS
 from reports.pairs import sentences
+from reports.protocols import titles
 
 NAMED = 6  # names in a sentence, before it counts the others
 CLAIMS = 3  # sentences about pairs
@@ -28,7 +29,7 @@ def abstract(
     """[name, text] of each paragraph that has something to say; ``found``: the claims (see reports/pairs.py)."""
     paragraphs = {
         "What was run": [*_trained(manifest, records), *_scored(manifest, board)],
-        "What came out": _outcome(board),
+        "What came out": _outcome(manifest, board),
         "What can be claimed": _claimed(manifest, board, found),
         "What cannot": _limits(manifest, records, rows),
         "The audit": _audited(board),
@@ -86,10 +87,10 @@ def _scored(manifest: Manifest, board: pd.DataFrame) -> list[str]:
 # ---------------------------------------------------------------- what came out
 
 
-def _outcome(board: pd.DataFrame) -> list[str]:
-    said = []
+def _outcome(manifest: Manifest, board: pd.DataFrame) -> list[str]:
+    said, names = [], titles(manifest.runs)
     for (protocol, budget), lines in board.groupby(["protocol", "budget"], sort=False, dropna=False):
-        where = PROTOCOLS.get(str(protocol), str(protocol)) + (f" at {budget}" if isinstance(budget, str) else "")
+        where = names.get(str(protocol), str(protocol)) + (f" at {budget}" if isinstance(budget, str) else "")
         found = [sentence for sentence in (_robust(lines), _clean(lines)) if sentence]
         said += [f"{where}: {'; '.join(found)}."] if found else []
     return said

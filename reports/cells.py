@@ -7,8 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-PROTOCOLS = {"linear": "Linear probe", "multi_patch": "Multi-patch probe", "published_eval": "Published evaluation"}
-
 
 def table(
     caption: str, titles: str, rows: list[list[Any]], left: str = "", wide: str = "", quiet: str = "", size: float = 8.5

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.spec import RANKED, Manifest, Record, format_eps, format_radius
+from bench.spec import Manifest, Record, format_eps, format_radius
 from reports import curves
 from reports.captions import CAPTIONS
-from reports.cells import PROTOCOLS
 from reports.plots import MARKERS, PALETTE
+from reports.protocols import ranked, titles
 from reports.stats import wilson
 
 ATTACKS = {"pgd": "PGD", "autoattack": "AutoAttack", "fgsm": "FGSM", "noise": "Noise", "pgd_crop": "PGD on crops"}
@@ -81,7 +81,7 @@ def scatter(
         axes["worst"] = {"label": f"Robust accuracy, worst case at eps {main}", "unit": "%", "best": 1}
     else:
         axes[f"pgd:{main}"] = {"label": f"{ATTACKS['pgd']} at eps {main}", "unit": "%", "best": 1}
-    panels = []
+    panels, names = [], titles(manifest.runs)
     for (protocol, budget), lines in board.groupby(["protocol", "budget"], sort=False, dropna=False):
         points = []
         for line in lines.to_dict("records"):
@@ -110,7 +110,7 @@ def scatter(
             audit = "" if pd.isna(line["audit"]) else line["audit"]
             points.append({"method": places[line["method"]], "values": known, "ranked": ranked, "audit": audit})
         within = f", budget {budget}" if isinstance(budget, str) else ""
-        panels.append({"protocol": PROTOCOLS.get(str(protocol), str(protocol)) + within, "points": points})
+        panels.append({"protocol": names.get(str(protocol), str(protocol)) + within, "points": points})
     return panels, [{"key": name} | axis for name, axis in axes.items()]
 
 
@@ -129,10 +129,11 @@ def robust_over_eps(manifest: Manifest, rows: pd.DataFrame, places: dict[str, in
     """PGD accuracy over eps: [eps, mean, least, most over seeds]; ``mark``: the ranked worst case."""
     image = rows["threat_space"] == "image"
     pgd = rows[(rows["attack"] == "none") | (rows["attack"].isin(["pgd", "worst"]) & image)]
-    tried = sorted(pgd.loc[pgd["protocol"].isin(RANKED), "eps"].unique())
+    judged, names = ranked(manifest.runs), titles(manifest.runs)
+    tried = sorted(pgd.loc[pgd["protocol"].isin(judged), "eps"].unique())
     unit = 255 if any("/" in format_eps(eps) for eps in tried) else 1
     panels, table, marked = [], [], False
-    for protocol in (name for name in RANKED if (pgd["protocol"] == name).any()):
+    for protocol in (name for name in judged if (pgd["protocol"] == name).any()):
         series = []
         for method, cells in pgd[pgd["protocol"] == protocol].groupby("method", sort=False):
             curve = cells[cells["attack"] != "worst"].groupby("eps")["accuracy"].agg(["mean", "min", "max"])
@@ -144,8 +145,8 @@ def robust_over_eps(manifest: Manifest, rows: pd.DataFrame, places: dict[str, in
             series.append({"method": places[str(method)], "points": points, "mark": mark})
             marked = marked or bool(mark)
             shown = {eps: f"{100 * mean:.1f}" for eps, mean in curve["mean"].items()}
-            table.append([str(method), PROTOCOLS[protocol], *(shown.get(eps, "") for eps in tried)])
-        panels.append({"title": PROTOCOLS[protocol], "series": series})
+            table.append([str(method), names[protocol], *(shown.get(eps, "") for eps in tried)])
+        panels.append({"title": names[protocol], "series": series})
     return {
         "id": "eps",
         "title": "Robustness against eps",

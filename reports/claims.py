@@ -285,7 +285,7 @@ def hardware_class(environment: Environment | None) -> str:
 def _worst(record: Record, protocol: str, main_eps: float) -> str:
     return next(
         r.outcomes
-        for r in derived(record.results)
+        for r in derived(record)
         if (r.protocol, r.attack) == (protocol, "worst") and math.isclose(r.eps, main_eps)
     )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.identity.source import HEAD, MODEL, TRAINING, attack_part, changed, code, own
+from bench.identity.source import MODEL, TRAINING, attack_part, changed, code, head_part, own
 from bench.spec import EvalResult, Record, RunSpec
 
 SHORT = 8  # digits of a hash in a table
@@ -16,7 +16,7 @@ def of_run(record: Record) -> dict[str, str]:
         found[MODEL] = code(record.sources.get(MODEL, {}))
     several: dict[str, set[str]] = {}
     for probe in record.probes:
-        several.setdefault(HEAD, set()).add(probe.code)
+        several.setdefault(head_part(probe.protocol), set()).add(probe.code)
     for result in record.results:
         several.setdefault(attack_part(result.attack), set()).add(result.code)
     return found | {part: "+".join(sorted(hashes)) for part, hashes in several.items()}

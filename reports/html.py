@@ -18,10 +18,10 @@ from bench.spec import Audit, Budget, Check, Manifest, Record, format_eps
 from bench.storage.store import Examples
 from reports import pdf
 from reports.captions import CAPTIONS
-from reports.cells import PROTOCOLS
 from reports.charts import PASSES, charts
 from reports.checks import CHECKS
 from reports.inert import printable
+from reports.protocols import titles
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("charts.js", "report.js")
@@ -118,7 +118,7 @@ def content(
         "facts": told["facts"],
         "definitions": told["definitions"],
         "main_eps": format_eps(manifest.main_eps),
-        "board": leaderboard(rows, board, colours),
+        "board": leaderboard(rows, board, colours, titles(manifest.runs)),
         "claims": claims,
         "charts": drawn,
         "examples": examples(records, pictures, colours),
@@ -137,7 +137,9 @@ def content(
 # ---------------------------------------------------------------- the leaderboard
 
 
-def leaderboard(rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int]) -> dict[str, Any]:
+def leaderboard(
+    rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int], names: Mapping[str, str]
+) -> dict[str, Any]:
     """Columns, lines with their cells, what they can be filtered by, and the standing sentences of the protocols.
 
     A cell is a dictionary: ``text``, ``order`` (what it sorts by; none: last), ``small`` below it, and its looks.
@@ -148,9 +150,9 @@ def leaderboard(rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int]
         {
             "dataset": line["dataset"] or "",
             "budget": line["budget"] or "",
-            "protocol": PROTOCOLS.get(line["protocol"], line["protocol"]),
+            "protocol": names.get(line["protocol"], line["protocol"]),
             "status": line["status"],
-            "cells": _cells(line, means.loc[line["method"]] if line["method"] in means.index else {}, colours),
+            "cells": _cells(line, means.loc[line["method"]] if line["method"] in means.index else {}, colours, names),
         }
         for line in board.astype(object).where(board.notna(), None).to_dict("records")
     ]
@@ -172,21 +174,19 @@ def leaderboard(rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int]
     standing = board.dropna(subset=["standing"]).groupby("protocol", sort=False)["standing"].first()
     said = list(dict.fromkeys(standing))
     notes = (
-        said
-        if len(said) == 1
-        else [f"{PROTOCOLS.get(str(name), str(name))}: {each}" for name, each in standing.items()]
+        said if len(said) == 1 else [f"{names.get(str(name), str(name))}: {each}" for name, each in standing.items()]
     )
     return {"columns": columns, "lines": lines, "filters": filters, "notes": notes}
 
 
-def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int]) -> list[dict[str, Any]]:
+def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """One for each of BOARD."""
     best, passed = bool(line["best"]), line["audit"] in AUDITED
     lo, hi = line["rank_lo"], line["rank_hi"]
     rank = "" if lo is None else str(lo) if lo == hi else f"{lo}–{hi}"
     struck = {"struck": not passed and line["worst"] is not None}
     sd = "" if line["seed_sd"] is None else f"sd {100 * line['seed_sd']:.1f}"
-    protocol = PROTOCOLS.get(line["protocol"], line["protocol"])
+    protocol = names.get(line["protocol"], line["protocol"])
     values = {
         "Rank": _cell(rank, lo, bold=best),
         "Method": _cell(line["method"], line["method"], bold=best, colour=colours.get(line["method"], 0)),
@@ -250,7 +250,11 @@ def audits(records: Sequence[Record], board: pd.DataFrame, colours: dict[str, in
     for record in records:
         for audit in record.audits:
             panels.setdefault((record.spec.row, audit.protocol), []).append(audit)
-    return [_panel(method, protocol, found, verdicts, colours) for (method, protocol), found in panels.items()]
+    names = titles(record.spec for record in records)
+    return [
+        _panel(method, protocol, found, verdicts, colours) | {"protocol": names.get(protocol, protocol)}
+        for (method, protocol), found in panels.items()
+    ]
 
 
 def _panel(
@@ -266,7 +270,6 @@ def _panel(
     return {
         "method": method,
         "colour": colours.get(method, 0),
-        "protocol": PROTOCOLS.get(protocol, protocol),
         "verdict": found[0].verdict if not isinstance(verdict, str) else verdict,
         "level": ", ".join(dict.fromkeys(audit.level for audit in found)),
         "seeds": len(found),
@@ -296,9 +299,10 @@ def examples(
 ) -> list[dict[str, Any]]:
     """For each protocol the clean images and, for each method, what became of them; of its first seed that has any."""
     shown: dict[str, dict[str, Any]] = {}
+    names = titles(record.spec for record in records)
     for record in records:
         for found in pictures.get(record.spec.name, []) if record.status == "finished" else []:
-            name = PROTOCOLS.get(found.protocol, found.protocol)
+            name = names.get(found.protocol, found.protocol)
             panel = shown.setdefault(
                 name,
                 {

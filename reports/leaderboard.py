@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.spec import RANKED, Record
+from bench.spec import Record
+from reports import protocols as known
 from reports.budgets import budget_of
 from reports.claims import outcomes, rank_ranges, ranking, standing, wins
 from reports.stats import wilson
@@ -63,7 +64,9 @@ VERDICTS = ("FAIL", "NOT_RUN", "off", "FLAG", "PASS")  # of several seeds the fi
 
 def leaderboard(rows: pd.DataFrame, records: Sequence[Record], main_eps: float) -> pd.DataFrame:
     """Ranked table of the ``rows`` of ``records``, by accuracy within a protocol and budget, the others last."""
-    protocols = [name for name in RANKED if (rows["protocol"] == name).any()] or RANKED
+    asked = [record.spec for record in records]
+    ranked_ones = known.ranked(asked) or list(known.shown(asked))
+    protocols = [name for name in ranked_ones if (rows["protocol"] == name).any()] or ranked_ones
     different = different_attacks(rows, main_eps)
     lines = [
         _line(str(method), protocol, of_method, main_eps, protocol not in different)

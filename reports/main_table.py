@@ -5,7 +5,8 @@ from typing import Any
 import pandas as pd
 
 from bench.spec import Manifest, format_eps
-from reports.cells import PROTOCOLS, interval, number, percent, table, text, whole
+from reports.cells import interval, number, percent, table, text, whole
+from reports.protocols import titles
 
 LEGEND = (
     "Ranked by the worst case over PGD and AutoAttack (AA) on n images. Audited: the worst case with the audit's own "
@@ -43,7 +44,7 @@ def _table(manifest: Manifest, protocol: str, budget: object, lines: pd.DataFram
         ]
         for line in lines.to_dict("records")
     ]
-    caption = f"{PROTOCOLS.get(protocol, protocol)} on {_where(manifest, budget, lines)}."
+    caption = f"{titles(manifest.runs).get(protocol, protocol)} on {_where(manifest, budget, lines)}."
     drawn = table(caption, TITLES, rows, left="Method | Audit", wide="Method", quiet="95 %", size=8)
     return drawn | {"note": next(iter(lines["standing"].dropna()), "")}
 

@@ -187,9 +187,11 @@ def _run(record: Record) -> tuple[str, str, int]:
 def _one_recipe(records: Sequence[Record]) -> bool:
     """Whether the records say the same of everything but seed, machine and the place of files."""
     where = {"seed", "device", "threads", "data", "method_path", "encoder_path"}  # the same run, made elsewhere
-    nowhere = [r.spec.eval.model_copy(update={"attack_paths": {}}) for r in records]
-    specs = [r.spec.model_copy(update={"eval": each}) for r, each in zip(records, nowhere, strict=True)]
-    asked = [spec.model_dump(exclude=where) for spec in specs]
+    asked = [r.spec.model_dump(exclude=where) for r in records]
+    for spec in asked:
+        spec["eval"].pop("attack_paths", None)
+        for protocol in spec["eval"].get("own_protocols", {}).values():
+            del protocol["path"]
     resolved = [[(s.name, s.value) for s in r.settings] for r in records if r.settings]
     if any(conflict(one, other) for one, other in combinations(records, 2)):
         return False

@@ -1,5 +1,7 @@
 """What arXiv:2501.03507 printed, to stand beside our rows."""
 
+SOURCE = "arXiv:2501.03507"
+
 # The results table of arXiv:2501.03507: its rows, and accuracy in % (clean, PGD at 4/255, PGD at 8/255) per data set
 PAPER_ROWS = {
     "emp_ssl_patch_adv": "Patch-based EMP-SSL",

@@ -20,12 +20,12 @@ from bench.spec import Budget, Manifest, Record, format_eps
 from reports.budgets import base
 from reports.curves import COSTS, over
 from reports.inert import printable
+from reports.protocols import ranked, titles
 from reports.stats import pareto
 
 # "muted" of Paul Tol's colour-blind safe schemes (https://sronpersonalpages.nl/~pault), neighbours set apart
 PALETTE = ("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#882255", "#999933", "#aa4499")
 MARKERS = {"none": "o", "pgd": "s", "free": "^"}
-NAMES = {"linear": "linear probe", "multi_patch": "multi-patch probe"}
 PERCENT = ("clean", "clean_lo", "clean_hi", "pgd", "autoattack", "worst", "worst_lo", "worst_hi")
 DARK = "#222222"
 ALONE = 0.4  # opacity of PGD alone: an upper bound, not ranked
@@ -128,7 +128,7 @@ def clean_vs_robust(material: Material) -> Figure:
             )
         best = points[pareto(points[["clean", "worst"]])].sort_values("clean")
         panel.plot(best["clean"], best["worst"], color="#555555", linewidth=1, linestyle="--", zorder=1.5)
-        panel.set(title=_title(protocol, points["n"]), xlabel="clean accuracy (%)")
+        panel.set(title=_title(material, protocol, points["n"]), xlabel="clean accuracy (%)")
     axes[0][0].set_ylabel(f"robust accuracy at eps {format_eps(material.manifest.main_eps)} (%)")
     drawn = material.board.loc[material.board["clean"].notna(), "train_seconds"]
     ends = (drawn.min(), drawn.max()) if drawn.max() > 1.05 * drawn.min() else (drawn.max(),)
@@ -147,7 +147,7 @@ def robust_vs_eps(material: Material) -> Figure:
     figure, axes = _figure(material, 1, len(material.panels()))
     main, rows = material.manifest.main_eps, material.rows
     rows = rows[(rows["attack"] == "none") | ((rows["attack"] == "pgd") & (rows["threat_space"] == "image"))]
-    tried = sorted(rows.loc[rows["protocol"].isin(NAMES), "eps"].unique())
+    tried = sorted(rows.loc[rows["protocol"].isin(ranked(material.manifest.runs)), "eps"].unique())
     unit = 255 if any("/" in format_eps(eps) for eps in tried) else 1
     for panel, (protocol, points) in zip(axes[0], material.panels(), strict=True):
         shown = rows[rows["protocol"] == protocol]
@@ -160,7 +160,7 @@ def robust_vs_eps(material: Material) -> Figure:
             colour, marker, _ = material.looks[point["method"]]
             panel.plot(main * unit, point["worst"], marker, color="white", mec=colour, mew=1.6, ms=8, zorder=4)
         pgd = shown.loc[shown["attack"] == "pgd", "total"]
-        panel.set(title=_title(protocol, pgd), xlabel=f"eps of the l-inf ball{' (255ths)' * (unit == 255)}")
+        panel.set(title=_title(material, protocol, pgd), xlabel=f"eps of the l-inf ball{' (255ths)' * (unit == 255)}")
         panel.set_xticks([eps * unit for eps in tried], [f"{eps * unit:.4g}" for eps in tried])
         panel.set_ylim(-3, 103)
     axes[0][0].set_ylabel("accuracy under PGD (%)")
@@ -189,7 +189,7 @@ def accuracy_vs_cost(material: Material) -> Figure:
                 panel.plot(x, point["clean"], marker, color="white", mec=colour, mew=1.4, ms=7)
                 shade = 1.0 if point["worst"] == point["robust"] else ALONE
                 panel.plot(x, point["robust"], marker, color=colour, mec=DARK, mew=0.6, ms=7, alpha=shade)
-            panel.set(title=_title(protocol, points["n"]), xlabel=label, ylim=(-3, 103))
+            panel.set(title=_title(material, protocol, points["n"]), xlabel=label, ylim=(-3, 103))
             panel.label_outer()
             _scale(panel, cost)
         line[0].set_ylabel("accuracy (%)")
@@ -244,7 +244,7 @@ def frontier(material: Material) -> Figure:
                 for point in line.to_dict("records"):
                     fill = "white" if pd.isna(point["rank_lo"]) else colour
                     panel.plot(point["amount"], point[score], marker, color=fill, mec=colour, ms=5)
-            panel.set(title=_title(protocol, scored["total"]), xlabel="training budget", ylim=(-3, 103))
+            panel.set(title=_title(material, protocol, scored["total"]), xlabel="training budget", ylim=(-3, 103))
             if points["amount"].max() > 4 * points["amount"].min():
                 panel.set_xscale("log")
             panel.xaxis.set_minor_formatter(NullFormatter())
@@ -319,8 +319,9 @@ def _sizes(times: pd.Series) -> Callable[[float], float]:
     return lambda seconds: 5 + 7 * float(np.sqrt(seconds / longest)) if longest > 0 else 8.0
 
 
-def _title(protocol: str, totals: pd.Series) -> str:
-    return f"{NAMES.get(protocol, protocol)}, {_count(totals)}"
+def _title(material: Material, protocol: str, totals: pd.Series) -> str:
+    title = titles(material.manifest.runs).get(protocol, protocol)
+    return f"{title[:1].lower()}{title[1:]}, {_count(totals)}"
 
 
 def _count(totals: pd.Series) -> str:

@@ -6,7 +6,7 @@ are of l-inf.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,7 @@ import pandas as pd
 from bench.spec import EvalResult, Manifest, Record, TrainResult
 from reports import codes
 from reports.disturbed import clock_probe, machine_medians
+from reports.protocols import own_attacks
 from reports.stats import wilson
 
 COLUMNS = {
@@ -82,16 +83,18 @@ def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     medians = machine_medians(records)
     for record in sorted(records, key=lambda record: (methods.index(record.spec.row), record.spec.seed)):
-        results = sorted([*record.results, *derived(record.results), *record.failed], key=place)
+        results = sorted([*record.results, *derived(record), *record.failed], key=place)
         cells = [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
         probe = clock_probe(record, medians)
         lines += [cell | probe for cell in cells]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def derived(results: Iterable[EvalResult]) -> list[EvalResult]:
-    """``worst`` or ``pgd_only`` for every PGD result that was asked for: not the curve, not the paper's protocol."""
-    asked = (r for r in results if not r.curve and r.protocol != "published_eval" and r.norm == "linf")
+def derived(record: Record) -> list[EvalResult]:
+    """``worst`` or ``pgd_only`` for every PGD result that was asked for: not the curve, not in l2, and not under a
+    protocol that has attacks of its own."""
+    apart = own_attacks([record.spec])
+    asked = (r for r in record.results if not r.curve and r.protocol not in apart and r.norm == "linf")
     cells = {(r.protocol, r.attack, r.eps): r for r in asked}
     return [
         _worst(pgd, cells.get((protocol, "autoattack", eps)))

@@ -8,11 +8,12 @@ import pandas as pd
 
 from bench.spec import Manifest, Norm, Record, format_eps, format_radius
 from reports import codes
-from reports.cells import PROTOCOLS, interval, percent, table
+from reports import protocols as known
+from reports.cells import interval, percent, table
 from reports.claims import hardware_class
 from reports.leaderboard import different_attacks
 from reports.pairs import sentences
-from reports.paper import PAPER, PAPER_EPS, PAPER_ROWS
+from reports.paper import PAPER, PAPER_EPS, PAPER_ROWS, SOURCE
 
 EPS_COLUMNS = 8  # that fit beside each other on a page
 
@@ -116,6 +117,7 @@ def _attacks(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
     tables: dict[tuple[str, Norm], list[dict[Any, Any]]] = {}
     for cell in scored.to_dict("records"):
         tables.setdefault((cell["protocol"], cell["norm"]), []).append(cell)
+    titles = known.titles(manifest.runs)
     found = []
     for (protocol, norm), cells in tables.items():
         if norm != "linf":
@@ -124,13 +126,13 @@ def _attacks(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
         shown = list(dict.fromkeys(format_radius(norm, eps) for eps in tried))  # equal but for rounding: one column
         main = format_eps(manifest.main_eps) if norm == "linf" else shown[-1]
         for start in range(0, max(len(shown), 1), EPS_COLUMNS):
-            found.append(_over_eps(main, protocol, norm, shown[start : start + EPS_COLUMNS], cells))
+            found.append(_over_eps(main, titles[protocol], norm, shown[start : start + EPS_COLUMNS], cells))
     return found
 
 
-def _over_eps(main: str, protocol: str, norm: Norm, tried: list[str], cells: list[dict[Any, Any]]) -> dict[str, Any]:
-    """``cells``: those of one protocol and norm; ``tried``: the eps that are columns, as printed; ``main``: that with
-    an interval."""
+def _over_eps(main: str, title: str, norm: Norm, tried: list[str], cells: list[dict[Any, Any]]) -> dict[str, Any]:
+    """``cells``: those of the protocol with this title, in one norm; ``tried``: the eps that are columns, as printed;
+    ``main``: that with an interval."""
     clean = [cell for cell in cells if cell["attack"] == "none"]
     runs: dict[tuple[Any, Any], dict[str, dict[str, Any]]] = {}  # (method, seed) -> attack -> eps -> cell
     for cell in cells:
@@ -150,7 +152,7 @@ def _over_eps(main: str, protocol: str, norm: Norm, tried: list[str], cells: lis
                 lines.append([name, str(seed), accuracy, attack, *values, bounds, _range(over)])
                 accuracy = ""  # once for each run
     titles = ["Method", "Seed", f"Clean (n = {_range(clean)})" if clean else "Clean", "Attack", *tried]
-    caption = f"{PROTOCOLS.get(protocol, protocol)}: accuracy in % of every run under every attack, over eps."
+    caption = f"{title}: accuracy in % of every run under every attack, over eps."
     caption += "" if norm == "linf" else f" In {norm}: never ranked, and in no worst case."
     last = f"95 % at {main}"
     return table(caption, " | ".join([*titles, last, "n"]), lines, "Method | Attack", "Method", last, size=7.5)
@@ -163,7 +165,8 @@ def _range(cells: list[dict[Any, Any]]) -> str:
 
 
 def _beside_the_paper(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    ours = rows[(rows["protocol"] == "published_eval") & rows["attack"].isin(["none", "pgd"])]
+    theirs = [name for name, protocol in known.shown(manifest.runs).items() if protocol.paper == SOURCE][:1]
+    ours = rows[rows["protocol"].isin(theirs) & rows["attack"].isin(["none", "pgd"])]
     if ours.empty:
         return []
     label, tried = manifest.data.label, sorted(set(ours["eps"]))
@@ -175,10 +178,10 @@ def _beside_the_paper(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, 
     for name, results in ours.groupby("method", sort=False):
         method = str(name)
         means = [results.loc[results["eps"] == eps, "accuracy"].mean() for eps in tried]
-        theirs = [PAPER_ROWS[method], *(f"{value:.2f}" for value in paper[method])] if method in paper else []
-        line = [method, *map(percent, means), str(results["seed"].nunique()), *theirs]
+        printed = [PAPER_ROWS[method], *(f"{value:.2f}" for value in paper[method])] if method in paper else []
+        line = [method, *map(percent, means), str(results["seed"].nunique()), *printed]
         lines.append(line + [""] * (len(titles) - len(line)))
-    source = " *: as printed in arXiv:2501.03507." if paper else ""
+    source = f" *: as printed in {SOURCE}." if paper else ""
     caption = f"{label}, published evaluation, accuracy in %, mean over seeds.{source}"
     wide = "Method | Row of the paper"
     return [table(caption, " | ".join(titles), lines, left=wide, wide=wide, size=8)]

@@ -14,7 +14,8 @@ from bench import registry
 from bench.audit.audit import audit
 from bench.audit.checks.subject import Counted, Subject
 from bench.data.images import load_data
-from bench.protocols.classifier import Classifier
+from bench.evaluation.evaluated import Evaluated
+from bench.protocols.common.classifier import Classifier
 from bench.runs.execute import execute
 from bench.spec import Budget, DataSpec, EvalResult, EvalSpec, RunSpec
 from bench.storage.signals import StopFlag
@@ -130,4 +131,4 @@ def rerun(folder, spec, report=lambda event: None):
     method, _ = build_method(folder.spec, dataset, 3, train.classes)
     method.encoder.load_state_dict(folder.trained()[1])
     encoder = method.encoder.eval().requires_grad_(False)
-    return audit(encoder, train, test, spec, folder.spec.seed, DEVICE, folder, report)
+    return audit(Evaluated(encoder, train, test, spec, folder.spec.seed, DEVICE, folder, report))

@@ -11,6 +11,8 @@ from bench import registry
 from bench.data.images import ImageSet
 from bench.encoders.common.base import FeatureEncoder
 from bench.evaluation.evaluate import evaluate
+from bench.evaluation.evaluated import Evaluated, silent
+from bench.protocols.common.base import protocol_of
 from bench.spec import EvalResult, EvalSpec, ProbeResult
 from bench.storage import store
 
@@ -47,6 +49,12 @@ def blobs(count, width, classes=10, seed=0, spread=1.0):
     centres = torch.randn(classes, width, generator=g)
     scales = torch.logspace(0, -1.5, width)  # no two directions alike, as in real features
     return (centres[labels] + spread * torch.randn(count, width, generator=g)) * scales, labels
+
+
+def build_classifier(protocol, encoder, size, crops, crop_seed):
+    """The classifier of a protocol before anything is fitted."""
+    spec = EvalSpec(crops=crops, crop_seed=crop_seed)
+    return protocol_of(spec, protocol).build(encoder, size, spec)
 
 
 def state_hash(module):
@@ -88,10 +96,15 @@ class Shelf:
         self.results[key] = result
 
 
-def run(spec=QUICK, shelf=None, encoder=None, seed=0, images=TEST, report=lambda event: None):
+def evaluated(shelf, spec=QUICK, encoder=None, seed=0, train=TRAIN, test=TEST, report=silent, device=CPU):
+    """What an evaluation is given."""
+    return Evaluated(encoder or tiny_encoder(), train, test, spec, seed, device, shelf, report)
+
+
+def run(spec=QUICK, shelf=None, encoder=None, seed=0, images=TEST, report=silent):
     """Evaluate; the shelf with all cells, and in ``missing`` what the evaluation says is missing."""
     shelf = Shelf() if shelf is None else shelf
-    shelf.missing = evaluate(encoder or tiny_encoder(), TRAIN, images, spec, seed, CPU, shelf, report)
+    shelf.missing = evaluate(evaluated(shelf, spec, encoder, seed, test=images, report=report))
     return shelf
 
 

@@ -69,7 +69,7 @@ def loads(target):
 
 FLOORS = """
     bench.usage
-    bench.radius
+    bench.radius bench.shown
     bench.spec bench.cores
     bench.names bench.text bench.values bench.known bench.fairness bench.plugins
     bench.registry
@@ -82,7 +82,7 @@ FLOORS = """
     bench.distributed
     bench.training
     bench.options
-    bench.protocols
+    bench.protocols.common
     bench.evaluation
     bench.audit
     bench.engines bench.runs
@@ -97,6 +97,7 @@ BASES = {  # of plug-ins: the package whose floors they stand on
     "attacks": "attacks.common",
     "bench.encoders": "bench.encoders.common",
     "bench.datasets": "bench.data",
+    "bench.protocols": "bench.protocols.common",
     "bench.trackers": "bench.tracking",
 }
 # What they load inside functions is not counted: plug-ins by their names, and what takes long to import.

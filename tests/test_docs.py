@@ -10,6 +10,8 @@ import click
 import pytest
 import torch
 import torchvision
+from evaluation_fixtures import QUICK
+from evaluation_fixtures import run as evaluate_tiny
 from report_fixtures import manifest, records, write
 
 from attacks.common.base import cross_entropy
@@ -20,6 +22,7 @@ from bench.encoders.common.build import build_encoder
 from bench.evaluation.external_model import call_factory, check_module, load_module
 from bench.options.options import Options
 from bench.options.resolve import resolve
+from bench.shown import Shown
 from bench.spec import Budget, DataSpec, ThreatModel
 from bench.tracking.tracking import parse_trackers
 from bench.training.train import train
@@ -36,6 +39,7 @@ QUESTIONS = (
     "add-a-method",
     "methods-in-depth",
     "add-an-attack",
+    "add-a-protocol",
     "add-an-encoder",
     "add-a-dataset",
     "evaluate-your-encoder",
@@ -191,6 +195,16 @@ def test_the_encoder_is_one_and_its_passes_are_counted(plugin, digits):
     result = train(registry.load("method", "simclr").Method(config).attach(encoder), digits.first(8), BUDGET, 0, CPU)
     passes = result.forward_per_image, result.backward_input_per_image, result.backward_weight_per_image
     assert passes == (2, 2, 2)
+
+
+def test_the_protocol_is_fitted_stored_and_attacked(plugin):
+    path = plugin("add-a-protocol", "mine.py")
+    spec = QUICK.model_copy(
+        update={"protocols": ("mine",), "own_protocols": {"mine": Shown("Nearest class mean", True, path=path)}}
+    )
+    shelf = evaluate_tiny(spec)
+    assert set(shelf.probes["mine"][1]) == {"means"}
+    assert shelf.results["mine", "pgd", 0.02].correct < shelf.results["mine", "none", 0.0].correct
 
 
 def test_the_dataset_loads_and_a_method_takes_it(plugin):

@@ -15,15 +15,14 @@ from collections.abc import Iterable
 
 import torch
 from pydantic import ValidationError
-from torch import nn
 
 from bench.audit import checks
 from bench.audit.checks.subject import AuditCheck, Counted, Subject
 from bench.audit.checks.transfer import sources_of
-from bench.data.images import ImageSet, duplicates
-from bench.evaluation.evaluate import chunk_images, stored_classifier
-from bench.evaluation.search import Report
-from bench.spec import RANKED, Audit, AuditLevel, Check, EvalResult, EvalSpec, Record, RunSpec
+from bench.data.images import duplicates
+from bench.evaluation.evaluated import Evaluated, Report, chunk_images, silent
+from bench.protocols.common.base import protocol_of
+from bench.spec import Audit, AuditLevel, Check, EvalResult, Record, RunSpec
 from bench.storage.files import sha256
 from bench.storage.store import MANIFEST, RunFolder, load_manifest
 
@@ -31,43 +30,37 @@ LEVELS: tuple[AuditLevel, ...] = ("off", "core", "full")
 ATTACKS = ("pgd", "autoattack")  # the ranked set
 
 
-def audit(
-    encoder: nn.Module,
-    train: ImageSet,
-    test: ImageSet,
-    spec: EvalSpec,
-    seed: int,
-    device: torch.device,
-    folder: RunFolder,
-    report: Report = lambda event: None,
-) -> str:
-    """Audit every ranked number in ``folder``; each protocol is saved when it is done. Returns what is missing, or "".
+def audit(it: Evaluated[RunFolder]) -> str:
+    """Audit every ranked number of a run; each protocol is saved when it is done. Returns what is missing, or "".
 
     The encoder is frozen, in eval mode, with the weights that were evaluated. ``spec.budget_seconds`` holds for the
     evaluation and its audit together: a check that has begun is finished, and no other begins. Transfer (A14) is not
     missing: where there are other runs it is NOT_RUN until they have ended (bench.audit.transfer).
     """
+    spec, folder = it.spec, it.cells
     if spec.audit == "off":
         return ""
     record = folder.record()
     audits = {each.protocol: each for each in record.audits}
     missing = []
-    for protocol in (each for each in RANKED if each in spec.protocols):
+    for protocol in (each for each in spec.protocols if protocol_of(spec, each).ranked):
         if ranked_pair(record.results, protocol, spec.main_eps) is None:
             continue
-        proof = evidence(record, protocol, sha256(encoder.state_dict()), probe_hash(folder, protocol), test.sha256)
+        proof = evidence(
+            record, protocol, sha256(it.encoder.state_dict()), probe_hash(folder, protocol), it.test.sha256
+        )
         earlier = audits.get(protocol)
         if earlier is None or (earlier.level, earlier.evidence) != (spec.audit, proof):
             earlier = Audit(protocol=protocol, level=spec.audit, eps=spec.main_eps, checks=[], evidence=proof)
         if not earlier.checks or not_run(earlier):
-            subject = build_subject(encoder, test, spec, seed, device, folder, record, protocol)
-            subject.duplicates = duplicates(train.seen_as(test), test)
+            subject = build_subject(it, record, protocol)
+            subject.duplicates = duplicates(it.train.seen_as(it.test), it.test)
             subject.sources = None if sources_of(folder.spec, runs_of(folder)) else {}
             spent = seconds(record, [*(each for each in audits.values() if each.protocol != protocol), earlier])
             left = math.inf if spec.budget_seconds is None else spec.budget_seconds - spent
-            audits[protocol] = earlier = examine(subject, earlier, left, report)
+            audits[protocol] = earlier = examine(subject, earlier, left, it.report)
             folder.save_audits(list(audits.values()))
-            report({"event": "audit", "protocol": protocol, "verdict": earlier.verdict, "level": earlier.level})
+            it.report({"event": "audit", "protocol": protocol, "verdict": earlier.verdict, "level": earlier.level})
         missing += [f"{protocol} {', '.join(not_run(earlier))}"] * bool(not_run(earlier))
     return f"checks of the audit that did not run: {'; '.join(missing)}" if missing else ""
 
@@ -82,12 +75,12 @@ def runs_of(folder: RunFolder) -> list[RunSpec]:
     return load_manifest(folder.out, links=False).runs if (folder.out / MANIFEST).is_file() else []
 
 
-def examine(subject: Subject, earlier: Audit, left: float, report: Report = lambda event: None) -> Audit:
+def examine(subject: Subject, earlier: Audit, left: float, report: Report = silent) -> Audit:
     """The audit of a subject: the checks of the level that ``earlier`` has no word of, within ``left`` seconds."""
     known = {check.id: check for check in earlier.checks if check.verdict != "NOT_RUN"}
     subject.broken |= {id: places for id, places in earlier.broken.items() if id in known}
     found = []
-    for id, (level, check) in all_checks(subject.protocol).items():
+    for id, (level, check) in all_checks(subject.of_crops).items():
         if id in known:
             found.append(known[id])
         elif LEVELS.index(level) > LEVELS.index(earlier.level):
@@ -124,12 +117,13 @@ def run_check(id: str, check: AuditCheck, subject: Subject) -> Check:
     return found.model_copy(update={"id": id} | cost)
 
 
-def all_checks(protocol: str) -> dict[str, tuple[AuditLevel, AuditCheck]]:
-    """id -> (lowest level, check) of all files in bench/checks, S before A before M; M only for multi_patch."""
+def all_checks(of_crops: bool) -> dict[str, tuple[AuditLevel, AuditCheck]]:
+    """id -> (lowest level, check) of all files in bench/checks, S before A before M; M only where the
+    classifier reads the mean features over crops."""
     found: dict[str, tuple[AuditLevel, AuditCheck]] = {}
     for module in pkgutil.iter_modules(checks.__path__):
         found |= getattr(importlib.import_module(f"bench.audit.checks.{module.name}"), "CHECKS", {})
-    if protocol != "multi_patch":
+    if not of_crops:
         found = {id: check for id, check in found.items() if not id.startswith("M")}
     return dict(sorted(found.items(), key=lambda item: ("SAM".index(item[0][0]), int(item[0][1:]))))
 
@@ -137,18 +131,10 @@ def all_checks(protocol: str) -> dict[str, tuple[AuditLevel, AuditCheck]]:
 # ---------------------------------------------------------------- what is audited
 
 
-def build_subject(
-    encoder: nn.Module,
-    test: ImageSet,
-    spec: EvalSpec,
-    seed: int,
-    device: torch.device,
-    folder: RunFolder,
-    record: Record,
-    protocol: str,
-) -> Subject:
+def build_subject(it: Evaluated[RunFolder], record: Record, protocol: str) -> Subject:
     """One protocol's classifier, all test images, and what was published of it. Raises LookupError without a probe."""
-    classifier = stored_classifier(encoder, test, spec, protocol, device, folder)
+    spec, test, device, folder = it.spec, it.test, it.device, it.cells
+    classifier = it.stored_classifier(protocol)
     pair = ranked_pair(record.results, protocol, spec.main_eps)
     clean = next((r for r in record.results if (r.protocol, r.attack) == (protocol, "none")), None)
     if classifier is None or pair is None or clean is None:
@@ -165,7 +151,7 @@ def build_subject(
         eps=spec.main_eps,
         protocol=protocol,
         classes=test.classes,
-        seed=seed,
+        seed=it.seed,
         chunk=chunk_images(spec, protocol),
         spec=spec,
         correct=torch.tensor([outcome == "1" for outcome in clean.outcomes], dtype=torch.bool),
@@ -187,8 +173,8 @@ def build_subject(
             "test": record.data.test_sha256 if record.data else "",
         },
         loaded={
-            "encoder": sha256(encoder.state_dict()),
-            "probe": sha256({"weight": classifier.probe.weight, "bias": classifier.probe.bias}),  # type: ignore[dict-item]
+            "encoder": sha256(it.encoder.state_dict()),
+            "probe": sha256(protocol_of(spec, protocol).stored(classifier)),
             "test": test.sha256,
         },
     )
@@ -224,7 +210,7 @@ def evidence(record: Record, protocol: str, encoder: str, probe: str, test: str)
 
 
 def probe_hash(folder: RunFolder, protocol: str) -> str:
-    """Of the probe's weight and bias as they are on disk; "" where there is none."""
+    """Of the probe's tensors as they are on disk; "" where there is none."""
     probe = folder.probe(protocol)
     return sha256(probe[1]) if probe else ""
 

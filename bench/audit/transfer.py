@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attacks.common.base import config_hash
 from bench.audit.audit import build_subject, run_check
 from bench.audit.checks.subject import Counted
 from bench.audit.checks.transfer import STEPS, adversarial_images, image_count, sources_of, transfer_not_better
 from bench.audit.verify import load
-from bench.data.images import ImageSet
 from bench.device import device as devices
-from bench.evaluation.evaluate import chunk_images, stored_classifier
+from bench.evaluation.evaluated import Evaluated, chunk_images
+from bench.protocols.common.base import protocol_of
 from bench.random import stream
 from bench.spec import Data, Record
 from bench.storage.disk import is_there
@@ -132,48 +131,50 @@ def source(run: RunFolder, record: Record, protocol: str) -> Source:
     """A run as a source of images."""
     assert record.train is not None
     assert record.data is not None
-    spec, probe = record.spec.eval, next(each for each in record.probes if each.protocol == protocol)
+    spec = record.spec.eval
+    asked, probe = protocol_of(spec, protocol), next(each for each in record.probes if each.protocol == protocol)
     made_from = {
         "encoder": record.train.encoder_sha256,
         "probe": probe.sha256,
         "test": record.data.test_sha256,
-        "crops": [spec.crops, spec.crop_seed] if protocol == "multi_patch" else None,
+        "crops": list(asked.settings(spec).values()) or None,
         "eps": spec.main_eps,
         "seed": record.spec.seed,
         "steps": STEPS,
-        "images": image_count(protocol),
+        "images": image_count(asked.dear),
     }
     return Source(run, protocol, config_hash(made_from))
 
 
-def opened(run: RunFolder, record: Record) -> tuple[ImageSet, nn.Module, torch.device]:
-    """(test images, frozen encoder, its device). Raises RuntimeError where files are others than those recorded."""
+def opened(run: RunFolder, record: Record) -> Evaluated[RunFolder]:
+    """The run as it was evaluated. Raises RuntimeError where files are others than those recorded."""
     device = devices.resolve(record.spec.device)
     devices.prepare(device, record.spec.threads)
-    test, encoder, changed = load(run, record, None)
+    it, changed = load(run, record, device, None)
     if changed:
         raise RuntimeError(f"{run.path}: {'; '.join(changed)}")
-    devices.place(encoder, device)
-    return test, encoder.eval().requires_grad_(False), device
+    devices.place(it.encoder, device)
+    it.encoder.eval().requires_grad_(False)
+    return it
 
 
 def make(sources: list[Source], report: Report) -> None:
     """The images of one run under these protocols, each stored with what it cost."""
     run = sources[0].run
     record = run.record()
-    test, encoder, device = opened(run, record)
-    spec = record.spec.eval
+    it, spec = opened(run, record), record.spec.eval
     for each in sources:
         report(event(each.run, each.protocol, "attack") | {"attack": "transfer", "eps": spec.main_eps,
                 "message": "images for the others"})  # fmt: skip
         began = time.monotonic()
-        classifier = stored_classifier(encoder, test, spec, each.protocol, device, run)
+        classifier = it.stored_classifier(each.protocol)
         if classifier is None:
             raise LookupError(f"{run.path} has no probe for {each.protocol}")
-        model, first = Counted(classifier).eval(), test.first(image_count(each.protocol)).to(device)
+        count = image_count(protocol_of(spec, each.protocol).dear)
+        model, first = Counted(classifier).eval(), it.test.first(count).to(it.device)
         images = adversarial_images(
             model,
-            first.pictures(slice(None), device),
+            first.pictures(slice(None), it.device),
             first.labels,
             spec.main_eps,
             chunk_images(spec, each.protocol),
@@ -189,11 +190,10 @@ def ask(targets: list[Target], report: Report) -> None:
     """A14 of one run under these protocols. What it cost includes the images that the run itself gave to others."""
     run = targets[0].run
     record = run.record()
-    test, encoder, device = opened(run, record)
-    spec, seed = record.spec.eval, record.spec.seed
+    it = opened(run, record)
     audits = {audit.protocol: audit for audit in record.audits}
     for target in targets:
-        subject = build_subject(encoder, test, spec, seed, device, run, record, target.protocol)
+        subject = build_subject(it, record, target.protocol)
         subject.sources = {each.run.spec.name: each.images for each in target.sources}
         check = run_check("A14", transfer_not_better, subject)
         if check.verdict != "NOT_RUN":

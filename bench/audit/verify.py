@@ -15,13 +15,14 @@ from bench import registry
 from bench.audit.audit import evidence, probe_hash, ranked_pair
 from bench.data.images import ImageSet, Pictures, load_data
 from bench.device import device as devices
-from bench.evaluation.evaluate import chunk_images, stored_classifier
+from bench.evaluation.evaluated import Evaluated, chunk_images
 from bench.evaluation.external_model import reload_module
 from bench.evaluation.search import TrainMode, check_eval_mode
 from bench.evaluation.search import verify as verify_images
 from bench.identity.again import described, outdated
 from bench.identity.source import Unfit, sources
-from bench.spec import RANKED, EvalResult, Record, RunSpec, UsageError
+from bench.protocols.common.base import protocol_of
+from bench.spec import EvalResult, Record, RunSpec, UsageError
 from bench.storage.files import Damaged, sha256
 from bench.storage.store import RunFolder, load_manifest
 from bench.training.build import build_method
@@ -74,15 +75,15 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
     spec = record.spec
     device = devices.resolve(device_name)
     devices.prepare(device, record.environment.threads if record.environment else spec.threads)
-    test, encoder, found = load(run, record, data_root)
-    encoder_hash = sha256(encoder.state_dict())
-    devices.place(encoder, device)
-    encoder.eval().requires_grad_(False)
+    it, found = load(run, record, device, data_root)
+    test, encoder_hash = it.test, sha256(it.encoder.state_dict())
+    devices.place(it.encoder, device)
+    it.encoder.eval().requires_grad_(False)
     audits = {each.protocol: each for each in record.audits}
     checked = 0
     for protocol in spec.eval.protocols:
         try:
-            classifier = stored_classifier(encoder, test, spec.eval, protocol, device, run)
+            classifier = it.stored_classifier(protocol)
         except UsageError as error:
             found.append(f"{protocol}: {error}")
             continue
@@ -97,7 +98,8 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
         for result in (r for r in record.results if (r.protocol, r.attack) == (protocol, "none")):
             checked += 1
             found += flips(classifier, test.first(result.total).all_pictures("cpu"), test, result, device, chunk)
-        pair = ranked_pair(record.results, protocol, spec.eval.main_eps) if protocol in RANKED else None
+        ranked = protocol_of(spec.eval, protocol).ranked
+        pair = ranked_pair(record.results, protocol, spec.eval.main_eps) if ranked else None
         for result in pair or ():
             checked += 1
             found += verify_attack(classifier, test, run, result, device, chunk)
@@ -106,28 +108,34 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
 
 def settings_differ(results: list[EvalResult], spec: RunSpec, protocol: str) -> list[str]:
     """A sentence for each result that was made with another setting of its attack than --set asks for."""
-    found = []
-    for result in (each for each in results if each.protocol == protocol):
+    differences = []
+    for result in (result for result in results if result.protocol == protocol):
         for name, value in spec.eval.attack_settings.get(result.attack, {}).items():
             if result.config.get(name) != value:
                 made = f"made with {name} {result.config.get(name)}, asked for with {value}"
-                found.append(f"{named(result)}: {made}")
-    return found
+                differences.append(f"{named(result)}: {made}")
+    return differences
 
 
-def load(run: RunFolder, record: Record, data_root: str | None) -> tuple[ImageSet, nn.Module, list[str]]:
-    """The test images, the encoder with the stored weights, and in what they differ from the record."""
+def load(
+    run: RunFolder, record: Record, device: torch.device, data_root: str | None
+) -> tuple[Evaluated[RunFolder], list[str]]:
+    """The run as it was evaluated, its encoder not yet on the device, and in what it differs from the record."""
     spec: RunSpec = record.spec
     dataset = registry.load("dataset", spec.data.name).Dataset()
     train, test = load_data(dataset, spec.data.model_copy(update={"root": data_root} if data_root else {}))
     found = []
+
+    def evaluated(encoder: nn.Module) -> Evaluated[RunFolder]:
+        return Evaluated(encoder, train, test, spec.eval, spec.seed, device, run)
+
     if record.data is None or record.data.test_sha256 != test.sha256:
         found.append("the test images are others than those of the run")
     if spec.foreign:
         module = reload_module(run, test.image_shape[0])
         if sha256(module.state_dict()) != spec.settings["weights_sha256"]:
             found.append("the weights are others than those that were evaluated")
-        return test, module, found
+        return evaluated(module), found
     method, _ = build_method(spec, dataset, test.image_shape[0], train.classes)
     trained = run.trained()
     if trained is None:
@@ -140,7 +148,7 @@ def load(run: RunFolder, record: Record, data_root: str | None) -> tuple[ImageSe
         raise UsageError(f"the weights in {run.path} fit no {spec.method}: {error}".splitlines()[0]) from None
     if sha256(weights) != result.encoder_sha256:
         found.append("the weights are others than those that were trained")
-    return test, encoder, found
+    return evaluated(encoder), found
 
 
 def verify_attack(

@@ -25,7 +25,7 @@ from bench.spec import DataInfo, DataSpec, Level, UsageError
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 ALL = slice(None)
-HELD_OUT = 5  # every so-manieth training image judges the penalty of the probe (bench.protocols.classifier)
+HELD_OUT = 5  # every so-manieth training image judges the penalty of the probe (bench.protocols.common.probe)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from attacks.common.base import Share
 from bench.data.images import ImageSet
 from bench.distributed.ranks import Ranks
-from bench.evaluation.evaluate import bare_classifier, build_attack, build_search
+from bench.evaluation.evaluate import build_attack, build_search
+from bench.evaluation.evaluated import bare_classifier, restore
 from bench.evaluation.search import Cell, Found, Search, alone, listening
 from bench.evaluation.traces import AttackError, Before, blame
-from bench.protocols.classifier import Classifier, linear
+from bench.protocols.common.base import protocol_of
+from bench.protocols.common.classifier import Classifier
 from bench.spec import EvalSpec
 
 
@@ -29,7 +31,7 @@ class Job:
     cell: Cell
     stage: str
     standing: Tensor
-    probe: dict[str, Tensor]  # its weight and bias
+    probe: dict[str, Tensor]  # what the protocol stores of its classifier
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Crew:
     """All ranks as the team of an evaluation, on rank 0; the others ``serve``."""
 
     ranks: Ranks
+    spec: EvalSpec
 
     def __call__(self, search: Search, cell: Cell, stage: str, test: ImageSet, standing: Tensor) -> Iterator[Found]:
         """What was found of each chunk: the own ones first, then those of the other ranks."""
-        probe = {name: tensor.cpu() for name, tensor in search.classifier.probe.state_dict().items()}
+        probe = protocol_of(self.spec, cell.protocol).stored(search.classifier)
         self.ranks.tell(Job(cell, stage, standing.clone(), probe))
         complaint = ""
         try:
@@ -71,7 +74,7 @@ def serve(encoder: nn.Module, test: ImageSet, spec: EvalSpec, seed: int, device:
         protocol = job.cell.protocol
         if protocol not in classifiers:
             classifiers[protocol] = bare_classifier(encoder, test, spec, protocol, device)
-        classifiers[protocol].probe = linear(job.probe["weight"].to(device), job.probe["bias"].to(device))
+        restore(spec, protocol, classifiers[protocol], job.probe, device)
         attack = build_attack(job.cell, spec).stages(test.classes, job.cell.images)[job.stage]
         search = build_search(classifiers[protocol], attack, job.cell, spec, seed, device)
         at_first, found, complaint = Before(classifiers[protocol]), [], ""

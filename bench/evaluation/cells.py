@@ -4,6 +4,7 @@ from typing import Literal
 
 from bench.evaluation.search import Cell
 from bench.names import eps_name
+from bench.protocols.common.base import protocol_of
 from bench.spec import EvalResult, EvalSpec
 
 CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
@@ -18,8 +19,8 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
     cells: list[Cell] = []
     for protocol in spec.protocols:
         cells.append(Cell(protocol, "none", 0.0, test_images))
-        if protocol == "published_eval":
-            cells += [Cell(protocol, "pgd", eps, first(spec.pgd_images)) for eps in sorted(spec.eps)]
+        if (own := protocol_of(spec, protocol).attacks) is not None:
+            cells += [Cell(protocol, attack, eps, first(spec.pgd_images)) for attack in own for eps in sorted(spec.eps)]
             continue
         for attack in spec.attacks:
             if attack == "none":

@@ -7,41 +7,35 @@ linear protocol, on four fifths of the training images, and the last fifth is ju
 import copy
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
-from bench.data.images import ImageSet
-from bench.evaluation.evaluate import bare_classifier, chunk_images, run_cell
-from bench.evaluation.search import Cell, Report
-from bench.protocols.classifier import extract, fit_probe, held_out
-from bench.spec import EvalSpec, TrainResult
+from bench.evaluation.evaluate import run_cell
+from bench.evaluation.evaluated import Evaluated, bare_classifier, chunk_images, silent
+from bench.evaluation.search import Cell
+from bench.protocols.common.base import Material, protocol_of
+from bench.protocols.common.probe import held_out
+from bench.spec import TrainResult
 from bench.storage.files import sha256
 from bench.storage.store import Point, RunFolder, Snapshot
 
 MARKS = (10, 25, 50, 75)  # percent of the budget at which a snapshot is taken; the trained encoder is 100
+PROTOCOL = "linear"  # the one that judges every mark
 IMAGES = 200  # held-out images that PGD attacks, the same ones with the same draws at every mark
 
 
-def curve(
-    encoder: nn.Module,
-    train: ImageSet,
-    result: TrainResult,
-    spec: EvalSpec,
-    seed: int,
-    device: torch.device,
-    folder: RunFolder,
-    report: Report,
-) -> None:
+def curve(it: Evaluated[RunFolder], result: TrainResult) -> None:
     """Measure every snapshot and the trained encoder, each stored in curve.json as soon as it is known, and once."""
+    spec, folder = it.spec, it.cells
     points = {point.snapshot.percent: point for point in folder.curve()}
     if spec.over_time == "off":
         return
-    for snapshot, weights in moments(encoder, result, folder, set(points)):
+    for snapshot, weights in moments(it.encoder, result, folder, set(points)):
         began = time.monotonic()
-        at_mark = copy.deepcopy(encoder)
+        at_mark = copy.deepcopy(it.encoder)
         at_mark.load_state_dict(weights)
-        clean, robust = score(at_mark, train, spec, seed, device)
+        clean, robust = score(replace(it, encoder=at_mark))
         points[snapshot.percent] = Point(
             snapshot=snapshot,
             passes_per_image=passes_per_image(result) * snapshot.updates,
@@ -52,7 +46,7 @@ def curve(
         )
         folder.save_curve([points[percent] for percent in sorted(points)])
         shares = {"clean": clean[0] / clean[1], "robust": robust[0] / robust[1] if robust else None}
-        report({"event": "curve", "percent": snapshot.percent} | shares)
+        it.report({"event": "curve", "percent": snapshot.percent} | shares)
 
 
 def moments(
@@ -69,22 +63,22 @@ def moments(
         yield Snapshot(percent=100, sha256=sha256(weights), **values), weights
 
 
-def score(
-    encoder: nn.Module, train: ImageSet, spec: EvalSpec, seed: int, device: torch.device
-) -> tuple[tuple[int, int], tuple[int, int] | None]:
+def score(it: Evaluated[RunFolder]) -> tuple[tuple[int, int], tuple[int, int] | None]:
     """(correct, total) of the held-out training images, clean and under PGD with one restart at the main eps."""
-    held = held_out(len(train))
-    fitted, judged = train.take(~held), train.take(held)
-    single = spec.model_copy(update={"restarts": 1})
-    classifier = bare_classifier(encoder, judged, single, "linear", device)
-    features = extract(classifier, fitted.images, device, chunk_images(single, "linear"))
-    classifier.probe = fit_probe(features, fitted.labels.to(device), train.classes).layer
-    cells = [Cell("linear", "none", 0.0, len(judged))]
-    if spec.over_time == "robust":
-        cells.append(Cell("linear", "pgd", spec.main_eps, min(IMAGES, len(judged))))
+    held = held_out(len(it.train))
+    fitted, judged = it.train.take(~held), it.train.take(held)
+    single = it.spec.model_copy(update={"restarts": 1})
+    protocol, classifier = (
+        protocol_of(single, PROTOCOL),
+        bare_classifier(it.encoder, judged, single, PROTOCOL, it.device),
+    )
+    protocol.fit(classifier, Material(fitted, it.seed, it.device, chunk_images(single, PROTOCOL)))
+    cells = [Cell(PROTOCOL, "none", 0.0, len(judged))]
+    if single.over_time == "robust":
+        cells.append(Cell(PROTOCOL, "pgd", single.main_eps, min(IMAGES, len(judged))))
     counts = []
     for cell in cells:
-        found = run_cell(classifier, judged, cell, single, seed, device, None, lambda event: None)
+        found = run_cell(classifier, judged, cell, single, it.seed, it.device, None, silent)
         counts.append((found.correct, found.total))
     return counts[0], counts[1] if len(counts) > 1 else None
 

@@ -10,54 +10,26 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attacks.common.base import BaseAttack, config_hash, configured, predicted
+from attacks.common.base import BaseAttack, config_hash, configured
 from bench import registry
 from bench.data.images import ImageSet
-from bench.encoders.common.folding import fold_batch_norm
 from bench.evaluation.cells import failed_result, plan_cells
+from bench.evaluation.evaluated import Evaluated, chunk_images, passes_per_image, restore, silent
 from bench.evaluation.search import Cell, Report, Search, Team, in_this_process, listening
 from bench.evaluation.traces import AttackError, Before, blame
-from bench.protocols.classifier import (
-    Classifier,
-    build_classifier,
-    extract,
-    fit_probe,
-    fit_published_probe,
-    linear,
-)
-from bench.spec import RANKED, EvalResult, EvalSpec, Norm, ProbeResult
+from bench.protocols.common.base import Material, protocol_of
+from bench.protocols.common.classifier import Classifier
+from bench.spec import EvalResult, EvalSpec, ProbeResult
 
 KEPT = 1000  # images of each ranked attack, for the audit and for whoever checks the number
-GRADIENT_NORM = 1e-6  # of a fitted probe (protocol 1.2)
 
 
-class Cells(Protocol):
-    """Where finished cells are found and put: a run's folder, or a dictionary in tests."""
-
-    def probe(self, protocol: str) -> tuple[ProbeResult, dict[str, Tensor]] | None: ...
-    def save_probe(self, probe: ProbeResult, tensors: dict[str, Tensor]) -> None: ...
-    def result(self, protocol: str, attack: str, eps: float, norm: Norm = "linf") -> EvalResult | None: ...
-    def save_result(self, result: EvalResult) -> None: ...
-    def adversarial(self, protocol: str, attack: str) -> Tensor | None: ...
-    def save_adversarial(self, protocol: str, attack: str, images: Tensor) -> str: ...
-
-
-def evaluate(
-    encoder: nn.Module,
-    train: ImageSet,
-    test: ImageSet,
-    spec: EvalSpec,
-    seed: int,
-    device: torch.device,
-    cells: Cells,
-    report: Report = lambda event: None,
-    team: Team = in_this_process,
-) -> str:
+def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
     """Fill every cell that is not there yet; each is saved as soon as it is known. Returns what is missing, or "".
 
     An attack that fails has no number: its cell says why, the next one starts from the stored weights, and the same
@@ -67,18 +39,16 @@ def evaluate(
     seconds of all cells and probes of the run, those of earlier calls included: a cell or a stage that has begun is
     finished, and no other begins. The same call with more time goes on.
     """
-    whole: list[Tensor] = []
-    classifiers = {
-        protocol: fitted_classifier(encoder, train, test, spec, protocol, seed, device, cells, report, whole)
-        for protocol in spec.protocols
-    }
-    whole.clear()
+    spec, test, cells = it.spec, it.test, it.cells
+    kept: dict[int, list[Tensor]] = {}  # part of the encoder -> its features, while classifiers are fitted
+    classifiers = {protocol: fitted_classifier(it, protocol, kept) for protocol in spec.protocols}
+    kept.clear()
     probes = [cells.probe(protocol) for protocol in spec.protocols]
     spent = sum(probe[0].seconds for probe in probes if probe is not None)
     skipped: list[str] = []
     failed: dict[str, list[str]] = {}  # reason -> cells
     unsure: set[str] = set()  # protocols in which PGD failed at some eps
-    at_first = Before(nn.ModuleList([encoder, *classifiers.values()]))
+    at_first = Before(nn.ModuleList([it.encoder, *classifiers.values()]))
 
     def exhausted() -> bool:
         return spec.budget_seconds is not None and spent >= spec.budget_seconds
@@ -95,16 +65,17 @@ def evaluate(
                 skipped.append(name)
                 continue
             classifier, images = classifiers[cell.protocol], carried[cell.protocol]
-            kept = kept_images(cells, cell, spec, test)
+            returned = kept_images(it, cell)
             try:
                 if cell.attack == "pgd" and cell.protocol in unsure:
                     raise AttackError("pgd failed at a smaller eps, and what it breaks there counts here")
                 for result in attack_cell(
-                    classifier, test, cell, spec, seed, device, images, report, earlier, kept, team, at_first
-                ):
+                    classifier, test, cell, spec, it.seed, it.device, images, it.report, earlier, returned, team,
+                    at_first,
+                ):  # fmt: skip
                     spent = before + result.seconds
-                    if kept is not None:  # the images first: where there is a result, they are complete
-                        stored = cells.save_adversarial(cell.protocol, cell.name, kept)
+                    if returned is not None:  # the images first: where there is a result, they are complete
+                        stored = cells.save_adversarial(cell.protocol, cell.name, returned)
                         result = result.model_copy(update={"images_sha256": stored})
                     stopped = exhausted() and not result.complete
                     if stopped:
@@ -122,11 +93,11 @@ def evaluate(
                 cells.save_result(failed_result(cell, build_attack(cell, spec).space, result, str(error)))
                 failed.setdefault(str(error), []).append(name)
                 unsure |= {cell.protocol} if cell.attack == "pgd" else set()
-                report({"event": "failed", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
-                        "message": str(error)})  # fmt: skip
+                it.report({"event": "failed", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
+                           "message": str(error)})  # fmt: skip
                 continue
             assert result is not None
-            report(
+            it.report(
                 {"event": "cell", **{k: v for k, v in result.model_dump().items() if k in REPORTED}}
                 | {"correct": result.correct, "total": result.total}
             )
@@ -142,117 +113,54 @@ STOPPED = "upper bound: stopped after"
 REPORTED = ("protocol", "attack", "eps", "seconds", "note")
 
 
-def kept_images(cells: Cells, cell: Cell, spec: EvalSpec, test: ImageSet) -> Tensor | None:
+def kept_images(it: Evaluated[Any], cell: Cell) -> Tensor | None:
     """What a ranked attack has returned so far, (K, C, H, W) in [0, 1], else the clean images; None for other cells.
 
     An image that PGD broke at a smaller eps is not attacked again: the picture that broke it then is kept.
     """
-    if cell.protocol not in RANKED or cell.attack not in ("pgd", "autoattack") or cell.eps > spec.main_eps + 1e-9:
+    ranked = protocol_of(it.spec, cell.protocol).ranked and cell.attack in ("pgd", "autoattack")
+    if not ranked or cell.eps > it.spec.main_eps + 1e-9:
         return None
-    stored = cells.adversarial(cell.protocol, cell.attack)
-    count = cell.images if cell.attack == "autoattack" else spec.pgd_images or len(test)
-    return test.pictures(slice(min(KEPT, count)), "cpu") if stored is None else stored
+    stored: Tensor | None = it.cells.adversarial(cell.protocol, cell.attack)
+    count = cell.images if cell.attack == "autoattack" else it.spec.pgd_images or len(it.test)
+    return it.test.pictures(slice(min(KEPT, count)), "cpu") if stored is None else stored
 
 
-def stored_classifier(
-    encoder: nn.Module, test: ImageSet, spec: EvalSpec, protocol: str, device: torch.device, cells: Cells
-) -> Classifier | None:
-    """The protocol's classifier with the probe that is stored; None where there is none."""
-    stored = cells.probe(protocol)
-    if stored is None:
-        return None
-    classifier = bare_classifier(encoder, test, spec, protocol, device)
-    classifier.probe = linear(stored[1]["weight"].to(device), stored[1]["bias"].to(device))
-    return classifier
+def fitted_classifier(it: Evaluated[Any], protocol: str, kept: dict[int, list[Tensor]]) -> Classifier:
+    """The protocol's classifier: as it is stored, or fitted now on the training images and then stored.
 
-
-def bare_classifier(
-    encoder: nn.Module, test: ImageSet, spec: EvalSpec, protocol: str, device: torch.device
-) -> Classifier:
-    """The protocol's classifier without a probe."""
-    base = encoder.backbone if protocol == "linear_backbone" else encoder
-    assert isinstance(base, nn.Module)
-    size = test.image_shape[1:]
-    return build_classifier(protocol, fold_batch_norm(base), size, spec.crops, spec.crop_seed).to(device)
-
-
-def fitted_classifier(
-    encoder: nn.Module,
-    train: ImageSet,
-    test: ImageSet,
-    spec: EvalSpec,
-    protocol: str,
-    seed: int,
-    device: torch.device,
-    cells: Cells,
-    report: Report,
-    whole: list[Tensor],
-) -> Classifier:
-    """The protocol's classifier with its probe: the stored one, or fitted now on the training images.
-
-    ``whole`` keeps the features of whole images, which two protocols read, between the calls.
+    ``kept`` holds the features of whole images, which several protocols read, between the calls.
     """
-    stored = stored_classifier(encoder, test, spec, protocol, device, cells)
+    stored = it.stored_classifier(protocol)
     if stored is not None:
         return stored
-    classifier = bare_classifier(encoder, test, spec, protocol, device)
-    report({"event": "probe", "protocol": protocol})
+    asked, classifier = protocol_of(it.spec, protocol), it.bare_classifier(protocol)
+    it.report({"event": "probe", "protocol": protocol})
     began = time.monotonic()
-    chunk = chunk_images(spec, protocol)
-    if protocol in ("linear", "published_eval"):
-        whole[:] = whole or [extract(classifier, train.images, device, chunk)]
-        features = whole[0]
-    else:
-        features = extract(classifier, train.images, device, chunk)
-    labels = train.labels.to(device)
-    if protocol == "published_eval":
-        layer = fit_published_probe(features, labels, train.classes, seed)
-        found: dict[str, Any] = {"penalty": 0.0, "gradient_norm": 0.0, "scale": 1.0, "held_out": []}
-        found["note"] = "Adam 3e-4, 20 epochs, batches of 256 (arXiv:2501.03507)"
-    else:
-        fit = fit_probe(features, labels, train.classes)
-        layer = fit.layer
-        band = probe_band(classifier, protocol, fit.others | {fit.penalty: layer}, test, spec, seed, device)
-        found = {name: getattr(fit, name) for name in ("penalty", "gradient_norm", "scale", "held_out")} | {
-            "band": band
-        }
-        if fit.gradient_norm > GRADIENT_NORM:
-            found["note"] = f"the probe did not converge: gradient norm {fit.gradient_norm:.2g} above {GRADIENT_NORM:g}"
-    unsound = int((~features.isfinite().all(dim=1)).sum())
-    if unsound:
-        found["note"] = (
-            f"features of {unsound} of {len(train)} training images are NaN or infinite: left out, and wrong"
-        )
-    probe = ProbeResult(
-        protocol=protocol,
-        feature_width=features.shape[1],
-        train_correct=int(predicted(layer(features)).eq(labels).sum()),
-        train_total=len(train),
-        seconds=time.monotonic() - began,
-        **found,
-    )
-    tensors = {"weight": layer.weight.detach().cpu(), "bias": layer.bias.detach().cpu()}
-    cells.save_probe(probe, tensors)
-    classifier.probe = linear(tensors["weight"].to(device), tensors["bias"].to(device))
+    same = kept.setdefault(id(asked.reads(it.encoder)), [])
+    fitted = asked.fit(classifier, Material(it.train, it.seed, it.device, chunk_images(it.spec, protocol), same))
+    tensors = asked.stored(classifier)
+    probes = fitted.others | {fitted.facts["penalty"]: classifier.probe} if fitted.others else {}
+    band = probe_band(it, protocol, classifier, probes)
+    seconds = time.monotonic() - began
+    it.cells.save_probe(ProbeResult(protocol=protocol, seconds=seconds, band=band, **fitted.facts), tensors)
+    restore(it.spec, protocol, classifier, tensors, it.device)
     return classifier
 
 
 def probe_band(
-    classifier: Classifier,
-    protocol: str,
-    layers: dict[float, nn.Linear],
-    test: ImageSet,
-    spec: EvalSpec,
-    seed: int,
-    device: torch.device,
+    it: Evaluated[Any], protocol: str, classifier: Classifier, probes: dict[float, nn.Module]
 ) -> list[tuple[float, int, int]]:
-    """PGD accuracy (one restart, at the main eps) with the probe at lambda/10, lambda and 10 lambda (protocol 1.2)."""
-    cell = Cell(protocol, "pgd", spec.main_eps, min(spec.band_images, len(test)))
+    """PGD accuracy (one restart, at the main eps) with the probe at lambda/10, lambda and 10 lambda (protocol 1.2).
+
+    None where the protocol has no ``probes`` of other penalties.
+    """
+    cell = Cell(protocol, "pgd", it.spec.main_eps, min(it.spec.band_images, len(it.test)))
+    single = it.spec.model_copy(update={"restarts": 1})
     band = []
-    for penalty, layer in sorted(layers.items()):
-        classifier.probe = layer
-        single = spec.model_copy(update={"restarts": 1})
-        result = run_cell(classifier, test, cell, single, seed, device, None, lambda event: None)
+    for penalty, probe in sorted(probes.items()):
+        classifier.probe = probe
+        result = run_cell(classifier, it.test, cell, single, it.seed, it.device, None, silent)
         band.append((penalty, result.correct, result.total))
     return band
 
@@ -296,8 +204,7 @@ def attack_cell(
     attack = build_attack(cell, spec)
     config = attack.describe(test.classes) | {"eps": cell.eps, "seed": seed, "images": cell.images}
     config["attack"] = cell.name  # that of a file, wherever it lies
-    if cell.protocol == "multi_patch":
-        config |= {"crops": spec.crops, "crop_seed": spec.crop_seed}
+    config |= protocol_of(spec, cell.protocol).settings(spec)
     if spec.search != "fp32":
         config["search"] = spec.search
     standing = torch.ones(cell.images, dtype=torch.bool)
@@ -352,14 +259,15 @@ def attack_cell(
 
 
 def build_attack(cell: Cell, spec: EvalSpec) -> BaseAttack:
-    """The attack of a cell with the settings of the level; ``published_eval`` has the paper's own PGD."""
+    """The attack of a cell with the settings of the protocol, where it has attacks of its own, or of the level."""
     attack: BaseAttack = registry.load("attack", cell.attack).Attack()
     attack = configured(attack, spec.attack_settings.get(cell.name, {}))
+    own = protocol_of(spec, cell.protocol).attacks or {}
+    if cell.attack in own:
+        return replace(attack, chunk=chunk_images(spec, cell.protocol), **own[cell.attack])
     if cell.attack == "autoattack":
-        return replace(attack, batch=max(1, spec.autoattack_batch // crops_per_image(spec, cell.protocol)))  # type: ignore[call-arg]
+        return replace(attack, batch=max(1, spec.autoattack_batch // passes_per_image(spec, cell.protocol)))  # type: ignore[call-arg]
     attack = replace(attack, chunk=chunk_images(spec, cell.protocol))
-    if cell.attack == "pgd" and cell.protocol == "published_eval":
-        return replace(attack, absolute_step=0.01, random_start=False)  # type: ignore[call-arg]
     if cell.attack == "pgd":
         return replace(attack, restarts=spec.restarts)  # type: ignore[call-arg]
     return attack
@@ -371,13 +279,3 @@ def build_search(
     """One stage of a cell's attack, pointed at the classifier."""
     passes = chunk_images(spec, cell.protocol)
     return Search(classifier, attack, cell.name, cell.protocol, cell.eps, spec.search, seed, device, passes, cell.norm)
-
-
-def crops_per_image(spec: EvalSpec, protocol: str) -> int:
-    """Encoder passes for one image."""
-    return spec.crops if protocol == "multi_patch" else 1
-
-
-def chunk_images(spec: EvalSpec, protocol: str) -> int:
-    """Images per pass, so that the number of crops per pass is about the same under every protocol."""
-    return max(1, spec.chunk // crops_per_image(spec, protocol))

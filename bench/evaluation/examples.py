@@ -8,25 +8,25 @@ import io
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from bench.data.images import ImageSet
-from bench.evaluation.evaluate import stored_classifier
+from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.search import predict
-from bench.spec import RANKED, EvalSpec
+from bench.protocols.common.base import protocol_of
 from bench.storage.store import Example, Examples, RunFolder
 
 COUNT = 6  # images for each protocol
 LARGEST = 48  # pixels of a side: the report holds all pictures of all methods
 
 
-def examples(encoder: nn.Module, test: ImageSet, spec: EvalSpec, device: torch.device, folder: RunFolder) -> None:
+def examples(it: Evaluated[RunFolder]) -> None:
     """Write ``examples/<protocol>.json`` for each ranked protocol whose attacks have left images.
 
     The picture is PGD's, but AutoAttack's where it broke an image that PGD did not.
     """
-    for protocol in (each for each in RANKED if each in spec.protocols):
-        classifier = stored_classifier(encoder, test, spec, protocol, device, folder)
+    test, device, folder = it.test, it.device, it.cells
+    for protocol in (each for each in it.spec.protocols if protocol_of(it.spec, each).ranked):
+        classifier = it.stored_classifier(protocol)
         if classifier is None:
             continue
         found: dict[int, Example] = {}
@@ -53,7 +53,7 @@ def examples(encoder: nn.Module, test: ImageSet, spec: EvalSpec, device: torch.d
                 )
         if found:
             pictures = [found[place] for place in sorted(found)]
-            folder.save_examples(Examples(protocol=protocol, eps=spec.main_eps, examples=pictures))
+            folder.save_examples(Examples(protocol=protocol, eps=it.spec.main_eps, examples=pictures))
 
 
 def magnified(difference: Tensor, eps: float) -> Tensor:

@@ -19,7 +19,7 @@ from attacks.common.threat import geometry
 from bench.data.images import ImageSet, Pictures
 from bench.device import device as devices
 from bench.evaluation.traces import AttackError
-from bench.protocols.classifier import Classifier, OfCrops
+from bench.protocols.common.classifier import Classifier, OfCrops
 from bench.random import stream
 from bench.spec import Norm, ThreatModel, UsageError
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.gate.check import score_weights
+from bench.protocols.common.base import protocol_of
 from bench.runs.progress import Display
-from bench.spec import RANKED, Record, UsageError
+from bench.spec import Record, UsageError
 from bench.storage.files import save_tensors, sha256, tensor_bytes
 from bench.storage.store import RunFolder, load_manifest, load_records, write_text
 from reports.regression import COUNTS, Baseline, Fixed, Reading, Series, Tolerances, names_code
@@ -57,7 +58,7 @@ def keep_weights(folder: Path, record: Record, file: Path) -> Fixed | None:
     The eps is that of the PGD results whose accuracy is nearest to a third.
     """
     run, spec = RunFolder(folder, record.spec), record.spec
-    protocol = next((name for name in spec.eval.protocols if name in RANKED), None)
+    protocol = next((name for name in spec.eval.protocols if protocol_of(spec.eval, name).ranked), None)
     attacked = [r for r in record.results if (r.protocol, r.attack) == (protocol, "pgd") and r.total]
     probe = run.probe(protocol) if protocol else None
     if protocol is None or probe is None or not attacked or names_code(spec) or spec.foreign:

@@ -18,10 +18,11 @@ from bench import registry
 from bench.data.images import ImageSet, load_data
 from bench.device import device as devices
 from bench.device.clock_probe import Load
-from bench.evaluation.evaluate import bare_classifier, run_cell
+from bench.evaluation.evaluate import run_cell
+from bench.evaluation.evaluated import bare_classifier, restore
 from bench.evaluation.search import Cell, Report
 from bench.identity.source import together
-from bench.protocols.classifier import Classifier, linear
+from bench.protocols.common.classifier import Classifier
 from bench.random import Draws
 from bench.spec import Budget, EvalResult
 from bench.storage.files import load_tensors, save
@@ -87,7 +88,8 @@ def stored(encoder: nn.Module, tensors: dict[str, Tensor], images: ImageSet, ask
     weights = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
     encoder.load_state_dict(weights)
     classifier = bare_classifier(encoder, images, asked.spec.eval, asked.protocol, CPU)
-    classifier.probe = linear(tensors["probe.weight"], tensors["probe.bias"])
+    probe = {key.removeprefix("probe."): value for key, value in tensors.items() if key.startswith("probe.")}
+    restore(asked.spec.eval, asked.protocol, classifier, probe, CPU)
     return classifier
 
 

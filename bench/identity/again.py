@@ -14,13 +14,13 @@ from pathlib import Path
 from bench.identity.source import (
     AUDIT,
     CURVE,
-    HEAD,
     MODEL,
     TRAINING,
     Sources,
     attack_part,
     changed,
     code,
+    head_part,
     run_code,
     sources,
 )
@@ -142,7 +142,8 @@ def outdated(run: RunFolder, now: Sources) -> list[Outdated]:
         return found
     for probe in record.probes:
         mine = [name for name in cells if protocol_of(name) == probe.protocol]
-        found += other(HEAD, probe.code, *mine, *(name for name in probe_files(run) if probe.protocol == stem(name)))
+        fitted = [name for name in probe_files(run) if probe.protocol == stem(name)]
+        found += other(head_part(probe.protocol), probe.code, *mine, *fitted)
     heads = {name for each in found for name in each.touched}
     for result in record.results:
         part, attacked = attack_part(result.attack), f"{result.protocol}-{result.attack}"

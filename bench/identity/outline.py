@@ -6,10 +6,13 @@ itself once it is loaded.
 
 import ast
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bench import registry
 from bench.identity.closure import named
+from bench.shown import Shown
 
 DEEPEST = 20  # bases above each other; more is a circle
 
@@ -21,6 +24,20 @@ class Outline:
     bases: list[str] = field(default_factory=list)
     fields: list[str] = field(default_factory=list)
     values: dict[str, Any] = field(default_factory=dict)
+
+
+@cache
+def shown(protocol: str) -> Shown:
+    """What the source of a protocol in bench/protocols says of it; its name alone, where that cannot be read."""
+    file = registry.source("protocol", protocol) if protocol in registry.names("protocol") else None
+    found = outline(file, "Protocol") if file is not None else None
+    values = found.values if found is not None else {}
+    return Shown(
+        title=str(values.get("title") or protocol),
+        ranked=values.get("ranked") is True,
+        own_attacks=values.get("attacks") is not None,
+        paper=str(values.get("paper") or ""),
+    )
 
 
 def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
@@ -35,7 +52,7 @@ def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
     found = Outline()
     for base in own.bases:
         if isinstance(base, ast.Name) and imported(base.id, tree) == ("abc", "ABC"):
-            continue  # it has no fields
+            continue  # it says nothing
         place = located(base, tree, file)
         above = outline(*place, depth + 1) if place is not None else None
         if above is None:
@@ -54,10 +71,10 @@ def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
 
 
 def note(found: Outline, name: str, value: ast.expr | None) -> None:
-    """Keep the value of a name, where it is a number, a text, a bool or None."""
-    if isinstance(value, ast.Constant):
-        found.values[name] = value.value
-    else:
+    """Keep the value of a name, where it is written as a constant."""
+    try:
+        found.values[name] = ast.literal_eval(value) if value is not None else found.values[name]
+    except (ValueError, KeyError, TypeError, RecursionError):
         found.values.pop(name, None)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bench.identity.source import AUDIT, CURVE, HEAD, TRAINING, Sources, attack_part, codes
+from bench.identity.source import AUDIT, CURVE, TRAINING, Sources, attack_part, codes, head_part
 from bench.spec import Audit, EvalResult, ProbeResult, RunSpec, TrainResult
 from bench.storage.files import save
 from bench.storage.store import Curve, Point, RunFolder
@@ -29,7 +29,7 @@ class Signed(RunFolder):
         super().save_trained(self.signed(TRAINING, result), encoder)
 
     def save_probe(self, probe: ProbeResult, tensors: "dict[str, Tensor]") -> None:
-        super().save_probe(self.signed(HEAD, probe), tensors)
+        super().save_probe(self.signed(head_part(probe.protocol), probe), tensors)
 
     def save_result(self, result: EvalResult) -> None:
         super().save_result(self.signed(attack_part(result.attack), result))

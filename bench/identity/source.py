@@ -19,7 +19,7 @@ from bench.identity.outline import outline
 from bench.known import of_library
 from bench.spec import RunSpec, UsageError
 
-TRAINING, MODEL, HEAD, AUDIT, CURVE = "training", "model", "head", "audit", "curve"  # and "attack pgd", ...
+TRAINING, MODEL, AUDIT, CURVE = "training", "model", "audit", "curve"  # and "head linear", "attack pgd", ...
 Sources = dict[str, Files]  # part of a run -> its files
 
 
@@ -57,7 +57,8 @@ def parts(spec: RunSpec, closure: Closure) -> Sources:
         training = closure("bench.training.train", "bench.training.build")
         found = {TRAINING: training | method | encoder(spec, closure) | dataset}
     pgd = closure("bench.evaluation.evaluate", "attacks.pgd")  # which the probe band is measured with
-    found[HEAD] = pgd
+    for name in spec.eval.protocols:
+        found[head_part(name)] = pgd | protocol(spec, name, closure)
     for name in dict.fromkeys(("none", *spec.eval.attacks, "pgd")):
         file = spec.eval.attack_paths.get(name, name)
         found[attack_part(name)] = (
@@ -68,9 +69,22 @@ def parts(spec: RunSpec, closure: Closure) -> Sources:
             file.stem for file in (ROOT / "bench" / "audit" / "checks").glob("*.py") if file.stem[0] not in "._"
         )
         found[AUDIT] = closure("bench.audit.audit", *(f"bench.audit.checks.{name}" for name in checks))
+        for name in spec.eval.protocols:
+            found[AUDIT] |= protocol(spec, name, closure)
     if spec.eval.over_time != "off" and not spec.foreign:
-        found[CURVE] = closure("bench.evaluation.curve", "attacks.pgd")
+        found[CURVE] = closure("bench.evaluation.curve", "attacks.pgd") | protocol(spec, "linear", closure)
     return found
+
+
+def head_part(protocol: str) -> str:
+    """The part of a run that what a protocol has fitted is; the classifier, and so every result, is made from it."""
+    return f"head {protocol}"
+
+
+def protocol(spec: RunSpec, name: str, closure: Closure) -> Files:
+    """The files of a protocol of the run."""
+    own = spec.eval.own_protocols.get(name)
+    return plugin("protocol", own.path or name if own else name, closure)
 
 
 def attack_part(name: str) -> str:

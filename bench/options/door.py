@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import registry
 from bench.encoders.common.names import check_encoder_name
 from bench.identity.outline import outline
-from bench.known import check_data, check_device_name, check_protocols
+from bench.known import check_data, check_device_name
 from bench.options.attacks import check_attacks
 from bench.options.options import Options, Row, check_targets, chosen_rows, parse_seeds, row_cells
 from bench.options.scoring import asked_images, asked_protocols
@@ -31,7 +31,7 @@ def check_scoring(options: Options) -> None:
     check_dataset(options.data_spec)
     if options.encoder is not None:
         check_encoder_name(options.encoder)
-    check_protocols(asked_protocols(options))
+    asked_protocols(options)
     asked_images(options)
     check_attacks(options)
 

@@ -1,47 +1,80 @@
 """How the encoders of a run are scored: from what is asked for to an EvalSpec."""
 
+from pathlib import Path
 from typing import Any
 
-from bench.known import PROTOCOLS, check_protocols
+from bench import registry
+from bench.identity.outline import shown
 from bench.options.attacks import asked_radii, attack_fields
 from bench.options.options import Options, parse_seconds
-from bench.spec import EvalSpec, Level, UsageError
+from bench.shown import Shown
+from bench.spec import EvalSpec, Level, UsageError, unknown
 
-QUICK_IMAGES: dict[str, Any] = {
-    "pgd_images": 300,
-    "autoattack_images": {"linear": 64, "linear_backbone": 64, "multi_patch": 32},
-}
+USUAL = EvalSpec()
 
 
-def asked_protocols(options: Options) -> tuple[str, ...]:
-    """The protocols of --protocols, in their order."""
-    return tuple(dict.fromkeys(part.strip() for part in options.protocols.split(",") if part.strip()))
+def asked_protocols(options: Options) -> dict[str, str]:
+    """Name -> what --protocols says for it, a name or a path to a .py file, in their order. Raises UsageError."""
+    words = list(dict.fromkeys(part.strip() for part in options.protocols.split(",") if part.strip()))
+    if not words:
+        known = ", ".join(registry.names("protocol"))
+        raise UsageError(f"expected at least one protocol, got none; known: {known}")
+    asked: dict[str, str] = {}
+    for word in words:
+        registry.source("protocol", word)  # raises for an unknown one
+        name = Path(word).stem if word.endswith(".py") else word
+        if name in asked:
+            raise UsageError(f"expected protocols of different names, got {asked[name]} and {word}; rename a file")
+        asked[name] = word
+    return asked
 
 
-def asked_images(options: Options) -> dict[str, Any]:
+def quick_images(protocols: dict[str, Any]) -> dict[str, Any]:
+    """How many images a quick evaluation attacks, under other protocols than USUAL has too: name -> class."""
+    others = {
+        name: protocol
+        for name, protocol in protocols.items()
+        if name not in USUAL.autoattack_images and protocol.attacks is None
+    }
+    autoattack = {name: 32 if protocol.dear else 64 for name, protocol in others.items()}
+    curve = {name: 100 for name, protocol in others.items() if protocol.dear}
+    return {
+        "pgd_images": USUAL.pgd_images,
+        "autoattack_images": USUAL.autoattack_images | autoattack,
+        "curve_images": USUAL.curve_images | curve,
+    }
+
+
+QUICK_IMAGES = quick_images({})
+
+
+def asked_images(options: Options, usual: dict[str, Any] = QUICK_IMAGES) -> dict[str, Any]:
     """What --attack-images changes in a quick EvalSpec. Raises UsageError.
 
     Of ``pgd`` and ``band`` (PGD on the heads of other penalties) there is one number. ``curve`` (PGD at the eps that
     are drawn only) and ``autoattack`` have one for each protocol; one without a protocol is for all that are not named.
+    ``usual``: where none is asked for.
     """
     if not options.attack_images:
         return {}
+    asked = [*usual["autoattack_images"], *asked_protocols(options)]
     images: dict[str, dict[str, int]] = {}
     for part in options.attack_images.split(","):
         name, equals, count = (word.strip() for word in part.partition("="))
         attack, dot, protocol = name.partition(".")
-        known = attack in ("curve", "autoattack") or (attack in ("pgd", "band") and not dot)
-        if part.strip() and not (equals and known and count.isdigit() and int(count)):
+        right = attack in ("curve", "autoattack") or (attack in ("pgd", "band") and not dot)
+        if part.strip() and not (equals and right and count.isdigit() and int(count)):
             expected = "pgd=100, curve=50, autoattack=32 or autoattack.multi_patch=16, with commas"
             raise UsageError(f"expected --attack-images such as {expected}, got {part.strip()!r}")
         if part.strip():
-            check_protocols((protocol,) if dot else PROTOCOLS)
+            known = dict.fromkeys([*registry.names("protocol"), *asked])
+            if dot and protocol not in known:
+                raise UsageError(unknown("protocol", protocol, known))
             images.setdefault(attack, {})[protocol] = int(count)
     found: dict[str, Any] = {f"{name}_images": images.pop(name)[""] for name in ("pgd", "band") if name in images}
-    usual = QUICK_IMAGES | {"curve_images": EvalSpec().curve_images}
     for attack, counts in images.items():
         key = f"{attack}_images"
-        all_protocols = dict.fromkeys(PROTOCOLS, counts[""]) if "" in counts else usual[key]
+        all_protocols = dict.fromkeys(asked, counts[""]) if "" in counts else usual[key]
         found[key] = all_protocols | {protocol: count for protocol, count in counts.items() if protocol}
     return found
 
@@ -51,19 +84,20 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     level: Level = options.eval or dataset.level
     eps: tuple[float, ...] = asked_radii(options).get("linf") or dataset.eps
     attacks = attack_fields(options)
-    protocols = asked_protocols(options)
-    check_protocols(protocols)
-    if level == "full" and "linear" in protocols and "linear_backbone" not in protocols:
-        protocols += ("linear_backbone",)
+    protocols = {name: registry.load("protocol", word).Protocol for name, word in asked_protocols(options).items()}
+    if level == "full":
+        beside = [protocol.beside for protocol in protocols.values() if protocol.beside]
+        protocols |= {name: registry.load("protocol", name).Protocol for name in beside if name not in protocols}
+    quick = quick_images(protocols)
     main = [each for each in eps if abs(each - dataset.main_eps) < 1e-9]
     if options.attack_images and level != "quick":
         raise UsageError(f"expected --attack-images with --eval quick only, got --eval {level}, whose images are fixed")
     if options.search == "tf32" and device.type != "cuda":
         raise UsageError(f"expected --search tf32 on a GPU, whose convolutions alone have it, got {device.type}")
     levels: dict[Level, dict[str, Any]] = {
-        "quick": {"restarts": 1} | QUICK_IMAGES | asked_images(options),
+        "quick": {"restarts": 1} | quick | asked_images(options, quick),
         "standard": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
-        | {"autoattack_images": {"linear": 1000, "linear_backbone": 1000, "multi_patch": 1000}},
+        | {"autoattack_images": dict.fromkeys(quick["autoattack_images"], 1000)},
         "full": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
         | {"autoattack_images": {}},
     }
@@ -76,11 +110,28 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         **attacks,
         eps=tuple(sorted(set(eps))),
         main_eps=main[0] if main else max(eps),
-        protocols=protocols,
+        protocols=tuple(protocols),
+        own_protocols=own_protocols(options, protocols),
         crops=dataset.crops,
         search=options.search,
         **levels[level],
     )
+
+
+def own_protocols(options: Options, protocols: dict[str, Any]) -> dict[str, Shown]:
+    """What the runs say of protocols that are not of the folder, or whose source does not say it; name -> class."""
+    paths = {name: str(Path(each).resolve()) for name, each in asked_protocols(options).items() if each.endswith(".py")}
+    found = {
+        name: Shown(
+            title=protocol.title or name,
+            ranked=protocol.ranked,
+            own_attacks=protocol.attacks is not None,
+            paper=protocol.paper,
+            path=paths.get(name, ""),
+        )
+        for name, protocol in protocols.items()
+    }
+    return {name: each for name, each in found.items() if each != shown(name)}
 
 
 def passes_at_once(device: Any, side: int | None) -> int:

@@ -1,1 +1,1 @@
-"""How frozen features become predictions that can be attacked."""
+"""Every .py file of this folder is one protocol; its file name is its name everywhere."""

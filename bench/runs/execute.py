@@ -19,6 +19,7 @@ from bench.distributed.ranks import ALONE, Ranks
 from bench.engines.team import Crew
 from bench.evaluation.curve import MARKS, curve
 from bench.evaluation.evaluate import evaluate
+from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.examples import examples
 from bench.evaluation.search import in_this_process
 from bench.fairness import remarks
@@ -110,17 +111,17 @@ def execute(
     train_set = train_set.seen_as(test_set)
     ran = {"updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss}
     report({"event": "trained", "remarks": remarks(result, spec.budget, torch.get_num_threads())} | ran)
-    crew = Crew(ranks) if ranks.size > 1 else None
+    crew = Crew(ranks, spec.eval) if ranks.size > 1 else None
     try:
         if crew is not None:
             crew.summon(encoder)
-        team = crew or in_this_process
-        missing = [evaluate(encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report, team)]
+        it = Evaluated(encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
+        missing = [evaluate(it, crew or in_this_process)]
         if crew is not None:
             crew.dismiss()
-        missing += [audit(encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)]
-        examples(encoder, test_set, spec.eval, device, folder)
-        curve(encoder, train_set, result, spec.eval, spec.seed, device, folder, report)
+        missing += [audit(it)]
+        examples(it)
+        curve(it, result)
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")
         raise

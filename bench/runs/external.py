@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bench.data.images import ImageSet, checked_info, data_info, load_data, rema
 from bench.device import device as devices
 from bench.encoders.common.names import encoder_fields
 from bench.evaluation.evaluate import evaluate
+from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.examples import examples
 from bench.evaluation.external_model import WEIGHTS, check_module, load_module, own_logits
 from bench.evaluation.search import one_line
@@ -27,7 +29,7 @@ from bench.spec import Budget, Record, RunSpec, Setting, TrainResult
 from bench.storage.files import Damaged, load_tensors, save_tensors, sha256
 from bench.storage.repair import repair
 from bench.storage.signals import Interrupted
-from bench.storage.store import load_manifest
+from bench.storage.store import RunFolder, load_manifest
 
 Report = Callable[[dict[str, Any]], None]
 ELSEWHERE = "trained elsewhere: no budget, no cost and no adversary of training is known"
@@ -96,9 +98,9 @@ def score(
     if request.kind == "classifier" and folder.probe("linear") is None:
         folder.save_probe(*own_logits(width, train))
     try:
-        missing = [evaluate(module, train, test, spec.eval, spec.seed, device, folder, report)]
-        missing += [audit_folder(module, train, test, folder, device, report)]
-        examples(module, test, spec.eval, device, folder)
+        it: Evaluated[RunFolder] = Evaluated(module, train, test, spec.eval, spec.seed, device, folder, report)
+        missing = [evaluate(it), audit_folder(it, folder)]
+        examples(it)
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")
         raise
@@ -121,12 +123,9 @@ class Loaded(Signed):
         return super().record(damaged).model_copy(update={"train": train})
 
 
-def audit_folder(
-    module: nn.Module, train: ImageSet, test: ImageSet, folder: Signed, device: torch.device, report: Report
-) -> str:
+def audit_folder(it: Evaluated[RunFolder], folder: Signed) -> str:
     """Audit the numbers in the folder, which stays without a training; returns what is missing, or ""."""
-    spec = folder.spec
-    return audit(module, train, test, spec.eval, spec.seed, device, Loaded(folder.out, spec, folder.found), report)
+    return audit(replace(it, cells=Loaded(folder.out, folder.spec, folder.found)))
 
 
 def run_spec(request: Request, weights: str) -> RunSpec:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.fairness import LEARNING_UPDATES
-from bench.spec import RANKED, Data, EvalSpec, RunSpec
+from bench.spec import Data, EvalSpec, RunSpec
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -18,7 +18,7 @@ STANDING = {"none": 0.0, "pgd": 0.45, "free": 0.45}  # assumed robust accuracy a
 AUTOATTACK_PASSES = 11_700  # of an image that survives all four attacks
 EARLY_PASSES = 10  # of an image that falls at once
 # of the audit, with the passes that the checks of a healthy model on digits have counted (tests/zoo)
-STRUCTURAL_PASSES = {"linear": 2400, "multi_patch": 700}  # and once over the test set
+STRUCTURAL_PASSES = {False: 2400, True: 700}  # where images are dear, and once over the test set
 AUDIT_PASSES = {"core": (40, 346), "full": (290, 789)}  # of an audited image, and more of one that stands
 ZERO_PASSES = 20  # of an audited image where the number is 0, which few checks judge
 DRAWS = {"A3": (100, 101), "A14": (500, 101)}  # full: images at most, passes of each
@@ -62,6 +62,8 @@ class Estimate(Data):
 def estimate(spec: RunSpec, measured: Measured) -> Estimate:
     """Expected training and evaluation time of one run."""
     from bench.evaluation.cells import plan_cells
+    from bench.evaluation.curve import PROTOCOL
+    from bench.protocols.common.base import protocol_of
 
     if measured.updates is None:
         training, updates = spec.budget.amount, spec.budget.amount / max(measured.update_seconds, 1e-9)
@@ -74,10 +76,11 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
         a, b = measured.passes[cell.protocol]
         eps = cell.eps if cell.norm == "linf" else spec.eval.main_eps  # what stands in l2 is not known before
         evaluation += cell_seconds(cell.attack, eps, cell.images, spec.eval, robust, a, b)
-        if cell.attack == "autoattack" and cell.protocol in RANKED and "pgd" in spec.eval.attacks:
-            evaluation += audit_seconds(cell.protocol, cell.images, measured.test_images, spec.eval, robust, a, b)
+        protocol = protocol_of(spec.eval, cell.protocol)
+        if cell.attack == "autoattack" and protocol.ranked and "pgd" in spec.eval.attacks:
+            evaluation += audit_seconds(protocol.dear, cell.images, measured.test_images, spec.eval, robust, a, b)
     if spec.eval.over_time != "off":
-        evaluation += curve_seconds(measured.train_images, spec.eval, robust, *measured.passes["linear"])
+        evaluation += curve_seconds(measured.train_images, spec.eval, robust, *measured.passes[PROTOCOL])
     return Estimate(
         row=spec.row,
         seed=spec.seed,
@@ -105,15 +108,16 @@ def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, robust: f
 
 
 def audit_seconds(
-    protocol: str, images: int, test_images: int, spec: EvalSpec, robust: float, a: float, b: float
+    dear: bool, images: int, test_images: int, spec: EvalSpec, robust: float, a: float, b: float
 ) -> float:
     """Expected seconds of the audit of a number on so many images; a, b and ``robust`` as in ``cell_seconds``."""
     if spec.audit == "off":
         return 0.0
-    most = {("core", "linear"): 64, ("core", "multi_patch"): 32, ("full", "linear"): 1000, ("full", "multi_patch"): 256}
-    n = min(images, most[spec.audit, protocol])
+    from bench.audit.checks.attacks import IMAGES
+
+    n = min(images, IMAGES[spec.audit, dear])
     standing = robust * n
-    seconds = b * (STRUCTURAL_PASSES[protocol] + test_images)
+    seconds = b * (STRUCTURAL_PASSES[dear] + test_images)
     if standing < 1:
         return seconds + ZERO_PASSES * (a + b * n)
     each, left = AUDIT_PASSES[spec.audit]
@@ -141,6 +145,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
     from bench import registry
     from bench.data.images import load_data
     from bench.device import device as devices
+    from bench.evaluation.curve import PROTOCOL
     from bench.spec import Budget
     from bench.training.build import build_method
     from bench.training.stages import laid_out
@@ -160,7 +165,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         least = max(2, len(method.stages()))  # one in each stage
         few = Budget(amount=min(least, total or 1), unit="updates")
         result = train(method, train_set, few, spec.seed, device, precision=spec.precision)
-        protocols = dict.fromkeys([*spec.eval.protocols, *["linear"] * (spec.eval.over_time != "off")])
+        protocols = dict.fromkeys([*spec.eval.protocols, *[PROTOCOL] * (spec.eval.over_time != "off")])
         for protocol in protocols:
             key = (protocol, method.config.feature_width)
             if key not in passes:
@@ -188,11 +193,11 @@ def pass_seconds(encoder: Any, images: Any, spec: EvalSpec, protocol: str, devic
     import torch
 
     from bench.device import device as devices
-    from bench.evaluation.evaluate import chunk_images
-    from bench.protocols.classifier import build_classifier
+    from bench.evaluation.evaluated import chunk_images
+    from bench.protocols.common.base import protocol_of
 
-    base = encoder.backbone if protocol == "linear_backbone" else encoder
-    classifier = build_classifier(protocol, base, images.image_shape[1:], spec.crops, spec.crop_seed).to(device)
+    asked = protocol_of(spec, protocol)
+    classifier = asked.build(asked.reads(encoder), images.image_shape[1:], spec).to(device)
     sizes = (4, min(len(images), max(8, chunk_images(spec, protocol) // 4)))
     times = []
     for size in sizes:

@@ -61,7 +61,7 @@ def test_an_image_broken_by_two_checks_counts_once():
 
 
 def test_every_check_of_the_protocol_is_there_once_in_order():
-    linear, patches = all_checks("linear"), all_checks("multi_patch")
+    linear, patches = all_checks(False), all_checks(True)
     assert [id for id in linear if id.startswith("S")] == [f"S{number}" for number in range(1, 17)]
     assert list(linear) == sorted(linear, key=lambda id: ("SAM".index(id[0]), int(id[1:])))
     assert not any(id.startswith("M") for id in linear)

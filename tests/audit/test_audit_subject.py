@@ -12,6 +12,7 @@ from bench import registry
 from bench.audit import audit as module
 from bench.audit.audit import build_subject, evidence, examine, not_run, probe_hash, runs_of, seconds
 from bench.data.images import load_data
+from bench.evaluation.evaluated import Evaluated
 from bench.spec import Audit, Check
 from bench.storage.files import sha256
 from bench.training.build import build_method
@@ -41,7 +42,7 @@ def table(monkeypatch):
 
 def subject_of(run, protocol, record=None):
     folder, spec, encoder, test = run
-    return build_subject(encoder, test, spec, 3, DEVICE, folder, record or folder.record(), protocol)
+    return build_subject(Evaluated(encoder, test, test, spec, 3, DEVICE, folder), record or folder.record(), protocol)
 
 
 # ---------------------------------------------------------------- the subject
@@ -99,7 +100,7 @@ def test_without_a_clean_or_a_ranked_result_or_a_probe_there_is_no_subject(run, 
         with pytest.raises(LookupError) as error:
             subject_of(run, "linear", record.model_copy(update={"results": results}))
         assert str(error.value) == message
-    monkeypatch.setattr(module, "stored_classifier", lambda *args: None)
+    monkeypatch.setattr(Evaluated, "stored_classifier", lambda *args: None)
     with pytest.raises(LookupError) as error:
         subject_of(run, "linear", record)
     assert str(error.value) == message

@@ -12,7 +12,9 @@ from bench.audit.audit import run_check
 from bench.audit.checks.multi_patch import CHECKS, OfEveryCrop
 from bench.audit.checks.subject import Counted, Subject
 from bench.evaluation.evaluate import evaluate, fitted_classifier
-from bench.protocols.classifier import MultiPatch, fixed_boxes, linear
+from bench.evaluation.evaluated import Evaluated
+from bench.protocols.common.classifier import MultiPatch, fixed_boxes
+from bench.protocols.common.probe import linear
 from bench.spec import EvalSpec
 
 SPEC = EvalSpec(
@@ -34,8 +36,9 @@ def scored():
     torch.set_num_threads(1)
     encoder, shelf = tiny_encoder(), Shelf()
     train, test = patterns(120, 1), patterns(N, 2)
-    evaluate(encoder, train, test, SPEC, 0, CPU, shelf)
-    classifier = fitted_classifier(encoder, train, test, SPEC, "multi_patch", 0, CPU, shelf, lambda event: None, [])
+    it = Evaluated(encoder, train, test, SPEC, 0, CPU, shelf)
+    evaluate(it)
+    classifier = fitted_classifier(it, "multi_patch", {})
     return classifier, test, shelf
 
 

@@ -20,6 +20,7 @@ from bench.device import device as devices
 from bench.distributed.ranks import ALONE
 from bench.engines.team import Crew, serve
 from bench.evaluation.evaluate import evaluate
+from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.search import in_this_process
 from bench.spec import Budget, UsageError
 from bench.training.train import Keeper, train
@@ -147,12 +148,13 @@ def diverged(ranks):
 
 def evaluated(ranks):
     """The cells of an evaluation, which rank 0 stores."""
-    encoder, shelf, crew = tiny_encoder(), Shelf(), Crew(ranks)
+    encoder, shelf, crew = tiny_encoder(), Shelf(), Crew(ranks, ATTACKED)
     with short_autoattack():
         if ranks.rank > 0:
             serve(encoder, TEST, ATTACKED, 0, CPU, ranks)
         else:
-            evaluate(encoder, TRAIN, TEST, ATTACKED, 0, CPU, shelf, team=crew if ranks.size > 1 else in_this_process)
+            it = Evaluated(encoder, TRAIN, TEST, ATTACKED, 0, CPU, shelf)
+            evaluate(it, crew if ranks.size > 1 else in_this_process)
             crew.dismiss()
     return shelf
 

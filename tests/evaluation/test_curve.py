@@ -12,6 +12,8 @@ from bench.data.images import ImageSet
 from bench.evaluation import curve as curves
 from bench.evaluation import search
 from bench.evaluation.curve import MARKS, curve, held_out, passes_per_image
+from bench.evaluation.evaluated import Evaluated
+from bench.protocols.common import probe as probes
 from bench.spec import EvalSpec, UsageError
 from bench.storage.repair import repair
 from bench.storage.store import Point, RunFolder, Snapshot
@@ -113,7 +115,7 @@ def run(tmp_path):
 def measure(run, spec=ROBUST, train=TRAIN):
     """The marks that were measured now, with what was said of each."""
     said = []
-    curve(tiny_encoder(seed=100), train, run.trained()[0], spec, 0, CPU, run, said.append)
+    curve(Evaluated(tiny_encoder(seed=100), train, train, spec, 0, CPU, run, said.append), run.trained()[0])
     return {event["percent"]: event for event in said}
 
 
@@ -143,7 +145,7 @@ def test_clean_runs_no_attack_and_off_measures_nothing(run):
 
 def test_the_images_are_every_fifth_training_image_and_the_same_at_every_mark(run, monkeypatch):
     seen, features = [], []
-    call, fit = search.Search.__call__, curves.fit_probe
+    call, fit = search.Search.__call__, probes.fit_probe
 
     def watched(self, images, ids, standing, number):
         found = call(self, images, ids, standing, number)
@@ -152,7 +154,7 @@ def test_the_images_are_every_fifth_training_image_and_the_same_at_every_mark(ru
 
     monkeypatch.setattr(search.Search, "__call__", watched)
     monkeypatch.setattr(
-        curves, "fit_probe", lambda x, labels, k: features.append((len(x), labels)) or fit(x, labels, k)
+        probes, "fit_probe", lambda x, labels, k: features.append((len(x), labels)) or fit(x, labels, k)
     )
     monkeypatch.setattr(curves, "IMAGES", 7)
     measure(run)

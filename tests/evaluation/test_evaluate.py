@@ -5,7 +5,19 @@ import types
 
 import pytest
 import torch
-from evaluation_fixtures import CPU, QUICK, TEST, TRAIN, Shelf, run, spy, standing, tiny_encoder
+from evaluation_fixtures import (
+    CPU,
+    QUICK,
+    TEST,
+    TRAIN,
+    Shelf,
+    build_classifier,
+    evaluated,
+    run,
+    spy,
+    standing,
+    tiny_encoder,
+)
 
 from attacks import pgd
 from bench import registry
@@ -13,11 +25,15 @@ from bench.evaluation import evaluate as module
 from bench.evaluation.cells import plan_cells
 from bench.evaluation.evaluate import run_cell
 from bench.evaluation.search import Cell
-from bench.known import PROTOCOLS, check_protocols
 from bench.options.options import Options
-from bench.options.scoring import evaluation
-from bench.protocols.classifier import Classifier, build_classifier, fit_probe
+from bench.options.scoring import asked_protocols, evaluation
+from bench.protocols.common import base
+from bench.protocols.common import probe as probe_module
+from bench.protocols.common.classifier import Classifier
+from bench.protocols.common.probe import fit_probe, linear
 from bench.spec import EvalSpec, UsageError
+
+PROTOCOLS = tuple(registry.names("protocol"))
 
 
 def spec_of(level, data, **options):
@@ -107,7 +123,7 @@ def test_other_attacks_run_at_every_eps_without_a_curve():
 
 def test_unknown_protocol_is_a_usage_error():
     with pytest.raises(UsageError, match="unknown protocol 'lineer'; did you mean 'linear'"):
-        check_protocols(("linear", "lineer"))
+        asked_protocols(Options(protocols="linear,lineer"))
 
 
 # ---------------------------------------------------------------- counting
@@ -208,14 +224,14 @@ def test_the_band_is_pgd_with_one_restart_around_the_penalty_that_was_chosen():
 
 
 def test_a_probe_that_did_not_converge_says_so(monkeypatch):
-    monkeypatch.setattr(module, "GRADIENT_NORM", 0)
+    monkeypatch.setattr(probe_module, "GRADIENT_NORM", 0)
     probe, _ = run(QUICK.model_copy(update={"protocols": ("linear",), "curve": (), "eps": (0.02,)})).probes["linear"]
     assert probe.note == f"the probe did not converge: gradient norm {probe.gradient_norm:.2g} above 0"
 
 
 def test_everything_runs_on_the_device_that_was_asked_for(monkeypatch):
-    devices, extract, search = [], module.extract, module.Search
-    monkeypatch.setattr(module, "extract", lambda *args: (devices.append(args[2]), extract(*args))[1])
+    devices, extract, search = [], base.extract, module.Search
+    monkeypatch.setattr(base, "extract", lambda *args: (devices.append(args[2]), extract(*args))[1])
     monkeypatch.setattr(module, "Search", lambda *args: (devices.append(args[7]), search(*args))[1])
     run(QUICK.model_copy(update={"protocols": PROTOCOLS, "curve": ()}))
     assert len(devices) == 3 + 4 * 3 + 3 * 3  # features, cells, and three for each probe band
@@ -244,7 +260,9 @@ def test_an_image_broken_at_a_smaller_eps_counts_as_broken_at_every_larger_one(m
             nearest = int(distance.argmin())
             return nearest if distance[nearest] == 0 else (nearest + 1) % 10
 
-    monkeypatch.setattr(registry, "load", lambda kind, name: types.SimpleNamespace(Attack=OnlyAtOne))
+    original = registry.load
+    only = types.SimpleNamespace(Attack=OnlyAtOne)
+    monkeypatch.setattr(registry, "load", lambda kind, name: only if kind == "attack" else original(kind, name))
     monkeypatch.setattr(module, "fitted_classifier", lambda *args: Marked(tiny_encoder()).eval())
     shelf = run(QUICK.model_copy(update={"protocols": ("linear",)}))
     found = {
@@ -260,9 +278,9 @@ def test_an_image_broken_at_a_smaller_eps_counts_as_broken_at_every_larger_one(m
 def test_the_stored_classifier_lies_on_the_device_as_a_whole():
     shelf = run(QUICK.model_copy(update={"curve": (), "eps": (0.02,)}))
     for protocol in ("linear", "multi_patch"):
-        model = module.stored_classifier(tiny_encoder(), TEST, QUICK, protocol, torch.device("meta"), shelf)
+        model = evaluated(shelf, device=torch.device("meta")).stored_classifier(protocol)
         assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
-    assert module.stored_classifier(tiny_encoder(), TEST, QUICK, "published_eval", CPU, shelf) is None
+    assert evaluated(shelf).stored_classifier("published_eval") is None
 
 
 def test_robust_images_are_nested_over_eps_and_among_the_clean_ones():
@@ -319,7 +337,7 @@ def test_images_that_a_smaller_eps_broke_cost_nothing_and_change_no_outcome(monk
         found = run(spec).results
     model = build_classifier("linear", tiny_encoder(), (16, 16), 3, 0)
     _, tensors = run(spec).probes["linear"]
-    model.probe = module.linear(tensors["weight"], tensors["bias"])
+    model.probe = linear(tensors["weight"], tensors["bias"])
     before = {*range(20)}
     for (_, attack, eps), result in found.items():
         if attack == "pgd":
@@ -332,8 +350,8 @@ def test_images_that_a_smaller_eps_broke_cost_nothing_and_change_no_outcome(monk
 
 def test_features_of_whole_images_are_read_once_for_two_protocols(monkeypatch):
     calls = []
-    original = module.extract
-    monkeypatch.setattr(module, "extract", lambda *args: (calls.append(type(args[0])), original(*args))[1])
+    original = base.extract
+    monkeypatch.setattr(base, "extract", lambda *args: (calls.append(type(args[0])), original(*args))[1])
     run(QUICK.model_copy(update={"protocols": ("linear", "multi_patch", "published_eval")}))
     assert [each.__name__ for each in calls] == ["Classifier", "MultiPatch"]
 

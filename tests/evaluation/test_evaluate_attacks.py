@@ -14,6 +14,8 @@ from evaluation_fixtures import (
     TEST,
     TRAIN,
     Shelf,
+    build_classifier,
+    evaluated,
     random_images,
     run,
     spy,
@@ -26,9 +28,11 @@ from bench import registry
 from bench.evaluation import evaluate as module
 from bench.evaluation.evaluate import Cell, build_attack, evaluate, run_cell
 from bench.evaluation.traces import AttackError
-from bench.known import PROTOCOLS
-from bench.protocols.classifier import Classifier, OfCrops, build_classifier, fit_published_probe, fixed_boxes
+from bench.protocols.common.classifier import Classifier, OfCrops, fixed_boxes
+from bench.protocols.published_eval import fit_published_probe
 from bench.spec import EvalSpec, ThreatModel
+
+PROTOCOLS = tuple(registry.names("protocol"))
 
 # ---------------------------------------------------------------- no trace
 
@@ -237,7 +241,7 @@ def test_warnings_of_an_attack_go_into_the_note():
     data = random_images(6, classes=3)
     spec = EvalSpec(attacks=("autoattack",), eps=(0.1,), main_eps=0.1, protocols=("linear",), band_images=2)
     shelf = Shelf()
-    evaluate(tiny_encoder(), data, data, spec, 0, CPU, shelf)
+    evaluate(evaluated(shelf, spec, train=data, test=data))
     note = shelf.results["linear", "autoattack", 0.1].note
     assert note == "autoattack on 3 classes is reduced to apgd-ce, fab-t, square with 2 target classes"
     assert shelf.results["linear", "none", 0.0].note == ""

@@ -15,9 +15,9 @@ from evaluation_fixtures import (
     QUICK,
     TEST,
     Shelf,
+    evaluated,
     run,
     standing,
-    tiny_encoder,
 )
 
 from attacks import pgd
@@ -25,7 +25,7 @@ from bench import registry
 from bench.device import device as devices
 from bench.evaluation import evaluate as module
 from bench.evaluation.evaluate import Cell, evaluate, run_cell
-from bench.protocols.classifier import Classifier
+from bench.protocols.common.classifier import Classifier
 from bench.random import stream
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 from bench.storage import store
@@ -122,7 +122,7 @@ def test_the_images_that_are_kept_are_those_that_decided(short):
     spec = spec.model_copy(update={"protocols": ("linear", "published_eval"), "pgd_images": 12})
     shelf, images = run(spec), TEST.images.float() / 255
     assert shelf.images.keys() == {("linear", "pgd"), ("linear", "autoattack")}
-    model = module.stored_classifier(tiny_encoder(), TEST, spec, "linear", CPU, shelf)
+    model = evaluated(shelf, spec).stored_classifier("linear")
     for attack, count in (("pgd", 12), ("autoattack", 8)):
         kept, result = shelf.images["linear", attack], shelf.results["linear", attack, 0.04]
         assert len(kept) == count
@@ -141,7 +141,7 @@ def test_the_images_that_are_kept_are_those_that_decided(short):
 def test_before_an_attack_has_returned_anything_the_clean_images_are_kept():
     def kept(protocol="linear", attack="pgd", eps=0.04, shelf=None, **changes):
         cell = Cell(protocol, attack, eps, 8)
-        return module.kept_images(shelf or Shelf(), cell, STAGED.model_copy(update=changes), TEST)
+        return module.kept_images(evaluated(shelf or Shelf(), STAGED.model_copy(update=changes)), cell)
 
     clean = TEST.images.float() / 255
     assert torch.equal(kept(), clean[:8])
@@ -309,7 +309,7 @@ def test_pgd_leaves_no_fewer_images_standing_than_autoattack(trained):
     spec = EvalSpec(eps=(0.02, 0.05), main_eps=0.05, protocols=("linear",), pgd_images=100, curve=(), band_images=10)
     small = spec.model_copy(update={"autoattack_images": {"linear": 4}})
     shelf = Shelf()
-    evaluate(encoder, images, test, small, 0, CPU, shelf)
+    evaluate(evaluated(shelf, small, encoder, train=images, test=test))
     counts = {key[1:]: result for key, result in shelf.results.items()}
     clean, weak, strong = (counts[key] for key in (("none", 0.0), ("pgd", 0.05), ("autoattack", 0.05)))
     assert clean.correct > 0.8 * 297

@@ -15,7 +15,8 @@ from bench.audit.checks import attacks
 from bench.audit.checks.structural import CHECKS
 from bench.audit.verify import flips
 from bench.evaluation.search import predict
-from bench.protocols.classifier import fit_probe, fit_published_probe
+from bench.protocols.common.probe import fit_probe
+from bench.protocols.published_eval import fit_published_probe
 from bench.spec import Check, EvalResult, ThreatModel
 
 

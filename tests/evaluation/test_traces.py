@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import CPU, QUICK, TEST, run, tiny_encoder
+from evaluation_fixtures import CPU, QUICK, TEST, build_classifier, run, tiny_encoder
 from torch import nn
 
 from attacks import none, pgd
@@ -15,7 +15,6 @@ from bench.engines.team import Crew, Job, serve
 from bench.evaluation.evaluate import build_attack, build_search
 from bench.evaluation.search import Cell, TrainMode, check_eval_mode, predict
 from bench.evaluation.traces import AttackError, Before, blame
-from bench.protocols.classifier import build_classifier
 
 SPEC = QUICK.model_copy(update={"attacks": ("liar", "pgd"), "protocols": ("linear",), "curve": (), "eps": (0.02,)})
 
@@ -222,8 +221,8 @@ def test_an_attack_that_fails_on_another_device_has_no_number(monkeypatch):
     search = build_search(model, build_attack(CELL, SPEC), CELL, SPEC, 0, CPU)
     standing = torch.ones(20, dtype=torch.bool)
     with pytest.raises(AttackError, match="changed weights"):
-        list(Crew(Other(0, answer=([], [], "the attack liar changed weights")))(search, CELL, "", TEST, standing))
-    assert len(list(Crew(Other(0))(search, CELL, "", TEST, standing))) == 1
+        list(Crew(Other(0, answer=([], [], "the attack liar changed weights")), SPEC)(search, CELL, "", TEST, standing))
+    assert len(list(Crew(Other(0), SPEC)(search, CELL, "", TEST, standing))) == 1
 
 
 @pytest.mark.parametrize("what", ["a weight", "an error"])

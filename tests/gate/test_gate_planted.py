@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 import attacks.pgd
 import bench.evaluation.evaluate
+import bench.evaluation.evaluated
 import bench.gate.stored_weights
-import bench.protocols.classifier
+import bench.protocols.common.probe
 import methods.emp_ssl
 from bench import registry
 from bench.data.images import load_data
+from bench.evaluation.evaluated import Evaluated
 from bench.gate.stored_weights import fixed_images, score
 from bench.spec import EvalSpec, Record, RunSpec, TrainResult
 from bench.storage.files import read
@@ -72,7 +74,7 @@ class TestStoredWeights:
 
     def test_batch_norm_left_in_train_mode(self, baseline: Baseline, monkeypatch: pytest.MonkeyPatch) -> None:
         """The evaluation refuses to predict with it."""
-        monkeypatch.setattr(bench.evaluation.evaluate, "fold_batch_norm", lambda encoder: encoder)
+        monkeypatch.setattr(bench.evaluation.evaluated, "fold_batch_norm", lambda encoder: encoder)
         monkeypatch.setattr(nn.Module, "eval", lambda self: self)
         (found,) = losses(look_twice(baseline, "emp_ssl"))
         assert found.after.startswith("failed: TrainMode: expected every module in eval mode, got train mode in ")
@@ -87,7 +89,7 @@ class TestStoredWeights:
             return normalize(x, None, None, arguments[0], arguments[1], True)
 
         monkeypatch.setattr(
-            bench.evaluation.evaluate, "fold_batch_norm", lambda encoder: encoder.eval().requires_grad_(False)
+            bench.evaluation.evaluated, "fold_batch_norm", lambda encoder: encoder.eval().requires_grad_(False)
         )
         monkeypatch.setattr(F, "batch_norm", of_the_batch)
         assert "robust accuracy" in {found.metric for found in losses(look_twice(baseline, "emp_ssl"))}
@@ -156,7 +158,7 @@ def test_probe_that_is_not_fitted_to_the_end(baseline: Baseline, monkeypatch: py
     reading = baseline.model_copy(update={"series": probed(evaluate(spec), 6), "seeds": list(range(6))})
     honest = reading.model_copy(update={"series": probed(evaluate(spec), 3), "seeds": [7, 8, 9]})
     assert gate.alarms(gate.retrained(honest, reading)) == []
-    monkeypatch.setattr(bench.protocols.classifier, "TOLERANCE", 1e-2)
+    monkeypatch.setattr(bench.protocols.common.probe, "TOLERANCE", 1e-2)
     found = honest.model_copy(update={"series": probed(evaluate(spec), 3)})
     (alarm,) = gate.alarms(gate.retrained(found, reading))
     assert (alarm.metric, alarm.rule) == ("probe gradient norm", "at most 1e-06")
@@ -191,7 +193,8 @@ def retrained(spec: RunSpec) -> Record:
     result: TrainResult = train(method, train_set, spec.budget, spec.seed, CPU)
     shelf = Shelf()
     scoring = spec.eval.model_copy(update={"attacks": ("pgd",)})
-    bench.evaluation.evaluate.evaluate(method.encoder, train_set, test_set, scoring, spec.seed, CPU, shelf)
+    it = Evaluated(method.encoder, train_set, test_set, scoring, spec.seed, CPU, shelf)
+    bench.evaluation.evaluate.evaluate(it)
     probes = [probe for probe, _ in shelf.probes.values()]
     return Record(spec=spec, train=result, probes=probes, results=list(shelf.results.values()), status="finished")
 

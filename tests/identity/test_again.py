@@ -11,7 +11,7 @@ import torch
 
 from bench.identity.again import check_code, check_run, listed, outdated, set_aside
 from bench.identity.signed import Signed
-from bench.identity.source import AUDIT, CURVE, HEAD, TRAINING, codes, run_code, sources
+from bench.identity.source import AUDIT, CURVE, TRAINING, codes, run_code, sources
 from bench.runs.conduct import make_manifest, opened
 from bench.spec import (
     Audit,
@@ -151,8 +151,8 @@ def test_a_changed_method_touches_all_that_was_made_of_its_training(name, run):
         ("bench/audit/checks/soundness.py", [AUDIT], r"audit\.json|adversarial/linear-transfer-.*"),
         ("bench/evaluation/curve.py", [CURVE], r"curve\.json"),
         (
-            "bench/protocols/classifier.py",
-            [HEAD, AUDIT, CURVE],
+            "bench/protocols/common/classifier.py",
+            ["head linear", "head multi_patch", AUDIT, CURVE],
             r"(results|adversarial|examples|probes)/.*|(audit|curve)\.json",
         ),
         ("methods/common/optim.py", [TRAINING], r"(?!run\.json).*"),

@@ -18,7 +18,7 @@ from reports.pairs import pairs
 from reports.rows import rows
 
 OURS = {"bench/training/train.py": "1" * 16}
-EVALUATION = {"head": {"bench/evaluation/evaluate.py": "2" * 16}}
+EVALUATION = {"head linear": {"bench/evaluation/evaluate.py": "2" * 16}}
 EVALUATION |= {f"attack {name}": {"bench/evaluation/evaluate.py": "2" * 16} for name in ("none", "pgd", "autoattack")}
 FIRST = {"training": OURS | {"mine.py": "a" * 16}} | EVALUATION
 OTHER = {"training": OURS | {"mine.py": "b" * 16}} | EVALUATION
@@ -124,7 +124,7 @@ def test_the_settings_of_a_report_name_hashes_and_the_users_files(tmp_path):
     (record,) = folder("A", FIRST).records
     lines = settings(record)
     assert lines[0] == ["code of the training", code(FIRST["training"]), "mine.py"]
-    assert lines[1] == ["code of the head", code(FIRST["head"]), "this project"]
+    assert lines[1] == ["code of the head linear", code(FIRST["head linear"]), "this project"]
     mixed = folder("A", FIRST, OTHER)
     assert build(write(tmp_path / "A", mixed.manifest, mixed.records)) == []
     page = (tmp_path / "A" / "report.html").read_text(encoding="utf-8")

@@ -67,7 +67,14 @@ class TestParts:
         (spec,) = cells(1)
         asked = spec.model_copy(update={"eval": EvalSpec(attacks=("pgd", "fgsm"), over_time="off", audit="off")})
         found = source.sources([asked])[asked.row]
-        assert list(found) == ["training", "head", "attack none", "attack pgd", "attack fgsm"]
+        assert list(found) == [
+            "training",
+            "head linear",
+            "head multi_patch",
+            "attack none",
+            "attack pgd",
+            "attack fgsm",
+        ]
         assert "methods/emp_ssl.py" in found["training"]
         assert "bench/datasets/synthetic.py" in found["training"]
         assert {part for part, files in found.items() if "attacks/fgsm.py" in files} == {"attack fgsm"}

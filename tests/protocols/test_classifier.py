@@ -6,22 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
-from evaluation_fixtures import CPU, blobs, generator, random_images, tiny_encoder
+from evaluation_fixtures import CPU, blobs, build_classifier, generator, random_images, tiny_encoder
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from attacks import fgsm, pgd
-from bench.protocols.classifier import (
-    PENALTIES,
-    Classifier,
-    MultiPatch,
-    OfCrops,
-    build_classifier,
-    extract,
-    fit_probe,
-    fit_published_probe,
-    fixed_boxes,
-)
+from bench.protocols.common.classifier import Classifier, MultiPatch, OfCrops, extract, fixed_boxes
+from bench.protocols.common.probe import PENALTIES, fit_probe
+from bench.protocols.published_eval import fit_published_probe
 from bench.spec import ThreatModel
 
 WHOLE = torch.tensor([[0, 0, 16, 16]])

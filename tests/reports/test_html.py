@@ -112,9 +112,9 @@ def test_lines_of_several_budgets_can_be_filtered_by_budget(folder):
     everything = load_records(folder)
     table = rows(asked(), everything)
     board = leaderboard(table, everything, asked().main_eps)
-    assert set(html.leaderboard(table, board, {})["filters"]) == {"dataset", "protocol", "status"}
+    assert set(html.leaderboard(table, board, {}, {})["filters"]) == {"dataset", "protocol", "status"}
     board["budget"] = ["5m", "2h"] * 9
-    assert html.leaderboard(table, board, {})["filters"]["budget"] == ["5m", "2h"]
+    assert html.leaderboard(table, board, {}, {})["filters"]["budget"] == ["5m", "2h"]
 
 
 def test_what_the_numbers_stand_on_is_said(folder, page):
@@ -141,7 +141,7 @@ def test_a_number_without_a_passed_audit_is_struck_through(source):
 
 
 def test_every_check_of_the_audit_is_explained(page):
-    known = {id for protocol in ("linear", "multi_patch") for id in all_checks(protocol)}
+    known = {id for of_crops in (False, True) for id in all_checks(of_crops)}
     assert known <= set(CHECKS)
     for id, (name, meaning) in CHECKS.items():
         assert 3 <= len(name) <= 30

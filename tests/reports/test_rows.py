@@ -30,9 +30,14 @@ def cell(table, method="simclr_adv", seed=0, protocol="linear", attack="pgd", ep
     return found.iloc[0]
 
 
+def derive(*results):
+    """What is derived from these results of a run of all its protocols."""
+    return derived(Record(spec=manifest(("simclr_adv",)).runs[0], results=results))
+
+
 def test_worst_is_the_and_over_the_images_that_both_attacked():
     pgd, autoattack = result("linear", "pgd", 0.1, "1101110"), result("linear", "autoattack", 0.1, "10111")
-    (worst,) = derived([pgd, autoattack])
+    (worst,) = derive(pgd, autoattack)
     assert (worst.attack, worst.threat_space, worst.eps) == ("worst", "image", 0.1)
     assert worst.outcomes == "10011"
     assert worst.config_hash == "pgd-hash+autoattack-hash"
@@ -40,24 +45,24 @@ def test_worst_is_the_and_over_the_images_that_both_attacked():
 
 
 def test_pgd_only_where_autoattack_did_not_run_at_that_eps():
-    found = derived([result("linear", "pgd", 0.05, "110"), result("linear", "autoattack", 0.1, "1")])
+    found = derive(result("linear", "pgd", 0.05, "110"), result("linear", "autoattack", 0.1, "1"))
     assert [(each.attack, each.eps, each.outcomes) for each in found] == [("pgd_only", 0.05, "110")]
     assert found[0].note.startswith("upper bound")
 
 
 def test_autoattack_of_another_protocol_or_space_makes_no_worst():
     pgd = result("linear", "pgd", 0.1, "110")
-    assert derived([pgd, result("multi_patch", "autoattack", 0.1, "000")])[0].outcomes == "110"
-    (found,) = derived([pgd, result("linear", "autoattack", 0.1, "000", threat_space="crop")])
+    assert derive(pgd, result("multi_patch", "autoattack", 0.1, "000"))[0].outcomes == "110"
+    (found,) = derive(pgd, result("linear", "autoattack", 0.1, "000", threat_space="crop"))
     assert (found.attack, found.threat_space, found.outcomes) == ("pgd_only", "image", "110")
 
 
 def test_what_is_in_l2_makes_no_worst_and_takes_none_away():
     pgd, autoattack = result("linear", "pgd", 0.1, "11"), result("linear", "autoattack", 0.1, "10")
     in_l2 = [result("linear", name, 0.1, "00", norm="l2") for name in ("pgd", "autoattack", "mine")]
-    assert derived([pgd, autoattack, *in_l2]) == derived([pgd, autoattack])
-    assert [each.attack for each in derived([pgd, in_l2[1]])] == ["pgd_only"]
-    assert derived(in_l2) == []
+    assert derive(pgd, autoattack, *in_l2) == derive(pgd, autoattack)
+    assert [derived.attack for derived in derive(pgd, in_l2[1])] == ["pgd_only"]
+    assert derive(*in_l2) == []
 
 
 def test_the_norm_is_a_column():
@@ -70,7 +75,7 @@ def test_the_norm_is_a_column():
 
 def test_the_curve_and_the_papers_protocol_give_nothing():
     pgd, autoattack = result("linear", "pgd", 0.1, "11", curve=True), result("linear", "autoattack", 0.1, "11")
-    assert derived([pgd, autoattack, result("published_eval", "pgd", 0.1, "11")]) == []
+    assert derive(pgd, autoattack, result("published_eval", "pgd", 0.1, "11")) == []
 
 
 def test_columns_types_and_gaps(table):

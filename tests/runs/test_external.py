@@ -20,6 +20,7 @@ from bench.datasets.digits import Dataset as Digits
 from bench.datasets.folder import Dataset as Folder
 from bench.encoders.common.build import build_encoder
 from bench.evaluation.evaluate import evaluate
+from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.external_model import call_factory
 from bench.options.external_request import Request
 from bench.runs.conduct import finished
@@ -177,7 +178,7 @@ def test_an_encoder_file_is_scored_as_the_run_that_made_it(weights, tmp_path):
     record, _ = score(request)
     encoder, shelf = build_encoder("resnet8", 1, 16), Shelf()
     encoder.load_state_dict(weights)
-    evaluate(encoder, *load_data(Digits(), data), eval_spec, 0, CPU, shelf)
+    evaluate(Evaluated(encoder, *load_data(Digits(), data), eval_spec, 0, CPU, shelf))
     found = {(r.protocol, r.attack, r.eps): r.outcomes for r in record.results}
     assert found == {key: result.outcomes for key, result in shelf.results.items()}
     assert len(found) == 6

@@ -67,7 +67,7 @@ class TestCurve:
 class TestAudit:
     def seconds(self, robust: float, images: int = 64, **evaluation: object) -> float:
         spec = SPEC.model_copy(update=evaluation)
-        return audit_seconds("linear", images, 300, spec, robust, 0.0, 1e-4)
+        return audit_seconds(False, images, 300, spec, robust, 0.0, 1e-4)
 
     def test_off_costs_nothing_and_a_number_of_zero_little(self) -> None:
         assert self.seconds(0.5, audit="off") == 0

@@ -6,14 +6,15 @@ import time
 import pytest
 import torch
 from data_fixtures import in_memory, load, noise, numbers, write_images
-from evaluation_fixtures import CPU, Shelf
+from evaluation_fixtures import CPU, Shelf, build_classifier
 from training_fixtures import equal, flat, told, trained, without_time
 
 from bench.data.images import ImageSet, all_equal, checked_info, data_info, duplicates, permutation
 from bench.data.pixels import Pixels
 from bench.encoders.common.build import build_encoder
 from bench.evaluation.evaluate import evaluate
-from bench.protocols.classifier import build_classifier, extract
+from bench.evaluation.evaluated import Evaluated
+from bench.protocols.common.classifier import extract
 from bench.spec import EvalSpec, UsageError
 from bench.training.course import Course
 from bench.training.feed import Feed
@@ -150,7 +151,7 @@ class TestEqualToMemory:
         for kind in (lambda data: data, in_memory):
             train, test = map(kind, images)
             shelf = Shelf()
-            evaluate(encoder, train, test, spec, 0, CPU, shelf)
+            evaluate(Evaluated(encoder, train, test, spec, 0, CPU, shelf))
             found.append({cell: result.outcomes for cell, result in shelf.results.items()})
         assert found[0] == found[1]
         assert len(found[0]) > 4

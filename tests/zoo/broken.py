@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from evaluation_fixtures import build_classifier
 from torch import Generator, Tensor, nn
 from zoo import healthy, overfitted
 
 from attacks import pgd
 from bench.audit.checks.subject import Counted, Subject
 from bench.encoders.common.folding import fold_batch_norm
-from bench.protocols.classifier import MultiPatch, build_classifier, fixed_boxes
+from bench.protocols.common.classifier import MultiPatch, fixed_boxes
 from bench.random import stream
 from bench.spec import ThreatModel
 from bench.storage.files import sha256

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 import torch
-from evaluation_fixtures import CPU, Shelf
+from evaluation_fixtures import CPU, Shelf, build_classifier
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -23,8 +23,10 @@ from bench.encoders.common.base import FeatureEncoder
 from bench.encoders.common.build import build_encoder
 from bench.encoders.common.folding import fold_batch_norm
 from bench.evaluation.evaluate import fitted_classifier
+from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.traces import Before
-from bench.protocols.classifier import Classifier, build_classifier, linear
+from bench.protocols.common.classifier import Classifier
+from bench.protocols.common.probe import linear
 from bench.random import stream
 from bench.spec import DataSpec, EvalResult, EvalSpec, ProbeResult, ThreatModel
 from bench.storage.files import sha256
@@ -77,7 +79,7 @@ def fitted(
 ) -> tuple[Classifier, ProbeResult]:
     """The harness's own classifier on any encoder of digits, its probe fitted on the training images."""
     shelf, spec = Shelf(), SPEC.model_copy(update={"band_images": band_images})
-    found = fitted_classifier(encoder, *digits(), spec, protocol, SEED, CPU, shelf, lambda event: None, [])
+    found = fitted_classifier(Evaluated(encoder, *digits(), spec, SEED, CPU, shelf), protocol, {})
     probe, tensors = shelf.probes[protocol]
     return found, probe.model_copy(update={"sha256": sha256(tensors)})  # as the store adds it
 

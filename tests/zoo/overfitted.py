@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from zoo import healthy
 
-from bench.protocols.classifier import Classifier
+from bench.protocols.common.classifier import Classifier
 from bench.random import stream
 
 FILE = Path(__file__).parent / "overfitted.safetensors"

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from zoo import healthy
 
 from attacks import autoattack
-from bench.protocols.classifier import Classifier
+from bench.protocols.common.classifier import Classifier
 from bench.random import stream
 from bench.spec import ThreatModel
 from bench.storage.store import RunFolder, load_manifest

@@ -17,7 +17,8 @@ from bench.audit.checks.subject import AuditCheck, Subject, soundness
 from bench.random import stream
 from bench.spec import AuditLevel, Check, ThreatModel, Verdict
 
-IMAGES = {("core", "linear"): 64, ("core", "multi_patch"): 32, ("full", "linear"): 1000, ("full", "multi_patch"): 256}
+# that are audited, at most: (level, whether an image is dear) -> images
+IMAGES = {("core", False): 64, ("core", True): 32, ("full", False): 1000, ("full", True): 256}
 EPS_GRID = (0, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 3 / 2, 2)  # times the main eps
 QUERIES = 5000  # of Square for each image
 DRAWS = 1000  # of noise for each image
@@ -38,8 +39,7 @@ def judged(id: str, most: int = 1000, of_number: bool = True) -> Callable[[Judge
         def check(subject: Subject) -> Check:
             if not subject.robust and of_number:
                 return Check(id=id, verdict="N/A", note="the ranked number is 0 within its interval")
-            kind = "multi_patch" if subject.protocol == "multi_patch" else "linear"
-            n = min(IMAGES[subject.spec.audit, kind], most, subject.audited)
+            n = min(IMAGES[subject.spec.audit, subject.dear], most, subject.audited)
             if n == 0:
                 return Check(id=id, verdict="NOT_RUN", note="no image was attacked by both PGD and AutoAttack")
             before, began = subject.model.passes, time.monotonic()

@@ -1,6 +1,6 @@
 """The audit of multi-patch aggregation and its training, M1 to M7 (protocol 3.4).
 
-``multi_patch`` reads the mean features over crops, so beside the usual questions there are four of its own: are the
+It reads the mean features over crops, so beside the usual questions there are four of its own: are the
 crops the same for every image, the same in attack and scoring, does one crop of the whole image give the linear
 protocol, and does an attack on the single crops find what one on their mean does not.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attacks.common.base import cross_entropy, maximize, predicted, project, random_start, steepest
 from bench.audit.checks.company import company, difference
 from bench.audit.checks.subject import AuditCheck, Counted, Subject, soundness
-from bench.protocols.classifier import Classifier, MultiPatch, fixed_boxes
+from bench.protocols.common.classifier import Classifier, MultiPatch, fixed_boxes
 from bench.random import stream
 from bench.spec import AuditLevel, Check, ThreatModel
 

@@ -12,7 +12,12 @@ COPIES = 0.01  # A21: of the test images
 
 @judged("A20")
 def probe_band(subject: Subject, n: int) -> Check:
-    """How much robust accuracy falls with the probe at lambda/10, or rises at 10 lambda: WARN above 15 points."""
+    """How much robust accuracy falls with the probe at lambda/10, or rises at 10 lambda: WARN above 15 points.
+
+    N/A where no penalty was chosen: a classifier's own logits, or a head that is no regression.
+    """
+    if subject.probe is not None and subject.probe.penalty == 0:
+        return Check(id="A20", verdict="N/A", note="the head has no penalty that could decide")
     if len(subject.band) != 3:
         return Check(id="A20", verdict="NOT_RUN", note="expected the probe at 3 penalties")
     (_, less, total), (_, chosen, _), (_, more, _) = sorted(subject.band)

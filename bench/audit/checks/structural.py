@@ -162,7 +162,7 @@ def same_function(subject: Subject) -> Check:
     At most 1e-5 on up to 256 clean images, with noise beside them where they are few (IoAF I5). What is above that in
     float32 is asked again in float64: there rounding, which depends on a device's kernels for a batch, is gone.
     """
-    most = SAME_IMAGES if subject.protocol == "linear" else SAME_IMAGES // 4
+    most = SAME_IMAGES // 4 if subject.dear else SAME_IMAGES
     images = company(subject, "S7", max(most, subject.chunk))
     value = apart(subject.model, images, most, subject.chunk)
     if value > SAME:
@@ -221,9 +221,9 @@ def logits_not_probabilities(subject: Subject) -> Check:
 
 
 def deterministic(subject: Subject) -> Check:
-    """S10: 5 runs over 250 images (a quarter for multi_patch) count the same, and no logits, scaled to length 1,
+    """S10: 5 runs over 250 images (a quarter where they are dear) count the same, and no logits, scaled to length 1,
     differ by over 1e-4."""
-    count = REPEATED_IMAGES if subject.protocol == "linear" else REPEATED_IMAGES // 4
+    count = REPEATED_IMAGES // 4 if subject.dear else REPEATED_IMAGES
     images, labels = subject.images[:count], subject.labels[:count]
     # of images without finite logits S16 speaks; they have to have none each time
     runs = [logits(subject, images).nan_to_num(0.0, 0.0, 0.0) for _ in range(REPEATS)]

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.images import Pictures
+from bench.protocols.common.base import protocol_of
+from bench.protocols.common.classifier import MultiPatch
 from bench.spec import Check, EvalResult, EvalSpec, ProbeResult, Verdict
 
 AuditCheck = Callable[["Subject"], Check]
@@ -59,6 +61,16 @@ class Subject:
     sources: dict[str, Callable[[], Tensor]] | None = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)  # "encoder", "probe", "train", "test" -> SHA-256 in the log
     loaded: dict[str, str] = field(default_factory=dict)  # the same of what is audited
+
+    @property
+    def of_crops(self) -> bool:
+        """Whether the classifier reads the mean features over crops."""
+        return isinstance(self.model.model, MultiPatch)
+
+    @property
+    def dear(self) -> bool:
+        """Whether an image costs so much that fewer are looked at."""
+        return protocol_of(self.spec, self.protocol).dear
 
     def breaks(self, check: str, places: Tensor) -> int:
         """Remember the images ``places`` (M,) that this check broke; how many of them the ranked attacks had left."""

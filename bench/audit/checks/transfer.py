@@ -31,9 +31,9 @@ def sources_of(target: RunSpec, others: Sequence[RunSpec]) -> list[RunSpec]:
     return sorted(chosen, key=lambda run: run.name)
 
 
-def image_count(protocol: str) -> int:
+def image_count(dear: bool) -> int:
     """Test images that a source attacks, from the first one on."""
-    return min(MOST, IMAGES["full", "multi_patch" if protocol == "multi_patch" else "linear"])
+    return min(MOST, IMAGES["full", dear])
 
 
 def adversarial_images(

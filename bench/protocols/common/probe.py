@@ -1,9 +1,4 @@
-"""Protocols: how frozen features become predictions, as modules that any attack can be pointed at.
-
-``linear`` reads the features of the whole image; ``multi_patch`` the mean features over ONE fixed list of crop boxes,
-the same for every image in training features, test features and attacks, so that the classifier is a function of the
-pixels alone (protocol 1.1). The probe is one rule for all methods (protocol 1.2): ``fit_probe``.
-"""
+"""The linear probe: one rule for all methods (protocol 1.2), and the protocols that are such a probe."""
 
 import math
 from collections.abc import Callable
@@ -14,106 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.common.base import predicted
-from bench.data.pixels import Pixels
-from bench.random import stream
-from methods.common.augment import crop_boxes, interpolation
+from bench.protocols.common.base import BaseProtocol, Fitted, Material, facts_of
+from bench.protocols.common.classifier import Classifier
+from bench.spec import UsageError
 
 TOLERANCE = 5e-7  # of the gradient's norm: half of what protocol 1.2 asks, as rounding to float32 comes after it
+GRADIENT_NORM = 1e-6  # what protocol 1.2 asks
 PENALTIES = tuple(10.0**power for power in range(-6, 1))  # lambda
-MULTI_PATCH_SCALE, MULTI_PATCH_RATIO = (0.25, 1.0), (3 / 4, 4 / 3)
-
-
-class Classifier(nn.Module):
-    """Images (B, C, H, W) in [0, 1] -> logits (B, K) from the features of the whole image."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.probe: nn.Module = nn.Identity()  # until one is fitted, the features themselves
-
-    def crops(self, images: Tensor) -> Tensor:
-        """What the encoder looks at: (B, n, C, H, W), here the image itself."""
-        return images[:, None]
-
-    def features_of_crops(self, crops: Tensor) -> Tensor:
-        """Mean features (B, F) of crops (B, n, C, H, W)."""
-        batch, count = crops.shape[:2]
-        features: Tensor = self.encoder(crops.flatten(0, 1)).unflatten(0, (batch, count)).mean(dim=1)
-        return features
-
-    def features(self, images: Tensor) -> Tensor:
-        """Features (B, F) of images (B, C, H, W)."""
-        return self.features_of_crops(self.crops(images))
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.probe(self.features(images))
-        return logits
-
-
-class MultiPatch(Classifier):
-    """The mean features over fixed crops, each cut and resized to the image's size; differentiable end to end.
-
-    The crops are linear in the pixels: two matrix products with interpolation matrices. One box of the whole image is
-    the identity matrix, so the logits equal those of ``linear`` to the last bit.
-    """
-
-    rows: Tensor
-    columns: Tensor
-
-    def __init__(self, encoder: nn.Module, boxes: Tensor, size: tuple[int, int]) -> None:
-        super().__init__(encoder)
-        height, width = size
-        top, left, box_height, box_width = boxes.unbind(dim=1)
-        self.register_buffer("rows", interpolation(top, box_height, height, height).float())  # (n, H, H)
-        self.register_buffer("columns", interpolation(left, box_width, width, width).float())  # (n, W, W)
-
-    def crops(self, images: Tensor) -> Tensor:
-        batch, channels, height, width = images.shape
-        count = len(self.rows)
-        # one product for all rows of all crops, then one for each crop: far fewer than one for each image and crop
-        rows = self.rows.flatten(0, 1) @ images.permute(2, 0, 1, 3).flatten(1)  # (n * H, B * C * W)
-        crops = torch.bmm(rows.view(count, -1, width), self.columns.mT).view(count, height, batch, channels, width)
-        # one copy, into the layout in which the convolutions read: channels innermost
-        return crops.permute(2, 0, 1, 4, 3).contiguous().permute(0, 1, 4, 2, 3)
-
-
-class OfCrops(nn.Module):
-    """The same classifier seen from its crops (B, n, C, H, W): what an attack in crop space moves."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, crops: Tensor) -> Tensor:
-        logits: Tensor = self.classifier.probe(self.classifier.features_of_crops(crops))
-        return logits
-
-
-def fixed_boxes(count: int, size: tuple[int, int], seed: int) -> Tensor:
-    """The list of ``count`` crop boxes (count, 4): top, left, height, width. One scale range for all ranked rows."""
-    u = torch.rand(count, 40, generator=stream(seed, "crops"))
-    return crop_boxes(u, size[0], size[1], MULTI_PATCH_SCALE, MULTI_PATCH_RATIO)
-
-
-def build_classifier(
-    protocol: str, encoder: nn.Module, size: tuple[int, int], crops: int, crop_seed: int
-) -> Classifier:
-    """The classifier of a protocol, without its probe; frozen and in eval mode."""
-    if protocol == "multi_patch":
-        classifier: Classifier = MultiPatch(encoder, fixed_boxes(crops, size, crop_seed), size)
-    else:
-        classifier = Classifier(encoder)
-    return classifier.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def extract(classifier: Classifier, images: Tensor | Pixels, device: torch.device, chunk: int) -> Tensor:
-    """Features (N, F) of uint8 images (N, C, H, W), in chunks, in float32."""
-    parts = [classifier.features(part.to(device).float() / 255) for part in images.split(chunk)]
-    return torch.cat(parts)
-
-
-# ---------------------------------------------------------------- the probe
 
 
 @dataclass(frozen=True)
@@ -173,6 +75,24 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Fit:
         layers[value] = linear(weight / scale, bias - weight @ mean / scale)
     chosen = layers.pop(penalty)
     return Fit(chosen, penalty, norms[penalty], scale, counts, layers)
+
+
+class LinearProtocol(BaseProtocol):
+    """A protocol whose probe is one linear layer; as it is, that of protocol 1.2."""
+
+    def fit(self, classifier: Classifier, material: Material) -> Fitted:
+        features = material.features(classifier)
+        fit = fit_probe(features, material.labels, material.train.classes)
+        classifier.probe = fit.layer
+        found = {name: getattr(fit, name) for name in ("penalty", "gradient_norm", "scale", "held_out")}
+        if fit.gradient_norm > GRADIENT_NORM:
+            found["note"] = f"the probe did not converge: gradient norm {fit.gradient_norm:.2g} above {GRADIENT_NORM:g}"
+        return Fitted(facts_of(fit.layer, features, material, **found), {**fit.others})
+
+    def restore(self, classifier: Classifier, tensors: dict[str, Tensor]) -> None:
+        if tensors.keys() != {"weight", "bias"}:
+            raise UsageError(f"expected a weight and a bias of a linear probe, got {', '.join(sorted(tensors))}")
+        classifier.probe = linear(tensors["weight"], tensors["bias"])
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -265,26 +185,3 @@ def conjugate_gradients(curve: Callable[[Tensor], Tensor], b: Tensor, diagonal: 
         before, product = product, (residual * scaled).sum()
         direction = scaled + product / before * direction
     return x
-
-
-def fit_published_probe(features: Tensor, labels: Tensor, classes: int, seed: int) -> nn.Linear:
-    """The paper's own probe (``published_eval``): Linear, Adam 3e-4, 20 epochs, batches of 256, last one dropped.
-
-    Images with a feature that is not finite are left out.
-    """
-    sound = features.isfinite().all(dim=1)
-    if not bool(sound.all()):
-        features, labels = features[sound], labels[sound]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "published-probe").initial_seed())
-        layer = nn.Linear(features.shape[1], classes).to(features.device)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=3e-4)
-    generator = stream(seed, "published-probe-batches")
-    batch = min(256, len(features))
-    for _ in range(20):
-        order = torch.randperm(len(features), generator=generator).to(features.device)
-        for ids in order.split(batch)[: len(features) // batch]:
-            optimizer.zero_grad()
-            F.cross_entropy(layer(features[ids]), labels[ids]).backward()
-            optimizer.step()
-    return layer.eval().requires_grad_(False)
