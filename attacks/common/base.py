@@ -39,6 +39,7 @@ class BaseAttack(ABC):
 
     norm: ClassVar[Norm] = "linf"
     space: ClassVar[Literal["image", "crop"]] = "image"
+    unwritten: ClassVar[tuple[str, ...]] = ()  # later settings: at their default not described, so hashes stay
     chunk: int | None = 250  # images per call, a setting because draws depend on it; None: the attack batches by itself
 
     @abstractmethod
@@ -61,7 +62,9 @@ class BaseAttack(ABC):
     def describe(self, classes: int) -> dict[str, Any]:
         """All that decides the outcome on so many classes, JSON-able; goes into the config hash."""
         norm = {} if self.norm == "linf" else {"norm": self.norm}  # the hash of l-inf is as it was before there was l2
-        return {"attack": type(self).__module__.rpartition(".")[2], "space": self.space} | norm | asdict(self)
+        usual = {field.name for field in fields(self) if getattr(self, field.name) == field.default}
+        settings = {name: value for name, value in asdict(self).items() if name not in usual & {*self.unwritten}}
+        return {"attack": type(self).__module__.rpartition(".")[2], "space": self.space} | norm | settings
 
 
 def configured(attack: BaseAttack, chosen: dict[str, Any]) -> BaseAttack:

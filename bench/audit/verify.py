@@ -110,9 +110,11 @@ def settings_differ(results: list[EvalResult], spec: RunSpec, protocol: str) -> 
     """A sentence for each result that was made with another setting of its attack than --set asks for."""
     differences = []
     for result in (result for result in results if result.protocol == protocol):
+        attack = registry.load("attack", spec.eval.attack_paths.get(result.attack, result.attack)).Attack()
         for name, value in spec.eval.attack_settings.get(result.attack, {}).items():
-            if result.config.get(name) != value:
-                made = f"made with {name} {result.config.get(name)}, asked for with {value}"
+            made_with = result.config.get(name, getattr(attack, name))
+            if made_with != value:
+                made = f"made with {name} {made_with}, asked for with {value}"
                 differences.append(f"{named(result)}: {made}")
     return differences
 

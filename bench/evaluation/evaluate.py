@@ -53,7 +53,8 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
     def exhausted() -> bool:
         return spec.budget_seconds is not None and spent >= spec.budget_seconds
 
-    # images that PGD has not broken at a smaller eps
+    # images that PGD has not broken at a smaller eps; a protocol's own attacks see every image at every eps
+    alone = {protocol for protocol in spec.protocols if protocol_of(spec, protocol).attacks is not None}
     carried = {protocol: torch.ones(len(test), dtype=torch.bool) for protocol in spec.protocols}
     for cell in plan_cells(spec, len(test)):
         result = earlier = cells.result(cell.protocol, cell.name, cell.eps, cell.norm)
@@ -64,7 +65,8 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
             if exhausted():
                 skipped.append(name)
                 continue
-            classifier, images = classifiers[cell.protocol], carried[cell.protocol]
+            classifier = classifiers[cell.protocol]
+            images = carried[cell.protocol] if cell.protocol not in alone else None
             returned = kept_images(it, cell)
             try:
                 if cell.attack == "pgd" and cell.protocol in unsure:
@@ -92,7 +94,7 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
                 traceback.print_exception(error)  # into the log
                 cells.save_result(failed_result(cell, build_attack(cell, spec).space, result, str(error)))
                 failed.setdefault(str(error), []).append(name)
-                unsure |= {cell.protocol} if cell.attack == "pgd" else set()
+                unsure |= {cell.protocol} - alone if cell.attack == "pgd" else set()
                 it.report({"event": "failed", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
                            "message": str(error)})  # fmt: skip
                 continue

@@ -17,7 +17,9 @@ class Protocol(LinearProtocol):
 
     title: ClassVar[str] = "Published evaluation"
     paper: ClassVar[str] = "arXiv:2501.03507"
-    attacks: ClassVar[dict[str, dict[str, Any]] | None] = {"pgd": {"absolute_step": 0.01, "random_start": False}}
+    attacks: ClassVar[dict[str, dict[str, Any]] | None] = {
+        "pgd": {"absolute_step": 0.01, "random_start": False, "best": False}
+    }
 
     def fit(self, classifier: Classifier, material: Material) -> Fitted:
         features = material.features(classifier)

@@ -129,7 +129,7 @@ def test_attack_describes_itself_in_json(name):
     attack = attack_of(name)
     config = attack.describe(10)
     assert config["attack"] == name
-    assert {field.name for field in dataclasses.fields(attack)} <= set(config)
+    assert {field.name for field in dataclasses.fields(attack)} - set(attack.unwritten) <= set(config)
     assert json.loads(json.dumps(config)) == config
     assert attack.space in ("image", "crop")
     assert attack.chunk is None or attack.chunk > 0
@@ -241,6 +241,24 @@ def test_a_misclassified_iterate_is_kept_although_its_loss_is_lower():
         generator=generator(),
     )
     torch.testing.assert_close(adversarial, torch.full_like(images, 0.50), rtol=0, atol=1e-6)
+
+
+def test_as_published_the_last_iterate_is_returned_although_one_on_the_way_was_misclassified():
+    """f falls behind .5303, so the steps of .01 from .5 go to .53, which is above the bar, and swing around it."""
+    model = Scalar(lambda x: 0.005 - (x - 0.5303).abs(), bar=0.0)
+    images, threat = torch.full((2, 1, 2, 2), 0.5), ThreatModel(eps=0.1)
+    own = {"absolute_step": 0.01, "random_start": False}
+    ranked, published = (pgd.Attack(**own, best=best) for best in (True, False))
+    labels = torch.zeros(2, dtype=torch.long)
+    best = ranked.perturb(model, images, labels, threat, generator())
+    assert not correct(model, best, labels).any()
+    last = published.perturb(model, images, labels, threat, generator(), attacked=torch.tensor([True, False]))
+    assert correct(model, last, labels).all()
+    assert last.flatten(1)[:, 0].tolist() == pytest.approx([0.54, 0.5])
+    assert published.describe(2) == ranked.describe(2) | {"best": False}
+    assert "best" not in ranked.describe(2)  # its hash is what it was
+    with pytest.raises(UsageError, match="best=False of pgd with random_start=False only"):
+        pgd.Attack(best=False)
 
 
 def test_the_last_iterate_counts_too():

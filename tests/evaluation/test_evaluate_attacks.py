@@ -19,6 +19,7 @@ from evaluation_fixtures import (
     random_images,
     run,
     spy,
+    standing,
     state_hash,
     tiny_encoder,
 )
@@ -217,6 +218,28 @@ def test_published_eval_has_the_papers_own_pgd_and_probe():
     assert (probe.penalty, probe.band, probe.held_out) == (0.0, [], [])
     assert probe.note == "Adam 3e-4, 20 epochs, batches of 256 (arXiv:2501.03507)"
     assert tensors["weight"].shape == (10, 24)
+
+
+def test_published_eval_attacks_every_image_at_every_eps_and_takes_the_last_iterate(monkeypatch):
+    """As the textbook has it; the ranked PGD leaves out what has fallen at a smaller eps, and keeps the best."""
+    seen = spy(monkeypatch, "pgd")
+    shelf = run(QUICK.model_copy(update={"protocols": ("published_eval",), "eps": (0.02, 0.1), "main_eps": 0.1}))
+    assert shelf.results["published_eval", "pgd", 0.02].correct < 20  # some would be left out at .1
+    model = evaluated(shelf).stored_classifier("published_eval")
+    images, labels = TEST.images.float() / 255, TEST.labels
+    for (_, _, moved, threat), eps in zip(seen, (0.02, 0.1), strict=True):
+        expected = images
+        for _ in range(20):
+            expected = expected.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model(expected), labels), expected)
+            step = expected.detach() + 0.01 * slope.sign()
+            expected = (images + (step - images).clamp(-eps, eps)).clamp(0, 1)
+        assert threat.eps == eps
+        torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+        result = shelf.results["published_eval", "pgd", eps]
+        assert standing(result.outcomes) == set(model(expected).argmax(1).eq(labels).nonzero().flatten().tolist())
+        assert "carried_from" not in result.config
+        assert result.config["best"] is False
 
 
 def test_batches_of_the_attacks_count_crops():
