@@ -5,6 +5,7 @@ images that an attack returns. Images are attacked in the fixed test order, so s
 What is cheap and tells most comes first: clean, then PGD, then AutoAttack, which is stored after each of its stages.
 """
 
+import itertools
 import time
 import traceback
 from collections.abc import Iterator
@@ -47,15 +48,17 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
     spent = sum(probe[0].seconds for probe in probes if probe is not None)
     skipped: list[str] = []
     failed: dict[str, list[str]] = {}  # reason -> cells
-    unsure: set[str] = set()  # protocols in which PGD failed at some eps
+    unsure: set[tuple[str, bool]] = set()  # where PGD failed at a smaller eps, as in ``carried``
     at_first = Before(nn.ModuleList([it.encoder, *classifiers.values()]))
 
     def exhausted() -> bool:
         return spec.budget_seconds is not None and spent >= spec.budget_seconds
 
-    # images that PGD has not broken at a smaller eps; a protocol's own attacks see every image at every eps
+    # Images that PGD has not broken at a smaller eps: (protocol, whether for the curve) -> (N,). The curve looks at the
+    # first images only, so an eps that was asked for takes nothing from it: one attack for all its images. The curve on
+    # all of them would cost many times what is attacked twice. A protocol's own attacks see every image at every eps.
     alone = {protocol for protocol in spec.protocols if protocol_of(spec, protocol).attacks is not None}
-    carried = {protocol: torch.ones(len(test), dtype=torch.bool) for protocol in spec.protocols}
+    carried = {key: torch.ones(len(test), dtype=torch.bool) for key in itertools.product(spec.protocols, (False, True))}
     for cell in plan_cells(spec, len(test)):
         result = earlier = cells.result(cell.protocol, cell.name, cell.eps, cell.norm)
         before = spent
@@ -66,10 +69,10 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
                 skipped.append(name)
                 continue
             classifier = classifiers[cell.protocol]
-            images = carried[cell.protocol] if cell.protocol not in alone else None
+            images = carried[cell.protocol, cell.curve] if cell.protocol not in alone else None
             returned = kept_images(it, cell)
             try:
-                if cell.attack == "pgd" and cell.protocol in unsure:
+                if cell.attack == "pgd" and (cell.protocol, cell.curve) in unsure:
                     raise AttackError("pgd failed at a smaller eps, and what it breaks there counts here")
                 for result in attack_cell(
                     classifier, test, cell, spec, it.seed, it.device, images, it.report, earlier, returned, team,
@@ -94,7 +97,8 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
                 traceback.print_exception(error)  # into the log
                 cells.save_result(failed_result(cell, build_attack(cell, spec).space, result, str(error)))
                 failed.setdefault(str(error), []).append(name)
-                unsure |= {cell.protocol} - alone if cell.attack == "pgd" else set()
+                if cell.attack == "pgd" and cell.protocol not in alone:
+                    unsure |= {(cell.protocol, curve) for curve in (cell.curve, True)}
                 it.report({"event": "failed", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
                            "message": str(error)})  # fmt: skip
                 continue
@@ -105,7 +109,8 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
             )
         if cell.attack == "pgd":
             standing = torch.tensor([outcome == "1" for outcome in result.outcomes])
-            carried[cell.protocol][: len(standing)] &= standing
+            for curve in {cell.curve, True}:
+                carried[cell.protocol, curve][: len(standing)] &= standing
     late = f"the evaluation's {spec.budget_seconds:g} s are spent; missing: {', '.join(skipped)}" if skipped else ""
     without = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in failed.items())
     return "; ".join(filter(None, [late, f"without a number: {without}" if without else ""]))
@@ -198,7 +203,8 @@ def attack_cell(
     """Attack the first images of the test set, verify what comes back, count: one result after each of its stages.
 
     Only the last result is complete; those before it are upper bounds, and ``earlier`` is one to go on from.
-    ``carried`` (N,): an image that PGD broke at a smaller eps counts as broken here too and is not attacked again.
+    ``carried`` (N,): an image that PGD broke at a smaller eps counts as broken here too and is not attacked again. An
+    eps that was asked for looks at smaller ones that were asked for too, one of the curve at all.
     ``kept`` (K, C, H, W): takes what is returned for the first K images, in place.
     ``at_first``: the model as it has to be found and left. Raises AttackError for an attack that does not.
     """
@@ -212,7 +218,8 @@ def attack_cell(
     standing = torch.ones(cell.images, dtype=torch.bool)
     if carried is not None and cell.attack == "pgd":
         asked = plan_cells(spec.model_copy(update={"protocols": (cell.protocol,)}), len(test))
-        config["carried_from"] = [other.eps for other in asked if other.attack == "pgd" and other.eps < cell.eps]
+        smaller = (other for other in asked if other.attack == "pgd" and other.eps < cell.eps)
+        config["carried_from"] = [other.eps for other in smaller if cell.curve or not other.curve]
         standing &= carried[: cell.images]
     notes, seconds, flips, done, traces = [], 0.0, 0, [], set()
     if earlier is not None and earlier.config_hash == config_hash(config):
