@@ -38,7 +38,8 @@ BOARD = {  # title -> (what it says, whether the larger number comes first)
     "Budget": ("of training: ranks hold within one", False),
     "Clean to worst": ("0 to 100 %: the thin tick is clean, the thick one the worst case, with intervals", True),
     "Clean %": ("mean over seeds, 95 % interval over images", True),
-    "PGD %": ("at the main eps", True),
+    "PGD %": ("at the main eps, on all n images that PGD attacked", True),
+    "PGD on n %": ("on the images that AutoAttack attacked too", True),
     "AA %": ("AutoAttack at the main eps", True),
     "Worst %": ("the ranked number: per image the worst case of PGD and AutoAttack", True),
     "n": ("images that both attacked", True),
@@ -195,8 +196,9 @@ def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int], names: Mapp
         "Budget": _cell(line["budget"] or "", Budget.parse(line["budget"]).amount if line["budget"] else None),
         "Clean to worst": _cell("", line["worst"], strip=_strip(line), colour=colours.get(line["method"], 0)),
         "Clean %": _cell(_percent(line["clean"]), line["clean"], _interval(line, "clean")),
-        "PGD %": _cell(_percent(line["pgd"]), line["pgd"]),
-        "AA %": _cell(_percent(line["autoattack"]), line["autoattack"]),
+        "PGD %": _cell(_percent(line["pgd"]), line["pgd"], _images(line["pgd_n"])),
+        "PGD on n %": _cell(_percent(line["pgd_ranked"]), line["pgd_ranked"]),
+        "AA %": _cell(_percent(line["autoattack"]), line["autoattack"], _images(line["autoattack_n"])),
         "Worst %": _cell(_percent(line["worst"]), line["worst"], _interval(line, "worst"), bold=best, **struck),
         "n": _cell(_number(line["n"], "d"), line["n"]),
         "Audit": _cell(line["audit"] or "", line["audit"], line["audit_level"] or "", badge=line["audit"] or ""),
@@ -214,6 +216,10 @@ def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int], names: Mapp
 def _cell(text: str, order: Any, small: str = "", **looks: Any) -> dict[str, Any]:
     plain = {"bold": False, "struck": False, "colour": None, "badge": "", "strip": None}
     return plain | {"text": text, "order": "" if order is None else str(order), "small": small} | looks
+
+
+def _images(count: Any) -> str:
+    return "" if count is None else f"n = {count}"
 
 
 def _number_cell(values: Any, name: str, form: str, per: float = 1.0) -> dict[str, Any]:

@@ -35,8 +35,12 @@ COLUMNS = {
     "clean": "float64",
     "clean_lo": "float64",
     "clean_hi": "float64",
+    "clean_n": "Int64",  # images, as every n
     "pgd": "float64",
+    "pgd_n": "Int64",
+    "pgd_ranked": "float64",  # on the n images of the worst case, which PGD may have attacked more than
     "autoattack": "float64",
+    "autoattack_n": "Int64",
     "worst": "float64",
     "worst_lo": "float64",
     "worst_hi": "float64",
@@ -133,7 +137,7 @@ def _line(
     clean = scored[scored["attack"] == "none"]
     ranked = (scored["threat_space"] == "image") & (scored["norm"] == "linf")
     attacked = scored[np.isclose(scored["eps"], main_eps) & ranked]
-    worst = attacked[attacked["attack"] == "worst"]
+    pgd, autoattack, worst = (attacked[attacked["attack"] == name] for name in ("pgd", "autoattack", "worst"))
     finished = runs[runs["status"] == "finished"]
     audit = _audit(worst) if one_attack or worst.empty else "FAIL"
     costs = runs if finished.empty else finished  # the cost of the models that are scored
@@ -144,8 +148,12 @@ def _line(
         "protocol": protocol,
         "seeds": scored["seed"].nunique(),
         **_accuracy("clean", clean),
-        "pgd": attacked.loc[attacked["attack"] == "pgd", "accuracy"].mean(),
-        "autoattack": attacked.loc[attacked["attack"] == "autoattack", "accuracy"].mean(),
+        "clean_n": clean["total"].min(),
+        "pgd": pgd["accuracy"].mean(),
+        "pgd_n": pgd["total"].min(),
+        "pgd_ranked": worst["pgd_ranked"].mean(),
+        "autoattack": autoattack["accuracy"].mean(),
+        "autoattack_n": autoattack["total"].min(),
         **_accuracy("worst", worst),
         "seed_sd": worst["accuracy"].std(),
         **{name: worst[name].mean() for name in ("probe_lo", "probe_hi", "attack_spread")},

@@ -9,10 +9,14 @@ from reports.cells import interval, number, percent, table, text, whole
 from reports.protocols import titles
 
 LEGEND = (
-    "Ranked by the worst case over PGD and AutoAttack (AA) on n images. Audited: the worst case with the audit's own "
-    "attacks. Struck through: no passed audit, not ranked."
+    "Each n counts the images of the columns before it. Ranked by the worst case over PGD and AutoAttack (AA) on the "
+    "images that both attacked; PGD stands there once more, on these alone. Audited: the worst case with the audit's "
+    "own attacks. Struck through: no passed audit, not ranked."
 )
-TITLES = "# | Method | Seeds | Clean % | 95 % | PGD % | AA % | Worst % | 95 % | n | Audit | Audited % | Train s | GB"
+TITLES = (
+    "# | Method | Seeds | Clean % | 95 % | n | PGD % | n | PGD % | AA % | Worst % | 95 % | n | Audit | Audited % | "
+    "Train s | GB"
+)
 
 
 def main_tables(manifest: Manifest, board: pd.DataFrame) -> list[dict[str, Any]]:
@@ -33,7 +37,10 @@ def _table(manifest: Manifest, protocol: str, budget: object, lines: pd.DataFram
             _best(line, line["method"] if line["status"] == "finished" else f"{line['method']} ({line['status']})"),
             whole(line["seeds"]),
             *interval(line, "clean"),
+            whole(line["clean_n"]),
             percent(line["pgd"]),
+            whole(line["pgd_n"]),
+            percent(line["pgd_ranked"]),
             percent(line["autoattack"]),
             *_worst(line),
             whole(line["n"]),
@@ -45,7 +52,7 @@ def _table(manifest: Manifest, protocol: str, budget: object, lines: pd.DataFram
         for line in lines.to_dict("records")
     ]
     caption = f"{titles(manifest.runs).get(protocol, protocol)} on {_where(manifest, budget, lines)}."
-    drawn = table(caption, TITLES, rows, left="Method | Audit", wide="Method", quiet="95 %", size=8)
+    drawn = table(caption, TITLES, rows, left="Method | Audit", wide="Method", quiet="95 % | n", size=7.5)
     return drawn | {"note": next(iter(lines["standing"].dropna()), "")}
 
 

@@ -40,7 +40,8 @@ COLUMNS = {
     "audit": "object",  # of the ranked number: on its row only
     "audit_level": "object",
     "worst_audited": "float64",
-    "probe_lo": "float64",  # of the ranked number too: the least and the most accuracy of the probe band
+    "pgd_ranked": "float64",  # of the ranked number too: accuracy under PGD alone on the images that it counts
+    "probe_lo": "float64",  # and the least and the most accuracy of the probe band
     "probe_hi": "float64",
     "attack_spread": "float64",  # of the audit's check A6: the most minus the least accuracy over attack seeds
     "budget": "object",
@@ -159,7 +160,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         if spec.eval.search != "fp32" and result.attack not in DERIVED:
             row |= {"flips": result.flips}
         if result.attack == "worst" and math.isclose(result.eps, manifest.main_eps):
-            row |= _audit(record, result.protocol) | _band(record, result.protocol)
+            row |= _audit(record, result.protocol) | _band(record, result.protocol) | _pgd(record, result)
     of_cell = (result.failed or result.note) if result else ""
     notes = (record.message, record.train.note if record.train else "", of_cell)
     return row | {"note": _join(*notes) or None}
@@ -178,6 +179,14 @@ def _audit(record: Record, protocol: str) -> dict[str, Any]:
     spread = None if points is None else points / 100
     found = {"audit": audit.verdict, "audit_level": audit.level, "worst_audited": accuracy}
     return found | {"attack_spread": spread}
+
+
+def _pgd(record: Record, worst: EvalResult) -> dict[str, float]:
+    """PGD accuracy on the images of the ranked number, which are the first of those that PGD attacked."""
+    cell = (worst.protocol, "pgd", worst.eps, "linf")
+    pgd = next(r for r in record.results if (r.protocol, r.attack, r.eps, r.norm) == cell)
+    shared = pgd.outcomes[: worst.total]
+    return {"pgd_ranked": shared.count("1") / len(shared)} if shared else {}
 
 
 def _band(record: Record, protocol: str) -> dict[str, float]:

@@ -52,6 +52,13 @@ def test_sorted_by_worst_and_what_is_not_told_apart_shares_its_range():
     assert table.loc["a", ["clean", "pgd", "autoattack", "n"]].tolist() == [1.0, 0.75, 0.5, 4]
 
 
+def test_each_number_says_on_how_many_images_and_pgd_stands_on_those_of_the_worst_case_too():
+    """PGD attacked six images and AutoAttack three of them, so the worst case is above PGD on all of its own."""
+    line = ranked({"a": [("1111111", "101000", "111")]}).loc["a"]
+    assert line[["clean_n", "pgd_n", "autoattack_n", "n"]].tolist() == [7, 6, 3, 3]
+    assert line[["pgd", "worst", "pgd_ranked"]].tolist() == [2 / 6, 2 / 3, 2 / 3]
+
+
 def test_rank_ranges_by_hand():
     """12 images. a stands on all, b on 11, c on 3, d on none: McNemar's p by hand, 2 / 2^k for k images of one side,
     against Holm's .05 over 6 pairs. a-d 2/2^12, b-d 2/2^11, a-c 2/2^9 and b-c 2/2^8 (times 3: .023) are told apart;
