@@ -84,7 +84,7 @@ def decode_block(task: Task, block: Block) -> tuple[int, bytes]:
             losses.append(lost)
             yield from planes
 
-    write_part(task.array, task.place(start), len(images) * task.row, pixels())
+    write_part(task.array, task.place(start), b"".join(pixels()))
     write_bytes(memory, bytes(sums + losses), synced=False)
     return start, bytes(sums + losses)
 

@@ -136,7 +136,7 @@ def make(
     check_room(task.array, task.place(count))
     known = intact(task, listing)
     tell(sum(map(len, known.values())) // REMEMBERED)
-    write_part(task.array, 0, OFFSET, [header(shape)])
+    write_part(task.array, 0, header(shape))
     todo = (block for block in encoded(listing, folder / BLOCKS) if block[0] not in known)
     for start, found in decode_blocks(task, todo, workers if count > FEW else 0):
         known[start] = found
