@@ -113,32 +113,21 @@ def write_bytes(path: Path, data: bytes, synced: bool = True) -> None:
 
 
 def write_part(path: Path, offset: int, data: bytes | bytearray) -> None:
-    """Put the data into a file, from the offset on. Makes the file where it is missing. Raises DiskError.
+    """Put the data into a file, from the offset on, to stay. Makes the file where it is missing. Raises DiskError.
 
-    For files that are larger than the memory: what is written is not whole until all parts are and ``sync_file`` was
-    called, so whoever writes keeps a record.
+    For files that are larger than the memory: what is written is not whole until all parts are, so whoever writes keeps
+    a record.
     """
     try:
         handle, done = DISK.open_to_change(path), 0
         try:
             while done < len(data):
                 done += DISK.write_at(handle, memoryview(data)[done:], offset + done)
-        finally:
-            DISK.close(handle)
-    except OSError as error:
-        raise cannot("write", path, error) from error
-
-
-def sync_file(path: Path) -> None:
-    """All parts of a file that were written outlast a power cut. Raises DiskError."""
-    try:
-        handle = DISK.open_to_change(path)
-        try:
             DISK.sync(handle)
         finally:
             DISK.close(handle)
     except OSError as error:
-        raise cannot("sync", path, error) from error
+        raise cannot("write", path, error) from error
 
 
 def make_folders(folder: Path) -> None:

@@ -28,7 +28,7 @@ def whole():
 
 
 # these write the decoded images, which test_cache.py breaks, and put aside what other code made: test_again.py
-CACHED = ("write_part", "sync_file", "move")
+CACHED = ("write_part", "move")
 
 
 def fresh(whole):

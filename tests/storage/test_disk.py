@@ -130,7 +130,7 @@ def test_a_part_of_a_file_lands_in_its_place(tmp_path, monkeypatch, offset, leng
     assert file.read_bytes() == bytes(offset) + data + bytes(20_000 - offset - length)
 
 
-@pytest.mark.parametrize("method", ["open_to_change", "write_at", "close"])
+@pytest.mark.parametrize("method", ["open_to_change", "write_at", "sync", "close"])
 def test_a_part_that_cannot_be_written(tmp_path, monkeypatch, method):
     class Refusing(Disk):
         def __getattribute__(self, name):
