@@ -218,7 +218,6 @@ WRITES = {  # file: what it may do there
     "bench/runs/child_main.py": {"open"},  # the log of a child, which is appended to line by line
     "bench/tracking/tracking.py": {"open"},  # the same of a hook
     "bench/datasets/cifar10.py": {"open"},  # the download, which is checked before it is used
-    "bench/data/unpack.py": {"open"},  # what an archive holds, into a scratch folder
     "bench/storage/lock.py": {"open", "ftruncate", "pwrite"},  # who the owner is
     "reports/plots.py": {"savefig"},  # into memory
     "reports/build.py": {"to_csv"},  # into a string

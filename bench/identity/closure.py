@@ -36,7 +36,6 @@ COMPARED = (
         "bench.storage.signals",
         "bench.spec",
         "bench.storage.store",
-        "bench.data.unpack",
         "bench.usage",
     ),
 )
