@@ -218,7 +218,7 @@ def show_run(out: Path, unfinished: list[str]) -> int:
 @click.option("--cluster", type=click.Path(path_type=Path), help="nodes, GPUs and prices in a .toml: docs/cluster.md")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
-    """What a run would take: cells, time, memory; on a cluster also schedule, cost and where more GPUs stop helping."""
+    """What a run would take: cells, time, memory; on a cluster also makespan, cost and where more GPUs stop helping."""
     from bench.engines.cluster import load_cluster
     from bench.engines.local import local_jobs
     from bench.options import door

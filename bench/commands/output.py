@@ -169,7 +169,7 @@ def show_plan(
     if on_cluster is not None:
         from bench.commands.show_cluster import show_cluster
 
-        show_cluster(on_cluster, specs, device)
+        show_cluster(on_cluster, device)
     check_cap(total, estimates)
     return NOT_ALL if missing else 0
 
