@@ -248,6 +248,15 @@ def run_transfer(out: Path, specs: list[RunSpec], display: Display, lock: int | 
     return code == 0
 
 
+def build_report(out: Path, display: Display) -> None:
+    """Build tables, figures and reports of the folder, and say what could not be built."""
+    from reports.build import build
+
+    display.line("building tables and figures")
+    for warning in build(out):
+        display.line(f"warning: {warning}", "yellow")
+
+
 def make_manifest(
     specs: list[RunSpec],
     budget: Budget | None,
