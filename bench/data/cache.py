@@ -110,14 +110,14 @@ def mended(folder: Path, state: str) -> bool:
     """Whether the array is what its manifest says, though touched, as a copy is; then it is believed again."""
     try:
         manifest = read(Manifest, folder / MANIFEST)
+        if manifest.state != state:
+            return False
         with (folder / ARRAY).open("rb") as file:
-            file.seek(OFFSET)
-            row = math.prod(manifest.shape[1:])
+            headed, row = file.read(OFFSET) == header(manifest.shape), math.prod(manifest.shape[1:])
             checksums = b"".join(checksum(file.read(row)) for _ in range(manifest.shape[0]))
-            whole = not file.read(1)
+            fits = headed and not file.read(1) and sha256(checksums) == manifest.checksums
     except (UsageError, OSError):
         return False
-    fits = whole and (manifest.state, manifest.checksums) == (state, sha256(checksums))
     if fits:
         array = (folder / ARRAY).stat()
         write_bytes(folder / CHECKSUMS, checksums)

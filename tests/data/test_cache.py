@@ -127,12 +127,13 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert sorted(numbers(load(root)[0].images[:])) == list(range(300))
 
 
-def test_a_damaged_array_is_noticed_and_made_again(tmp_path, decodings):
+@pytest.mark.parametrize("place", [17, 4096 + 200 * 90 + 17])
+def test_a_damaged_array_is_noticed_and_made_again(tmp_path, decodings, place):
     root = write_images(tmp_path / "set", 300)
     train, _ = load(root)
     pixels, array = train.images[:].clone(), array_of(root)
     with array.open("r+b") as file:
-        file.seek(4096 + 200 * 90 + 17)
+        file.seek(place)
         file.write(b"\x99")
     decodings.clear()
     assert torch.equal(load(root)[0].images[:], pixels)
