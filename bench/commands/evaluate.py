@@ -100,6 +100,7 @@ def conduct(request: "Request") -> Path:
     Raises UsageError for a model that is refused, and Exit for a failure.
     """
     from bench.engines.child import run_child
+    from bench.runs.child_main import task_of
     from bench.runs.external import run_spec
     from bench.runs.progress import Display
     from bench.storage.signals import signals_raise
@@ -121,8 +122,7 @@ def conduct(request: "Request") -> Path:
             else:
                 display.event(spec, event)
 
-        task = {"task": "evaluate_foreign", "request": request.model_dump(mode="json")}
-        code = run_child(task, listen, log)
+        code = run_child(task_of("evaluate_foreign", request=request.model_dump(mode="json")), listen, log)
         if code == 2 and messages:
             raise UsageError(messages[-1])
         if code or not opened:

@@ -17,7 +17,7 @@ from bench.engines.local import LocalEngine
 from bench.identity.source import together
 from bench.options.options import load_suite, options_of
 from bench.options.resolve import resolve
-from bench.runs.child_main import SAVE_EVERY
+from bench.runs.child_main import SAVE_EVERY, task_of
 from bench.runs.conduct import make_manifest, opened, run_all
 from bench.runs.progress import Display
 from bench.spec import Manifest, UsageError
@@ -97,7 +97,7 @@ def score_weights(asked: Sequence[Fixed], weights: Path, folder: Path, display: 
             display.event(specs[event.pop("row")], event)
 
     dumped = [each.model_dump(mode="json") for each in asked]
-    task = {"task": "fixed", "weights": str(weights), "out": str(folder / FIXED), "fixed": dumped}
+    task = task_of("fixed", weights=str(weights), out=str(folder / FIXED), fixed=dumped)
     if run_child(task, listen, folder / "fixed-log.txt"):
         raise UsageError(f"the stored weights were not scored: {messages[-1] if messages else f'see {folder}'}")
     return read(FixedRun, folder / FIXED).fixed
