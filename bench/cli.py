@@ -151,29 +151,33 @@ def run(
     from bench.engines.local import local_jobs
     from bench.options.resolve import resolve
     from bench.runs import torchrun
-    from bench.runs.conduct import default_out, make_manifest, opened, run_all
+    from bench.runs.conduct import build_report, default_out, make_manifest, opened, run_all
     from bench.runs.measuring import measure_plan
     from bench.runs.plan import duration, total_seconds
     from bench.runs.progress import Display
     from bench.storage.store import load_manifest, load_records
     from bench.tracking.tracking import Tracking
-    from reports.build import build
 
     if bare and not yes:
         consent.show_offer(options)
         if not (yes := consent.agreed("Go on?")):
             return 0
-    if (here := torchrun.place()) is not None:
-        taken = torchrun.run(options, here, out, every, command_line(), again)
-        if taken is None:
-            return 0
-        build(taken[0])
-        return show_run(*taken)
+    here = torchrun.place()
+    if here is not None:
+        others = {"engine": where.engine != "local", "jobs": where.jobs is not None}
+        others |= {"deadline": where.deadline is not None, "track": track is not None}
+        torchrun.check(here, options.gpus_per_run, **others)
+        options = options.model_copy(update={"gpus_per_run": here.size})
     specs, budget, total, data = resolve(options, where.here)
+    if dry_run and here is not None and here.rank > 0:
+        return 0
     if dry_run:
         return show_plan(specs, local_jobs(specs, options.device, where.jobs)[0], total, data.label, as_json=False)
     out = out or default_out(options, specs)
     manifest = make_manifest(specs, budget, total, data, command_line())
+    if here is not None:
+        left = torchrun.run(here, out, manifest, every, again)
+        return 0 if left is None else show_run(out, left)
     with opened(out, manifest, again=again) as lock, Display() as display:
         display.line(f"{data.label}: {data.train} training and {data.test} test images; results in {out}")
         todo = [record.spec for record in load_records(out, []) if record.status in ("pending", "preempted", "failed")]
@@ -196,10 +200,7 @@ def run(
                     if not display.ask(lambda: consent.agreed(question)):
                         return 0
             unfinished = run_all(out, specs, display, estimates, made_by, until, lock, tracking)
-        display.line("building tables and figures")
-        warnings = build(out)
-        for warning in warnings:
-            display.line(f"warning: {warning}", "yellow")
+        build_report(out, display)
     return show_run(out, unfinished)
 
 
@@ -221,7 +222,7 @@ def show_run(out: Path, unfinished: list[str]) -> int:
 @click.option("--cluster", type=click.Path(path_type=Path), help="nodes, GPUs and prices in a .toml: docs/cluster.md")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def plan(cluster: Path | None, as_json: bool, **given: Any) -> int:
-    """What a run would take: cells, time, memory; on a cluster also schedule, cost and where more GPUs stop helping."""
+    """What a run would take: cells, time, memory; on a cluster also makespan, cost and where more GPUs stop helping."""
     from bench.engines.cluster import load_cluster
     from bench.engines.local import local_jobs
     from bench.options import door

@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from bench.storage.store import write_text
-from reports.findings import Compared
+from reports.findings import Comparison
 from reports.inert import printable
 
 TITLE = "bench check"
@@ -19,7 +19,7 @@ SHOWN = 10  # annotations of one level that GitHub shows of a step; it drops the
 HEADS = ("", "gate", "cell", "metric", "before", "after", "rule", "p")
 
 
-def junit(compared: Sequence[Compared]) -> str:
+def junit(compared: Sequence[Comparison]) -> str:
     """JUnit XML: a suite for each gate with a test case for each metric of a cell, which fails where it is a loss.
 
     Gains are properties of their suite, since the schema that Jenkins checks allows none in a test case.
@@ -28,7 +28,7 @@ def junit(compared: Sequence[Compared]) -> str:
     for gate in dict.fromkeys(each.gate for each in compared):
         within = [each for each in compared if each.gate == gate]
         suite = ElementTree.SubElement(root, "testsuite", _counts(within) | {"name": f"{TITLE} {gate}"})
-        gains = [each for each in within if each.verdict == "gain"]
+        gains = [each for each in within if each.outcome == "gain"]
         if gains:
             properties = ElementTree.SubElement(suite, "properties")
             for each in gains:
@@ -37,49 +37,49 @@ def junit(compared: Sequence[Compared]) -> str:
         for each in within:
             names = {"classname": f"bench.gate.check.{gate}", "name": printable(_name(each))}
             case = ElementTree.SubElement(suite, "testcase", names)
-            if each.verdict == "loss":
+            if each.outcome == "loss":
                 failure = {"type": gate, "message": printable(f"{each.before} -> {each.after}")}
-                ElementTree.SubElement(case, "failure", failure).text = printable(str(each.finding))
+                ElementTree.SubElement(case, "failure", failure).text = printable(str(each))
     ElementTree.indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 
 
-def annotations(compared: Sequence[Compared]) -> list[str]:
+def annotations(compared: Sequence[Comparison]) -> list[str]:
     """Workflow commands of GitHub, a line each: ``::error`` for a loss, ``::notice`` for what else has moved.
 
     At most as many of each as GitHub shows; the last of them says how many are left for the job summary.
     """
     lines = []
-    for verdicts, command in ((("loss",), "error"), (("gain", "differs"), "notice")):
-        moved = [each for each in compared if each.verdict in verdicts]
+    for outcomes, command in ((("loss",), "error"), (("gain", "differs"), "notice")):
+        moved = [each for each in compared if each.outcome in outcomes]
         shown = moved if len(moved) <= SHOWN else moved[: SHOWN - 1]
         for each in shown:
-            lines.append(f"::{command} title={_property(_name(each))}::{_data(str(each.finding))}")
+            lines.append(f"::{command} title={_property(_name(each))}::{_data(str(each))}")
         if len(moved) > len(shown):
             lines.append(f"::{command} title={TITLE}::{len(moved) - len(shown)} more are in the job summary")
     return lines
 
 
-def summary(compared: Sequence[Compared]) -> str:
+def summary(compared: Sequence[Comparison]) -> str:
     """The job summary in Markdown: what moved as a table, losses first; what did not, folded below."""
-    moved = [each for verdict in ("loss", "gain", "differs") for each in compared if each.verdict == verdict]
-    same = [each for each in compared if each.verdict == "same"]
+    moved = [each for outcome in ("loss", "gain", "differs") for each in compared if each.outcome == outcome]
+    same = [each for each in compared if each.outcome == "same"]
     parts = [f"### {TITLE}: {headline(compared)}", *[_markdown(moved)] * bool(moved)]
     if same:
         parts.append(f"<details><summary>{len(same)} that did not move</summary>\n\n{_markdown(same)}\n\n</details>")
     return "\n\n".join(parts) + "\n"
 
 
-def headline(compared: Sequence[Compared]) -> str:
+def headline(compared: Sequence[Comparison]) -> str:
     """``1 loss, 2 gains in 24 compared metrics``."""
-    lost, gained = (sum(each.verdict == verdict for each in compared) for verdict in ("loss", "gain"))
+    lost, gained = (sum(each.outcome == outcome for each in compared) for outcome in ("loss", "gain"))
     losses, gains = "loss" if lost == 1 else "losses", "gain" if gained == 1 else "gains"
     return f"{lost} {losses}, {gained} {gains} in {len(compared)} compared metric{'s' * (len(compared) != 1)}"
 
 
-def as_json(compared: Sequence[Compared]) -> str:
+def as_json(compared: Sequence[Comparison]) -> str:
     """One JSON document: how many losses and gains, and everything that was compared, in its order."""
-    lost, gained = (sum(each.verdict == verdict for each in compared) for verdict in ("loss", "gain"))
+    lost, gained = (sum(each.outcome == outcome for each in compared) for outcome in ("loss", "gain"))
     found = {"losses": lost, "gains": gained, "compared": [each.as_json() for each in compared]}
     return json.dumps(found, indent=1)
 
@@ -98,12 +98,12 @@ def write_summary(text: str, environment: Mapping[str, str] = os.environ) -> Pat
     return file
 
 
-def _counts(compared: Sequence[Compared]) -> dict[str, str]:
-    failures = sum(each.verdict == "loss" for each in compared)
+def _counts(compared: Sequence[Comparison]) -> dict[str, str]:
+    failures = sum(each.outcome == "loss" for each in compared)
     return {"tests": str(len(compared)), "failures": str(failures), "errors": "0", "skipped": "0"}
 
 
-def _name(compared: Compared) -> str:
+def _name(compared: Comparison) -> str:
     return f"{compared.cell}, {compared.metric}"
 
 
@@ -117,11 +117,11 @@ def _property(text: str) -> str:
     return _data(text).replace(":", "%3A").replace(",", "%2C")
 
 
-def _markdown(compared: Sequence[Compared]) -> str:
+def _markdown(compared: Sequence[Comparison]) -> str:
     """A table; no text in it is markup."""
     lines = [list(HEADS), ["---"] * len(HEADS)]
     for each in compared:
         p = "" if each.p is None else f"{each.p:.2g}"
-        texts = [each.verdict, each.gate, each.cell, each.metric, each.before, each.after, each.rule, p]
+        texts = [each.outcome, each.gate, each.cell, each.metric, each.before, each.after, each.rule, p]
         lines.append([re.sub(r"([\\`*_\[\]<>|~&!#])", r"\\\1", printable(text)) for text in texts])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

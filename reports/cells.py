@@ -39,6 +39,11 @@ def interval(line: dict[Any, Any], name: str, lo: str = "", hi: str = "") -> lis
     return [percent(line[name]), "" if pd.isna(low) else f"{percent(low)}–{percent(high)}"]
 
 
+def rank(line: dict[Any, Any], to: str = "-") -> str:
+    """``2``, or the range ``2-4`` that the statistics allow."""
+    return to.join(dict.fromkeys([whole(line["rank_lo"]), whole(line["rank_hi"])]))
+
+
 def whole(count: Any) -> str:
     """``64``, without a decimal point."""
     return "" if pd.isna(count) else str(int(count))

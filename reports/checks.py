@@ -59,8 +59,4 @@ CHECKS = {
     "M4": ("One crop", "With one crop of the whole image the result is that of the linear probe."),
     "M5": ("Logits and features", "Attacking the mean features finds no more than attacking the mean logits."),
     "M6": ("Probe on record", "How the linear head was trained is recorded, and the same for every method."),
-    "M7": (
-        "Overfitting without labels",
-        "In pre-training itself PGD finds much more than one step: a sign of overfitting.",
-    ),
 }

@@ -1,69 +1,58 @@
-"""What the regression gate found: one line per metric that moved, in both directions; only losses fail."""
+"""What the regression gate compared: a row for each metric of each cell, whether it moved or not; only losses fail."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 Gate = Literal["G0", "G1", "G2"]
+Verdict = Literal["same", "worse", "better", "differs", "not confirmed"]  # G0 knows no direction
+Outcome = Literal["loss", "gain", "differs", "same"]
+OUTCOMES: dict[Verdict, Outcome] = {"worse": "loss", "better": "gain", "differs": "differs"}
 
 
 @dataclass(frozen=True)
-class Finding:
+class Comparison:
     """One metric of one cell, before (the baseline) and after (this run), and the rule that tells them apart."""
 
     gate: Gate
+    method: str
     cell: str  # "cf_amc_ssl, linear, pgd at eps 0.1"
     metric: str  # "robust accuracy", "audit", "passes per image", "peak memory", "speed", ...
     before: str
     after: str
+    verdict: Verdict
     rule: str
-    p: float | None  # of the test; None where the rule is no test
-    loss: bool
+    p: float | None = None  # adjusted for the family of its test; None where the rule is no test
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What finds the same comparison in the repeat."""
+        return self.gate, self.cell, self.metric
+
+    @property
+    def outcome(self) -> Outcome:
+        """``loss`` fails the gate; a ``gain`` is reported and does not, nor what ``differs`` without a direction."""
+        return OUTCOMES.get(self.verdict, "same")
 
     def __str__(self) -> str:
-        """``LOSS cell, metric: before -> after (gate: rule, p = ...)`` on one line; or ``gain``, in G0 ``differs``."""
+        """``LOSS cell, metric: before -> after (gate: rule, p = ...)`` on one line; or ``gain`` or ``differs``."""
         p = "" if self.p is None else f", p = {self.p:.2g}"
-        word = "LOSS" if self.loss else "differs" if self.gate == "G0" else "gain"  # G0 knows no direction
+        word = "LOSS" if self.outcome == "loss" else self.outcome
         return f"{word} {self.cell}, {self.metric}: {self.before} -> {self.after} ({self.gate}: {self.rule}{p})"
 
     def as_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One metric of one cell that the gate looked at, whether it moved or not."""
-
-    gate: Gate
-    cell: str
-    metric: str
-    before: str
-    after: str
-    rule: str
-    p: float | None = None
-    finding: Finding | None = None  # where it moved
-
-    @classmethod
-    def of(cls, finding: Finding) -> Self:
-        """The metric that a finding is about."""
-        f = finding
-        return cls(f.gate, f.cell, f.metric, f.before, f.after, f.rule, f.p, finding)
-
-    @property
-    def verdict(self) -> Literal["loss", "gain", "differs", "same"]:
-        """``loss`` fails the gate; a ``gain`` is reported and does not, nor what ``differs`` without a direction."""
-        if self.finding is None:
-            return "same"
-        return "loss" if self.finding.loss else "differs" if self.gate == "G0" else "gain"
-
-    def as_json(self) -> dict[str, Any]:
-        """All fields by name, and the verdict in place of the finding, which repeats them."""
+        """By name, with the outcome as its verdict."""
         fields = asdict(self)
-        del fields["finding"]
-        return fields | {"verdict": self.verdict}
+        del fields["method"]  # the cell begins with it
+        return fields | {"verdict": self.outcome}
 
 
-def losses(findings: Iterable[Finding]) -> list[Finding]:
+def moved(compared: Iterable[Comparison]) -> list[Comparison]:
+    """What is worth a line, losses first, G1 before G2 before G0."""
+    found = [each for each in compared if each.outcome != "same"]
+    return sorted(found, key=lambda each: (each.outcome != "loss", ("G1", "G2", "G0").index(each.gate)))
+
+
+def losses(compared: Iterable[Comparison]) -> list[Comparison]:
     """Those that fail the gate."""
-    return [finding for finding in findings if finding.loss]
+    return [each for each in compared if each.outcome == "loss"]

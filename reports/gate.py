@@ -7,53 +7,16 @@ with fresh seeds finds it worse as well.
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from bench.spec import UsageError, format_eps
-from reports.findings import Compared, Finding, Gate
+from reports.findings import Comparison, Verdict
 from reports.power import LEVEL_FIXED, LEVEL_RETRAINED, t_test
 from reports.regression import ACCURACIES, COUNTS, Baseline, Fixed, Reading, Series, Tolerances
 from reports.stats import discordant, holm, mcnemar
 
-Verdict = Literal["same", "worse", "better", "differs", "not confirmed"]
 VERDICTS = ("PASS", "FLAG", "NOT_RUN", "FAIL")  # of an audit, from good to bad
 LEAST_SEEDS = 3  # of what was trained again; twice as many of the baseline
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of one cell, before and after: a row of the comparison table."""
-
-    gate: Gate
-    method: str
-    cell: str
-    metric: str
-    before: str
-    after: str
-    verdict: Verdict
-    rule: str
-    p: float | None = None  # adjusted for the family of its test
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What finds the same comparison in the repeat."""
-        return self.gate, self.cell, self.metric
-
-    def finding(self, exact: bool = False) -> Finding | None:
-        """What it has found; None where nothing did, or the repeat did not confirm it.
-
-        A difference of G0 is a loss only where ``exact`` counts are asked for.
-        """
-        if self.verdict in ("same", "not confirmed"):
-            return None
-        loss = self.verdict == "worse" or (exact and self.verdict == "differs")
-        return Finding(self.gate, self.cell, self.metric, self.before, self.after, self.rule, self.p, loss)
-
-    def compared(self, exact: bool = False) -> Compared:
-        """The same in the form that is announced."""
-        found = self.finding(exact)
-        return Compared(self.gate, self.cell, self.metric, self.before, self.after, self.rule, self.p, found)
 
 
 def require_same_question(asked: Reading, baseline: Baseline) -> None:
@@ -103,8 +66,8 @@ def unlike(found: Reading, baseline: Baseline) -> str:
     return ""
 
 
-def exact(found: Reading, baseline: Baseline) -> list[Comparison]:
-    """G0: every count of every seed that both have."""
+def exact(found: Reading, baseline: Baseline, strict: bool = False) -> list[Comparison]:
+    """G0: every count of every seed that both have; ``strict``: one that differs is a loss."""
     seeds = [seed for seed in found.seeds if seed in baseline.seeds]
     before, after = baseline.of_seeds(seeds), found.of_seeds(seeds)
     methods = {series.method for series in found.series}
@@ -116,13 +79,13 @@ def exact(found: Reading, baseline: Baseline) -> list[Comparison]:
         if series.metric not in (*COUNTS, "audit", "status") or series.method not in methods:
             continue
         old, new = (", ".join(map(str, each.values)) if each else "not measured" for each in (known, got))
-        verdict: Verdict = "same" if old == new else "differs"
+        verdict: Verdict = "same" if old == new else "worse" if strict else "differs"
         rule = "equal for each seed"
         compared.append(Comparison("G0", series.method, series.cell, series.metric, old, new, verdict, rule))
     return compared
 
 
-def exact_weights(found: Sequence[Fixed], baseline: Baseline) -> list[Comparison]:
+def exact_weights(found: Sequence[Fixed], baseline: Baseline, strict: bool = False) -> list[Comparison]:
     """G0 of the stored weights: every outcome of every image, clean and attacked."""
     after = {each.spec.row: each for each in found}
     compared = []
@@ -131,7 +94,7 @@ def exact_weights(found: Sequence[Fixed], baseline: Baseline) -> list[Comparison
         pairs = list(zip(known.clean + known.attacked, got.clean + got.attacked, strict=False))
         differ = sum(one != other for one, other in pairs) + len(known.clean + known.attacked) - len(pairs)
         old, new, rule = f"{len(pairs)} outcomes", f"{differ} differ", "equal for each image"
-        verdict: Verdict = "differs" if differ else "same"
+        verdict: Verdict = "same" if not differ else "worse" if strict else "differs"
         compared.append(Comparison("G0", known.spec.row, known.cell, "outcomes", old, new, verdict, rule))
     return compared
 
@@ -372,9 +335,3 @@ def confirmed(first: Sequence[Comparison], repeat: Sequence[Comparison]) -> list
             each = replace(each, verdict="worse" if stays else "not confirmed", rule=rule)
         settled.append(each)
     return settled
-
-
-def findings(compared: Iterable[Comparison], exact: bool = False) -> list[Finding]:
-    """What was found, losses first, G1 before G2 before G0."""
-    found = [finding for each in compared if (finding := each.finding(exact)) is not None]
-    return sorted(found, key=lambda finding: (not finding.loss, ("G1", "G2", "G0").index(finding.gate)))

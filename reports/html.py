@@ -18,6 +18,7 @@ from bench.spec import Audit, Budget, Check, Manifest, Record, format_eps
 from bench.storage.store import Examples
 from reports import pdf
 from reports.captions import CAPTIONS
+from reports.cells import interval, number, percent, rank, whole
 from reports.charts import PASSES, charts
 from reports.checks import CHECKS
 from reports.inert import printable
@@ -183,30 +184,28 @@ def leaderboard(
 def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int], names: Mapping[str, str]) -> list[dict[str, Any]]:
     """One for each of BOARD."""
     best, passed = bool(line["best"]), line["audit"] in AUDITED
-    lo, hi = line["rank_lo"], line["rank_hi"]
-    rank = "" if lo is None else str(lo) if lo == hi else f"{lo}–{hi}"
     struck = {"struck": not passed and line["worst"] is not None}
     sd = "" if line["seed_sd"] is None else f"sd {100 * line['seed_sd']:.1f}"
     protocol = names.get(line["protocol"], line["protocol"])
     values = {
-        "Rank": _cell(rank, lo, bold=best),
+        "Rank": _cell(rank(line, "–"), line["rank_lo"], bold=best),
         "Method": _cell(line["method"], line["method"], bold=best, colour=colours.get(line["method"], 0)),
         "Data": _cell(line["dataset"] or "", line["dataset"]),
         "Protocol": _cell(protocol, protocol),
         "Budget": _cell(line["budget"] or "", Budget.parse(line["budget"]).amount if line["budget"] else None),
         "Clean to worst": _cell("", line["worst"], strip=_strip(line), colour=colours.get(line["method"], 0)),
-        "Clean %": _cell(_percent(line["clean"]), line["clean"], _interval(line, "clean")),
-        "PGD %": _cell(_percent(line["pgd"]), line["pgd"], _images(line["pgd_n"])),
-        "PGD on n %": _cell(_percent(line["pgd_ranked"]), line["pgd_ranked"]),
-        "AA %": _cell(_percent(line["autoattack"]), line["autoattack"], _images(line["autoattack_n"])),
-        "Worst %": _cell(_percent(line["worst"]), line["worst"], _interval(line, "worst"), bold=best, **struck),
-        "n": _cell(_number(line["n"], "d"), line["n"]),
+        "Clean %": _cell(percent(line["clean"]), line["clean"], interval(line, "clean")[1]),
+        "PGD %": _cell(percent(line["pgd"]), line["pgd"], _images(line["pgd_n"])),
+        "PGD on n %": _cell(percent(line["pgd_ranked"]), line["pgd_ranked"]),
+        "AA %": _cell(percent(line["autoattack"]), line["autoattack"], _images(line["autoattack_n"])),
+        "Worst %": _cell(percent(line["worst"]), line["worst"], interval(line, "worst")[1], bold=best, **struck),
+        "n": _cell(whole(line["n"]), line["n"]),
         "Audit": _cell(line["audit"] or "", line["audit"], line["audit_level"] or "", badge=line["audit"] or ""),
-        "Audited %": _cell(_percent(line["worst_audited"]), line["worst_audited"]),
-        "Seeds": _cell(_number(line["seeds"], "d"), line["seeds"], sd),
-        "Train s": _cell(_number(line["train_seconds"], ".1f"), line["train_seconds"], _disturbed(line["disturbed"])),
+        "Audited %": _cell(percent(line["worst_audited"]), line["worst_audited"]),
+        "Seeds": _cell(whole(line["seeds"]), line["seeds"], sd),
+        "Train s": _cell(number(line["train_seconds"], ".1f"), line["train_seconds"], _disturbed(line["disturbed"])),
         "Passes": _number_cell(cost, "passes", ".1f"),
-        "GB": _cell(_number(line["peak_memory_bytes"], ".2f", 1e9), line["peak_memory_bytes"]),
+        "GB": _cell(number(line["peak_memory_bytes"], ".2f", 1e9), line["peak_memory_bytes"]),
         "kJ": _number_cell(cost, "energy_joules", ".1f", 1e3),
         "Status": _cell(line["status"], line["status"]),
     }
@@ -225,7 +224,7 @@ def _images(count: Any) -> str:
 def _number_cell(values: Any, name: str, form: str, per: float = 1.0) -> dict[str, Any]:
     value = values.get(name)
     value = None if pd.isna(value) else value
-    return _cell(_number(value, form, per), value)
+    return _cell(number(value, form, per), value)
 
 
 def _strip(line: dict[Any, Any]) -> dict[str, Any]:
@@ -353,16 +352,3 @@ def _address(kind: str, encoded: str) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
-
-
-def _interval(line: dict[Any, Any], name: str) -> str:
-    lo, hi = line[f"{name}_lo"], line[f"{name}_hi"]
-    return "" if lo is None else f"{_percent(lo)}–{_percent(hi)}"
-
-
-def _number(value: Any, form: str, per: float = 1) -> str:
-    return "" if value is None else format(value / per if per != 1 else value, form)

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from bench.spec import Manifest, format_eps
-from reports.cells import interval, number, percent, table, text, whole
+from reports.cells import interval, number, percent, rank, table, text, whole
 from reports.protocols import titles
 
 LEGEND = (
@@ -33,7 +33,7 @@ def main_tables(manifest: Manifest, board: pd.DataFrame) -> list[dict[str, Any]]
 def _table(manifest: Manifest, protocol: str, budget: object, lines: pd.DataFrame) -> dict[str, Any]:
     rows = [
         [
-            _best(line, _rank(line)),
+            _best(line, rank(line)),
             _best(line, line["method"] if line["status"] == "finished" else f"{line['method']} ({line['status']})"),
             whole(line["seeds"]),
             *interval(line, "clean"),
@@ -68,11 +68,6 @@ def _where(manifest: Manifest, budget: object, lines: pd.DataFrame) -> str:
         *["quick evaluation, not comparable"] * ("quick" in set(lines["eval"])),
     ]
     return ", ".join(parts)
-
-
-def _rank(line: dict[Any, Any]) -> str:
-    lo, hi = whole(line["rank_lo"]), whole(line["rank_hi"])
-    return lo if lo == hi else f"{lo}-{hi}"
 
 
 def _best(line: dict[Any, Any], cell: str) -> Any:

@@ -30,15 +30,6 @@ def wilson(correct: float, total: int) -> tuple[float, float]:
     return 0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half
 
 
-def none_left_bound(total: int) -> float:
-    """One-sided 95 % bound of the accuracy where none of ``total`` images stands (protocol 5.1); 1 without images.
-
-    >>> round(none_left_bound(256), 3)
-    0.012
-    """
-    return 1 - 0.05 ** (1 / total) if total else 1.0
-
-
 def discordant(first: ArrayLike, second: ArrayLike) -> tuple[int, int]:
     """(b, c): images (n,) of 0 and 1 on which only the ``first`` stands, and only the ``second``."""
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
@@ -223,19 +214,6 @@ def superiority(a: ArrayLike, b: ArrayLike) -> float:
     """
     above = np.asarray(a, dtype=float)[:, None] - np.asarray(b, dtype=float)[None, :]
     return float(((above > 0) + 0.5 * (above == 0)).mean())
-
-
-def equivalence(a: ArrayLike, b: ArrayLike, margin: float) -> float:
-    """p of the two one-sided tests (Schuirmann, 1987) that the means of ``a`` and ``b`` differ by less than ``margin``.
-
-    The larger of the two p of Welch's t-test, for independent samples of at least two; small: they are equivalent.
-    """
-    from scipy.stats import ttest_ind
-
-    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    above = ttest_ind(a + margin, b, equal_var=False, alternative="greater").pvalue
-    below = ttest_ind(a - margin, b, equal_var=False, alternative="less").pvalue
-    return float(max(above, below))
 
 
 def pareto(points: ArrayLike) -> NDArray[np.bool_]:

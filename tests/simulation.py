@@ -9,15 +9,87 @@ the results that are there.
 import heapq
 import itertools
 import random
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from bench.engines.cluster import Gpu, Nodes, VirtualCluster, all_gpus
+from bench.engines.cluster import Nodes
 from bench.engines.queue import TRIES, Job, Schedule
 
 HOUR = 3600.0
 METHODS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Gpu:
+    """One GPU, equal to itself alone, which takes a run from ``ready`` seconds on."""
+
+    node: str
+    number: int  # of its node among those of its kind, from 1
+    place: int  # on its node
+    kind: Nodes
+
+    @property
+    def ready(self) -> float:
+        return self.kind.ready_seconds
+
+
+def all_gpus(kinds: Sequence[Nodes]) -> list[Gpu]:
+    """Every GPU of these nodes; node i of several is ``name-i``, from 1."""
+    return [
+        Gpu(kind.name if kind.count == 1 else f"{kind.name}-{number}", number, place, kind)
+        for kind in kinds
+        for number in range(1, kind.count + 1)
+        for place in range(kind.gpus)
+    ]
+
+
+class VirtualCluster:
+    """The jobs of a schedule on GPUs in virtual time: what has waited longest on the fastest free GPU.
+
+    A run takes ``seconds(run, gpu)``. What else may happen is put in by ``at``.
+    """
+
+    def __init__(self, schedule: Schedule, gpus: Sequence[Gpu], seconds: Callable[[str, Gpu], float]) -> None:
+        self.schedule, self.seconds = schedule, seconds
+        self.now = 0.0
+        self.queue: deque[str] = deque()  # out, and waiting for a GPU
+        self._order = itertools.count()
+        self.events: list[tuple[float, int, Callable[[], None]]] = []
+        self.idle: list[tuple[float, int, Gpu]] = []
+        for gpu in gpus:
+            self.at(gpu.ready, partial(self.free, gpu))
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Do this at that time; what falls on the same time is done in the order in which it was said."""
+        heapq.heappush(self.events, (when, next(self._order), action))
+
+    def run(self) -> None:
+        """Go on until every job has ended or is given up. Raises RuntimeError where jobs wait and nothing happens."""
+        while not self.schedule.over:
+            if not self.events:
+                raise RuntimeError(f"{self.schedule.waiting} jobs wait and nothing happens any more")
+            self.now = self.events[0][0]
+            while self.events and self.events[0][0] == self.now:
+                heapq.heappop(self.events)[-1]()
+            while (name := self.schedule.next()) is not None:
+                self.queue.append(name)
+            while self.queue and self.idle:
+                self.begin(self.queue.popleft(), heapq.heappop(self.idle)[-1])
+
+    def free(self, gpu: Gpu) -> None:
+        """This GPU takes the next run."""
+        heapq.heappush(self.idle, (-gpu.kind.speed, next(self._order), gpu))
+
+    def begin(self, name: str, gpu: Gpu) -> None:
+        """This run starts here."""
+        self.at(self.now + self.seconds(name, gpu), lambda: self.end(name, gpu))
+
+    def end(self, name: str, gpu: Gpu) -> None:
+        """This run has ended here."""
+        self.schedule.end(name)
+        self.free(gpu)
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def test_only_the_registry_names_a_plug_in():
 def test_the_parts_of_the_store_are_reached_through_it():
     """Records and checkpoints by a RunFolder; of the disk others know its error and how a derived file is written."""
     own = {f"bench.storage.{name}" for name in ("checkpoint", "disk", "files", "lock", "repair", "store")}
-    own |= {"bench.engines.parcel", "bench.data.blocks", "bench.data.cache"}  # the store of decoded images
+    own |= {"bench.engines.parcel", "bench.data.cache", "bench.data.decoders"}  # the store of decoded images
     assert {i.source for i in loads("bench.storage.checkpoint")} == {"bench.storage.store"}
     for name, file in NAMES.items():
         tree = ast.parse(file.read_text(encoding="utf-8"))
@@ -168,7 +168,7 @@ def test_reports_have_no_tensor():
 
 def test_the_store_loads_torch_only_inside_the_functions_that_need_it():
     light = {f"bench.storage.{name}" for name in ("disk", "files", "lock", "repair", "signals", "store")}
-    light |= {"bench.data.blocks", "bench.data.pictures"}
+    light |= {"bench.data.decoders", "bench.data.pictures"}
     heavy = [i for i in loads("torch") | loads("safetensors") | loads("bench.storage.checkpoint") if i.source in light]
     assert {i.source for i in heavy} == {"bench.storage.files", "bench.storage.store"}
     assert all(i.inside_function or i.typing_only for i in heavy)
@@ -219,7 +219,6 @@ WRITES = {  # file: what it may do there
     "bench/runs/child_main.py": {"open"},  # the log of a child, which is appended to line by line
     "bench/tracking/tracking.py": {"open"},  # the same of a hook
     "bench/datasets/cifar10.py": {"open"},  # the download, which is checked before it is used
-    "bench/data/unpack.py": {"open"},  # what an archive holds, into a scratch folder
     "bench/storage/lock.py": {"open", "ftruncate", "pwrite"},  # who the owner is
     "reports/plots.py": {"savefig"},  # into memory
     "reports/build.py": {"to_csv"},  # into a string

@@ -48,8 +48,7 @@ def check(
     from bench.storage.signals import signals_raise
     from bench.storage.store import write_text
     from reports import announce
-    from reports.findings import losses
-    from reports.gate import findings
+    from reports.findings import losses, moved
 
     with contextlib.ExitStack() as stack:
         display = stack.enter_context(Display())
@@ -58,21 +57,19 @@ def check(
         else:
             stack.enter_context(signals_raise())
             outcome = check_run(finished_run, file, exact, display)
-    found = findings(outcome.compared, exact)
-    lost = losses(found)
-    announced = [each.compared(exact) for each in outcome.compared]
+    lost = losses(outcome.compared)
     if junit is not None:
-        write_text(junit, announce.junit(announced))
+        write_text(junit, announce.junit(outcome.compared))
     if github:
-        announce.write_summary(announce.summary(announced))
-    for line in announce.annotations(announced) if github else ():
+        announce.write_summary(announce.summary(outcome.compared))
+    for line in announce.annotations(outcome.compared) if github else ():
         say(line, err=as_json)
     if as_json:
-        click.echo(announce.as_json(announced))
+        click.echo(announce.as_json(outcome.compared))
         return REGRESSION if lost else 0
     print_outcome(outcome, file)
-    for finding in found:
-        say(str(finding))
+    for each in moved(outcome.compared):
+        say(str(each))
     say(f"{len(lost)} losses in {len(outcome.compared)} comparisons with {file}")
     return REGRESSION if lost else 0
 

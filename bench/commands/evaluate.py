@@ -22,7 +22,6 @@ FAILED_CELLS = 3
 @click.option("--architecture", help="of a FILE: resnet18, resnet8, torchvision:NAME or timm:NAME")
 @click.option("--kind", type=click.Choice(["encoder", "classifier"]), default="encoder", show_default=True,
               help="an encoder gets the probe and both protocols; a classifier's own logits are scored")  # fmt: skip
-@click.option("--input-range", default="0,1", show_default=True, help="pixels that the model takes: only 0,1")
 @click.option("--normalize", help="a first layer: mean,std, or all means and then all stds of the channels")
 @click.option("--name", help="in every table  [that of the file or the factory]")
 @click.option("--data", default="cifar10", show_default=True,
@@ -62,11 +61,10 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     from bench import registry
     from bench.encoders.common.names import check_encoder_name
     from bench.options import door
-    from bench.options.external_request import Request, check_input_range, check_source, parse_normalize
+    from bench.options.external_request import Request, check_source, parse_normalize
     from bench.options.options import check_targets, options_of, parse_settings
 
     check_source(source, given["architecture"])
-    check_input_range(given.pop("input_range"))
     normalize, kind = given.pop("normalize"), given.pop("kind")
     means_and_stds = parse_normalize(normalize) if normalize else ()
     own = {"architecture": given.pop("architecture"), "name": given.pop("name"), "kind": kind}
@@ -102,6 +100,7 @@ def conduct(request: "Request") -> Path:
     Raises UsageError for a model that is refused, and Exit for a failure.
     """
     from bench.engines.child import run_child
+    from bench.runs.child_main import task_of
     from bench.runs.external import run_spec
     from bench.runs.progress import Display
     from bench.storage.signals import signals_raise
@@ -123,8 +122,7 @@ def conduct(request: "Request") -> Path:
             else:
                 display.event(spec, event)
 
-        task = {"task": "evaluate_foreign", "request": request.model_dump(mode="json")}
-        code = run_child(task, listen, log)
+        code = run_child(task_of("evaluate_foreign", request=request.model_dump(mode="json")), listen, log)
         if code == 2 and messages:
             raise UsageError(messages[-1])
         if code or not opened:

@@ -50,30 +50,27 @@ def print_leaderboard(folder: Path) -> None:
     """The leaderboard of a folder, as it stands in its CSV."""
     import pandas
 
+    from reports.cells import interval, number, percent, rank, whole
+
     file = folder / "leaderboard.csv"
     if not file.is_file():
         return
     board = pandas.read_csv(file, dtype={"rank_lo": "Int64", "rank_hi": "Int64"})
     pairs = pandas.read_csv(folder / "claims.csv") if (folder / "claims.csv").is_file() else None
 
-    def percent(value: float) -> str:
-        return "" if pandas.isna(value) else f"{100 * value:.1f}"
-
-    def interval(row: Any, name: str) -> str:
-        low, high = row[f"{name}_lo"], row[f"{name}_hi"]
-        return "" if pandas.isna(low) else f"{percent(row[name])} [{percent(low)}, {percent(high)}]"
-
-    def rank(row: Any) -> str:
-        lo, hi = row["rank_lo"], row["rank_hi"]
-        return "" if pandas.isna(lo) else str(lo) if lo == hi else f"{lo}-{hi}"
-
     for (protocol, budget), part in board.groupby(["protocol", "budget"], sort=False, dropna=False):
         rows = [
-            [rank(row), str(row["method"])]
-            + [percent(row["clean"]), percent(row["pgd"]), percent(row["autoattack"]), interval(row, "worst")]
-            + ["" if pandas.isna(row[key]) else f"{row[key]:.0f}" for key in ("n", "train_seconds")]
-            + ["" if pandas.isna(row["audit"]) else f"{row['audit']} ({row['audit_level']})", str(row["status"])]
-            for _, row in part.iterrows()
+            [
+                rank(line),
+                str(line["method"]),
+                *(percent(line[name]) for name in ("clean", "pgd", "autoattack")),
+                "{} [{}]".format(*interval(line, "worst")) if pandas.notna(line["worst"]) else "",
+                whole(line["n"]),
+                number(line["train_seconds"], ".0f"),
+                "" if pandas.isna(line["audit"]) else f"{line['audit']} ({line['audit_level']})",
+                str(line["status"]),
+            ]
+            for line in part.to_dict("records")
         ]
         heads = ["rank", "method", "clean %", "PGD %", "AA %", "worst %", "n", "train s", "audit", "status"]
         first = part.iloc[0]
@@ -169,7 +166,7 @@ def show_plan(
     if on_cluster is not None:
         from bench.commands.show_cluster import show_cluster
 
-        show_cluster(on_cluster, specs, device)
+        show_cluster(on_cluster, device)
     check_cap(total, estimates)
     return NOT_ALL if missing else 0
 

@@ -1,44 +1,19 @@
-"""What the command line prints of the plan for a cluster: the schedule as a picture in text, the bill, the scaling."""
-
-import string
-from collections import defaultdict
+"""What the command line prints of the plan for a cluster: the scaling, the bill, and what to know before paying."""
 
 from bench.commands.output import show, table
-from bench.engines.cluster import Gpu, Placed
-from bench.engines.cluster_plan import GAIN, ClusterPlan, Scaling
+from bench.engines.cluster_plan import GAIN, Bounds, ClusterPlan, Scaling
 from bench.runs.plan import duration
-from bench.spec import RunSpec
 from bench.text import say
 
-MOST_GPUS = 40  # lines of the schedule; --json has all of them
-WIDTH = 72  # of a line, in letters
 
-
-def show_cluster(plan: ClusterPlan, specs: list[RunSpec], measured_on: str) -> None:
-    """The schedule, what it takes, how it scales, and what to know before believing it."""
-    rows = dict.fromkeys(spec.row for spec in specs)
-    letters = dict(zip(rows, string.ascii_letters, strict=False))  # those above 52 have none
-    labels = {spec.name: f"{letters.get(spec.row, '#')}{spec.seed}" for spec in specs}
-    by_gpu: dict[Gpu, list[Placed]] = defaultdict(list)
-    for each in plan.placed:
-        by_gpu[each.gpu].append(each)
-    order = sorted(by_gpu, key=lambda gpu: (plan.cluster.nodes.index(gpu.kind), gpu.number, gpu.place))
-    lines = []
-    for gpu in order[:MOST_GPUS]:
-        runs = by_gpu[gpu]
-        drawn = bar(runs, labels, plan.bill.makespan_seconds, WIDTH)
-        lines.append([f"{gpu.node}:{gpu.place}", gpu.kind.gpu, str(len(runs)), duration(runs[-1].end), drawn])
-    end = duration(plan.bill.makespan_seconds)
-    show(table(f"the schedule: 0 to {end}", ["GPU", "model", "runs", "ends", "method and seed"], lines))
-    if len(order) > MOST_GPUS:
-        say(f"and {len(order) - MOST_GPUS} more GPUs: --json has all of them")
-    say(", ".join(f"{letter} {row}" for row, letter in letters.items()))
+def show_cluster(plan: ClusterPlan, measured_on: str) -> None:
+    """Every kind of nodes alone, then the cluster."""
     for scaling in plan.scalings:
         show_scaling(scaling, plan.cluster.currency)
-    bill = plan.bill
+    makespan, gpu_hours, cost = ranges(plan.bounds, plan.cluster.currency)
     say(
-        f"cluster: {len(plan.placed)} runs on {bill.gpus} GPUs, makespan {end}, {bill.gpu_hours:,.2f} GPU-hours paid, "
-        f"{bill.utilization:.0%} of them busy, cost {money(bill.cost, plan.cluster.currency)}"
+        f"cluster: {plan.runs} runs on {plan.bounds.gpus} GPUs, makespan {makespan}, {gpu_hours} GPU-hours paid, "
+        f"cost {cost}"
     )
     speeds = ", ".join(f"{kind.name} {kind.speed:g}" for kind in plan.cluster.nodes)
     say(f"measured here: {measured_on}; stated in the file, not measured: speed relative to it ({speeds})")
@@ -46,40 +21,24 @@ def show_cluster(plan: ClusterPlan, specs: list[RunSpec], measured_on: str) -> N
         say(f"warning: {warning}", err=True)
 
 
-def bar(placed: list[Placed], labels: dict[str, str], seconds: float, width: int) -> str:
-    """The runs of one GPU on a line of ``width`` letters from 0 to ``seconds``: ``a0---b0--....``; dots are idle."""
-    line = ["."] * width
-    for each in placed:
-        first, after = (round(when / seconds * width) for when in (each.start, each.end))
-        span = max(1, after - first)
-        first = min(first, width - 1)
-        line[first : first + span] = labels[each.run].ljust(span, "-")[:span]
-    return "".join(line[:width])
-
-
 def show_scaling(scaling: Scaling, currency: str) -> None:
     """Makespan and cost over numbers of GPUs of one kind."""
     kind, own = scaling.kind, scaling.kind.count * scaling.kind.gpus
-    first = scaling.bills[0].makespan_seconds
     lines = [
-        [
-            f"{each.gpus}{' (stated)' if each.gpus == own else ''}",
-            duration(each.makespan_seconds),
-            f"{first / each.makespan_seconds:.2f}",
-            f"{each.gpu_hours:,.2f}",
-            money(each.cost, currency),
-            f"{each.utilization:.0%}",
-        ]
-        for each in scaling.bills
+        [f"{each.gpus}{' (stated)' if each.gpus == own else ''}", *ranges(each, currency)] for each in scaling.bounds
     ]
-    heads = ["GPUs", "makespan", "times as fast", "GPU-hours", "cost", "busy"]
-    show(table(f"other numbers of GPUs: {kind.name} alone ({kind.gpu}, {kind.gpus} a node)", heads, lines))
+    title = f"numbers of GPUs: {kind.name} alone ({kind.gpu}, {kind.gpus} a node)"
+    show(table(title, ["GPUs", "makespan", "GPU-hours", "cost"], lines))
     say(
         f"{kind.name}: the makespan cannot fall below {duration(scaling.least_seconds)}, the start of a node and the "
-        f"longest run ({scaling.longest_run}); beyond {scaling.enough_gpus} GPUs more of them gain less than {GAIN:.0%}"
+        f"longest run ({scaling.longest_run}); with fewer than {scaling.enough_gpus} GPUs it is more than {GAIN:.0%} "
+        f"above that"
     )
 
 
-def money(amount: float, currency: str) -> str:
-    """An amount with its currency, where there are prices."""
-    return f"{amount:,.2f} {currency}" if currency else "-"
+def ranges(bounds: Bounds, currency: str) -> tuple[str, str, str]:
+    """Makespan, GPU-hours and cost, each as ``least to most``; ``-`` for a cost where there are no prices."""
+    least, most = bounds.least, bounds.most
+    cost = f"{least.cost:,.2f} to {most.cost:,.2f} {currency}" if currency else "-"
+    makespan = f"{duration(least.makespan_seconds)} to {duration(most.makespan_seconds)}"
+    return makespan, f"{least.gpu_hours:,.2f} to {most.gpu_hours:,.2f}", cost

@@ -6,6 +6,7 @@ bilinear and antialiased as PIL does it; the central square cut out. But for EXI
 ``Resize`` and ``CenterCrop`` give, to the last bit. More than 8 bits and several frames are refused.
 """
 
+import functools
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from bench.spec import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Encoded = tuple[str, Path | bytes]  # name of an image, and its file or its bytes
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "PPM", "TIFF")  # as Pillow calls them
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # modes of more than 8 bits
@@ -78,7 +81,7 @@ def loss(image: "Image.Image", data: bytes) -> int:
     """What the file has lost of its picture: LOSSLESS, the quality of a JPEG, JPEG, or WEBP."""
     tables = getattr(image, "quantization", None)
     if tables:
-        return jpeg_quality(tables[min(tables)])
+        return jpeg_quality(tuple(tables[min(tables)]))
     if image.format == "WEBP":
         return WEBP if lossy(data) else LOSSLESS
     return JPEG if "jpeg" in str(image.info.get("compression")) else LOSSLESS
@@ -129,7 +132,8 @@ def ending(losses: Mapping[int, int]) -> str:
     return f"-part{found}" if found and LOSSLESS in losses else found
 
 
-def jpeg_quality(table: list[int]) -> int:
+@functools.lru_cache(maxsize=1024)  # the files of a dataset share a few tables, and this is most of reading a small one
+def jpeg_quality(table: tuple[int, ...]) -> int:
     """The quality, 1..100, whose luminance table is nearest to this one, row by row; exact for the IJG's encoders."""
 
     def distance(quality: int) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.data.blocks import Image
 from bench.data.cache import Listing
 from bench.data.images import EncodedDataset, Split
+from bench.data.pictures import Encoded
 from bench.spec import UsageError
 from bench.text import composed, printable
 
@@ -74,13 +74,9 @@ def listing_of(name: str, folder: Path, classes: Sequence[str]) -> Listing:
             names.append(f"{path.name}/{file}")
             stamps.append((size, changed))
             labels.append(label)
-    packed = np.array(stamps, dtype=np.int64)
 
-    def images() -> Iterator[Image]:
+    def images() -> Iterator[Encoded]:
         return ((printable(folder / file), folder / file) for file in names)
-
-    def state(start: int, stop: int) -> str:
-        return "\n".join(names[start:stop]) + packed[start:stop].tobytes().hex()
 
     return Listing(
         name=name,
@@ -88,7 +84,7 @@ def listing_of(name: str, folder: Path, classes: Sequence[str]) -> Listing:
         labels=np.array(labels, dtype=np.int64),
         classes=len(classes),
         images=images,
-        state=state,
+        state="\n".join(names) + np.array(stamps, dtype=np.int64).tobytes().hex(),
         notes=(*inner(folder.name, names), *others.notes()),
     )
 

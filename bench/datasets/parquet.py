@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from bench.data.blocks import BLOCK, Image
 from bench.data.cache import Listing
 from bench.data.images import EncodedDataset, Split
+from bench.data.pictures import Encoded
 from bench.spec import UsageError
 from bench.text import printable
 
 IMAGE_COLUMNS = ("img", "image", "images", "jpg", "png", "webp")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target", "cls")
 SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}  # the first one that is there is taken
+ROWS = 128  # whose images are in memory at a time
 ROW = "expected an image as {bytes, path} or as its bytes, and its label as 0, 1, 2, ..."
 
 
@@ -35,7 +36,7 @@ class Dataset(EncodedDataset):
         unread = [path.name for path in sorted(paths[0].parent.glob(f"{name}*.parquet")) if path not in paths]
         notes += [f"files of {split} that are left out: {len(unread)} .parquet ({unread[0]})"] if unread else []
 
-        def images() -> Iterator[Image]:
+        def images() -> Iterator[Encoded]:
             return (image for path in paths for image in read_images(path))
 
         return Listing(
@@ -44,7 +45,7 @@ class Dataset(EncodedDataset):
             labels=labels,
             classes=int(labels.max()) + 1,
             images=images,
-            state=lambda start, stop: f"{changes} {start} {stop}",
+            state=changes,
             notes=tuple(dict.fromkeys(notes)),
         )
 
@@ -129,11 +130,11 @@ def read_labels(path: Path) -> tuple[np.ndarray, Columns]:
     return np.array(labels, dtype=np.int64), columns
 
 
-def read_images(path: Path) -> Iterator[Image]:
+def read_images(path: Path) -> Iterator[Encoded]:
     """Name and bytes of each, a few rows in memory at a time. Raises UsageError."""
     with opened(path) as (file, columns):
         row = 0
-        for part in file.iter_batches(BLOCK, columns=[columns.image]):
+        for part in file.iter_batches(ROWS, columns=[columns.image]):
             for image in part[columns.image].to_pylist():
                 data, place = image.get("bytes") if isinstance(image, dict) else image, f"{printable(path)} row {row}"
                 if not isinstance(data, bytes):

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from bench.runs.child_main import task_of
 from bench.spec import DataInfo, RunSpec
 from bench.storage.store import MANIFEST, load_manifest
 
@@ -25,7 +26,7 @@ def run_task(
 
     ``visible`` is what CUDA_VISIBLE_DEVICES is to be; None: as it is.
     """
-    told = {"task": "run", "out": str(out), "spec": spec.model_dump(mode="json"), "save_every": save_every}
+    told = task_of("run", out=str(out), spec=spec.model_dump(mode="json"), save_every=save_every)
     told |= {"images": images.model_dump(mode="json")} if images is not None else {}
     told |= {"code": code} if code else {}
     return told | ({"visible": visible} if visible is not None else {})

@@ -1,22 +1,13 @@
-"""A cluster as a file describes it, and the runs of a Schedule on its GPUs in virtual time."""
+"""A cluster as a file describes it."""
 
-import heapq
-import itertools
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
-from bench.engines.queue import Schedule
 from bench.options.options import checked, read_toml
 from bench.spec import Data, Name, UsageError
 
 MOST_GPUS = 100_000
-
-# ---------------------------------------------------------------- the file
 
 
 class Nodes(Data):
@@ -32,6 +23,11 @@ class Nodes(Data):
     preemptions_per_hour: float = Field(default=0, ge=0, le=60)  # of each node
     start_seconds: float = Field(default=0, ge=0, le=1e9)
     available_from_seconds: float = Field(default=0, ge=0, le=1e9)
+
+    @property
+    def ready_seconds(self) -> float:
+        """When they take their first runs."""
+        return self.available_from_seconds + self.start_seconds
 
 
 class Cluster(Data):
@@ -67,90 +63,3 @@ def load_cluster(path: Path) -> Cluster:
     if not cluster.currency and any(kind.price_per_hour for kind in kinds):
         raise UsageError(f'{where}: expected the currency of the prices, such as currency = "EUR", got none')
     return cluster
-
-
-@dataclass(frozen=True, eq=False)
-class Gpu:
-    """One GPU, equal to itself alone, which takes a run from ``ready`` seconds on."""
-
-    node: str
-    number: int  # of its node among those of its kind, from 1
-    place: int  # on its node
-    kind: Nodes
-
-    @property
-    def ready(self) -> float:
-        return self.kind.available_from_seconds + self.kind.start_seconds
-
-
-def all_gpus(kinds: Sequence[Nodes]) -> list[Gpu]:
-    """Every GPU of these nodes; node i of several is ``name-i``, from 1."""
-    return [
-        Gpu(kind.name if kind.count == 1 else f"{kind.name}-{number}", number, place, kind)
-        for kind in kinds
-        for number in range(1, kind.count + 1)
-        for place in range(kind.gpus)
-    ]
-
-
-# ---------------------------------------------------------------- virtual time
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A run on a GPU, from ``start`` to ``end``, in seconds from the start of the command."""
-
-    run: str
-    gpu: Gpu
-    start: float
-    end: float
-
-
-class VirtualCluster:
-    """The jobs of a schedule on GPUs in virtual time: what has waited longest on the fastest free GPU.
-
-    A run takes ``seconds(run, gpu)``. What else may happen is put in by ``at``.
-    """
-
-    def __init__(self, schedule: Schedule, gpus: Sequence[Gpu], seconds: Callable[[str, Gpu], float]) -> None:
-        self.schedule, self.seconds = schedule, seconds
-        self.now = 0.0
-        self.placed: list[Placed] = []
-        self.queue: deque[str] = deque()  # out, and waiting for a GPU
-        self._order = itertools.count()
-        self.events: list[tuple[float, int, Callable[[], None]]] = []
-        self.idle: list[tuple[float, int, Gpu]] = []
-        for gpu in gpus:
-            self.at(gpu.ready, partial(self.free, gpu))
-
-    def at(self, when: float, action: Callable[[], None]) -> None:
-        """Do this at that time; what falls on the same time is done in the order in which it was said."""
-        heapq.heappush(self.events, (when, next(self._order), action))
-
-    def run(self) -> None:
-        """Go on until every job has ended or is given up. Raises RuntimeError where jobs wait and nothing happens."""
-        while not self.schedule.over:
-            if not self.events:
-                raise RuntimeError(f"{self.schedule.waiting} jobs wait and nothing happens any more")
-            self.now = self.events[0][0]
-            while self.events and self.events[0][0] == self.now:
-                heapq.heappop(self.events)[-1]()
-            while (name := self.schedule.next()) is not None:
-                self.queue.append(name)
-            while self.queue and self.idle:
-                self.begin(self.queue.popleft(), heapq.heappop(self.idle)[-1])
-
-    def free(self, gpu: Gpu) -> None:
-        """This GPU takes the next run."""
-        heapq.heappush(self.idle, (-gpu.kind.speed, next(self._order), gpu))
-
-    def begin(self, name: str, gpu: Gpu) -> None:
-        """This run starts here."""
-        began = self.now
-        self.at(began + self.seconds(name, gpu), lambda: self.end(name, gpu, began))
-
-    def end(self, name: str, gpu: Gpu, began: float) -> None:
-        """This run has ended here."""
-        self.placed.append(Placed(name, gpu, began, self.now))
-        self.schedule.end(name)
-        self.free(gpu)

@@ -1,18 +1,17 @@
-"""What the runs would take on a cluster that a file describes: schedule, makespan, GPU-hours, cost, scaling limit.
+"""What the runs would take on a cluster that a file describes: bounds of makespan, GPU-hours and cost, scaling limit.
 
-The real Schedule places the runs on GPUs in virtual time, one run on each GPU at a time. Nothing is measured here, and
-no clock runs: the times are those of bench.runs.plan for the measured machine, changed by each node's stated speed.
+Nothing is measured here, and no clock runs: the times are those of bench.runs.plan for the measured machine, changed by
+each node's stated speed. One run is on each GPU at a time.
 """
 
-import bisect
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.engines.cluster import Cluster, Gpu, Nodes, Placed, VirtualCluster, all_gpus
-from bench.engines.queue import TRIES, Job, Schedule
+from bench.engines.cluster import Cluster, Nodes
+from bench.engines.queue import TRIES
 from bench.runs.plan import START_SECONDS, Measured, estimate
 from bench.spec import RunSpec
 
@@ -44,36 +43,51 @@ def with_preemptions(seconds: float, per_hour: float, back_seconds: float, check
     return stretches * math.expm1(rate * seconds / stretches) * (1 / rate + back_seconds)
 
 
-def place(jobs: list[Job], gpus: list[Gpu], seconds: dict[str, dict[str, float]]) -> list[Placed]:
-    """Every job on a GPU, as the scheduler does it; ``seconds`` by the name of the nodes, then by that of the job."""
-    cluster = VirtualCluster(Schedule(jobs, len(gpus)), gpus, lambda name, gpu: seconds[gpu.kind.name][name])
-    cluster.run()
-    return cluster.placed
+@dataclass(frozen=True)
+class Bill:
+    """What the nodes cost. Each is paid from ``available_from_seconds`` to the makespan, busy or not."""
+
+    makespan_seconds: float
+    gpu_hours: float
+    cost: float
 
 
 @dataclass(frozen=True)
-class Bill:
-    """What a placement takes. Every node is paid from ``available_from_seconds`` to the makespan, busy or not."""
+class Bounds:
+    """Between which the bill lies."""
 
     gpus: int
-    makespan_seconds: float
-    gpu_hours: float  # paid
-    cost: float
-    utilization: float  # share of the paid GPU time in which a run runs
+    least: Bill  # no order of the runs ends earlier
+    most: Bill  # none that leaves no GPU idle while a run waits ends later (Graham 1966)
 
 
-def bill(placed: list[Placed], kinds: Sequence[Nodes], gpus: int) -> Bill:
-    """The bill of a placement on ``gpus`` GPUs of these nodes."""
-    makespan = max(each.end for each in placed)
-    paid = [(kind, kind.count * max(0.0, makespan - kind.available_from_seconds) / HOUR) for kind in kinds]
-    gpu_hours = sum(kind.gpus * hours for kind, hours in paid)
-    return Bill(
-        gpus=gpus,
-        makespan_seconds=makespan,
-        gpu_hours=gpu_hours,
-        cost=sum(kind.price_per_hour * hours for kind, hours in paid),
-        utilization=sum(each.end - each.start for each in placed) / HOUR / gpu_hours,
+def bounds(kinds: Sequence[Nodes], gpus: Sequence[int], seconds: Sequence[Sequence[float]]) -> Bounds:
+    """Of runs on so many GPUs of each kind; ``seconds``: by kind, then by run."""
+    places = [(kind.ready_seconds, count) for kind, count in zip(kinds, gpus, strict=True)]
+    ends = [[kind.ready_seconds + each for each in own] for kind, own in zip(kinds, seconds, strict=True)]
+    quickest, slowest, first_ends = (
+        [pick(run) for run in zip(*times, strict=True)] for pick, times in ((min, seconds), (max, seconds), (min, ends))
     )
+    least = max(worked(places, sum(quickest)), *first_ends)
+    most = worked(places, sum(slowest) - max(slowest)) + max(slowest)  # as if the longest came last
+    return Bounds(sum(gpus), bill(kinds, least), bill(kinds, most))
+
+
+def worked(places: Sequence[tuple[float, int]], gpu_seconds: float) -> float:
+    """When so much is done if every GPU works from when it is ready; ``places``: when, and how many."""
+    alive = 0
+    for (ready, count), (until, _) in itertools.pairwise([*sorted(places), (math.inf, 0)]):
+        alive += count
+        if gpu_seconds <= alive * (until - ready):
+            return ready + gpu_seconds / alive
+        gpu_seconds -= alive * (until - ready)
+    raise ValueError("expected at least one GPU")
+
+
+def bill(kinds: Sequence[Nodes], makespan: float) -> Bill:
+    """The bill of all these nodes."""
+    paid = [(kind, kind.count * max(0.0, makespan - kind.available_from_seconds) / HOUR) for kind in kinds]
+    return Bill(makespan, sum(kind.gpus * hours for kind, hours in paid), sum(k.price_per_hour * h for k, h in paid))
 
 
 @dataclass(frozen=True)
@@ -83,26 +97,21 @@ class Scaling:
     kind: Nodes
     longest_run: str
     least_seconds: float  # start of the node and longest run: the makespan with a GPU for each run
-    enough_gpus: int  # the fewest whose makespan is within 1 % of that
-    bills: list[Bill]  # over 1, 2, 4, ... GPUs, those of the cluster, and enough_gpus
+    enough_gpus: int  # with fewer it is more than 1 % above that, whatever the order
+    bounds: list[Bounds]  # of 1, 2, 4, ... GPUs, those of the cluster, and enough_gpus
 
 
-def scaling(kind: Nodes, jobs: list[Job], seconds: dict[str, dict[str, float]]) -> Scaling:
-    """How makespan and cost change with the number of GPUs of this kind; whole nodes are paid.
+def scaling(kind: Nodes, seconds: dict[str, float]) -> Scaling:
+    """How makespan and cost change with the number of GPUs of this kind, by the seconds of each run; whole nodes."""
+    longest = max(seconds, key=lambda run: seconds[run])
+    least = kind.ready_seconds + seconds[longest]
+    room = (1 + GAIN) * least - kind.ready_seconds  # of each GPU
+    enough = min(len(seconds), max(1, math.ceil(sum(seconds.values()) / room)))
 
-    The makespan never grows with a GPU more: equal GPUs take independent jobs from one list (Graham 1969).
-    """
-
-    def of(count: int) -> Bill:
+    def of(count: int) -> Bounds:
         nodes = kind.model_copy(update={"count": math.ceil(count / kind.gpus)})
-        return bill(place(jobs, all_gpus([nodes])[:count], seconds), [nodes], count)
+        return bounds([nodes], [count], [list(seconds.values())])
 
-    own = seconds[kind.name]
-    longest = max(own, key=lambda name: own[name])
-    least = all_gpus([kind])[0].ready + own[longest]
-    counts = range(1, len(jobs) + 1)
-    near = (1 + GAIN) * least
-    enough = counts[bisect.bisect_left(counts, True, key=lambda count: of(count).makespan_seconds <= near)]
     powers = itertools.takewhile(lambda count: count < enough, (2**power for power in itertools.count()))
     return Scaling(kind, longest, least, enough, [of(n) for n in sorted({*powers, enough, kind.count * kind.gpus})])
 
@@ -112,8 +121,8 @@ class ClusterPlan:
     """The runs on a cluster."""
 
     cluster: Cluster
-    placed: list[Placed]  # in the order of their ends
-    bill: Bill
+    runs: int
+    bounds: Bounds
     scalings: list[Scaling]  # of each kind of nodes
     warnings: list[str]
 
@@ -121,61 +130,53 @@ class ClusterPlan:
         """The plan for JSON: seconds from the start of the command, costs in the file's currency."""
         scalings = [
             {"nodes": s.kind.name, "gpu": s.kind.gpu, "longest_run": s.longest_run, "least_seconds": s.least_seconds}
-            | {"enough_gpus": s.enough_gpus, "bills": [vars(each) for each in s.bills]}
+            | {"enough_gpus": s.enough_gpus, "bounds": [asdict(each) for each in s.bounds]}
             for s in self.scalings
         ]
-        placed = [
-            {"run": p.run, "node": p.gpu.node, "gpu": p.gpu.place, "model": p.gpu.kind.gpu}
-            | {"start_seconds": p.start, "end_seconds": p.end}
-            for p in self.placed
-        ]
-        document = {"spec": self.cluster.model_dump(), "currency": self.cluster.currency, **vars(self.bill)}
-        return document | {"schedule": placed, "scaling": scalings, "warnings": self.warnings}
+        document = {"spec": self.cluster.model_dump(), "currency": self.cluster.currency, **asdict(self.bounds)}
+        return document | {"scaling": scalings, "warnings": self.warnings}
 
 
 def plan_cluster(cluster: Cluster, specs: list[RunSpec], measured: dict[str, Measured]) -> ClusterPlan:
-    """The schedule and the bill of these runs on this cluster; ``measured`` by row.
+    """The bounds of these runs on this cluster; ``measured`` by row.
 
     A budget in time takes its time on every GPU. Updates, warm-up and passes of the evaluation scale with the speed of
     a node; the start of a run does not.
     """
-    seconds: dict[str, dict[str, float]] = {}
+    seconds: list[dict[str, float]] = []  # of each kind, by run
     for kind in cluster.nodes:
         quick = {row: faster(each, kind.speed) for row, each in measured.items()}
-        back = kind.start_seconds + START_SECONDS
-        seconds[kind.name] = {
-            spec.name: with_preemptions(
-                estimate(spec, quick[spec.row]).seconds, kind.preemptions_per_hour, back, cluster.checkpoint_seconds
-            )
-            for spec in specs
-        }
-    jobs = [Job(spec.name, spec.seed, estimate(spec, measured[spec.row]).seconds) for spec in specs]
-    gpus = all_gpus(cluster.nodes)
-    placed = place(jobs, gpus, seconds)
+        per_hour, back = kind.preemptions_per_hour, kind.start_seconds + START_SECONDS
+        alone = {spec.name: estimate(spec, quick[spec.row]).seconds for spec in specs}
+        seconds.append(
+            {run: with_preemptions(each, per_hour, back, cluster.checkpoint_seconds) for run, each in alone.items()}
+        )
+    gpus = [kind.count * kind.gpus for kind in cluster.nodes]
     return ClusterPlan(
         cluster,
-        placed,
-        bill(placed, cluster.nodes, len(gpus)),
-        [scaling(kind, jobs, seconds) for kind in cluster.nodes],
-        warnings(cluster, specs, placed),
+        len(specs),
+        bounds(cluster.nodes, gpus, [list(own.values()) for own in seconds]),
+        [scaling(kind, own) for kind, own in zip(cluster.nodes, seconds, strict=True)],
+        warnings(cluster, specs, seconds),
     )
 
 
-def warnings(cluster: Cluster, specs: list[RunSpec], placed: list[Placed]) -> list[str]:
+def warnings(cluster: Cluster, specs: list[RunSpec], seconds: list[dict[str, float]]) -> list[str]:
     """What a reader of the plan should know before paying."""
-    found = []
+    said = []
     if len(cluster.models) > 1:
         timed = any(spec.budget.unit == "seconds" for spec in specs)
         more = "; under a budget in time the faster one makes more updates" if timed else ""
-        found.append(
+        said.append(
             f"the cluster mixes GPU models ({', '.join(cluster.models)}): times of different hardware are never put "
             f"in one column{more}"
         )
-    every = len(all_gpus(cluster.nodes))
-    idle = every - len({each.gpu for each in placed})
-    if idle:
-        found.append(f"{idle} of {every} GPUs never get a run")
-    losses = max((p.end - p.start) / HOUR * p.gpu.kind.preemptions_per_hour for p in placed)
+    every = sum(kind.count * kind.gpus for kind in cluster.nodes)
+    if every > len(specs):
+        said.append(f"{every - len(specs)} of {every} GPUs never get a run")
+    losses = max(
+        max(own.values()) / HOUR * kind.preemptions_per_hour for kind, own in zip(cluster.nodes, seconds, strict=True)
+    )
     if losses > TRIES / 2:
-        found.append(f"a run is expected to be preempted {losses:.0f} times, and is given up after {TRIES}")
-    return found
+        said.append(f"a run is expected to be preempted {losses:.0f} times, and is given up after {TRIES}")
+    return said

@@ -17,7 +17,7 @@ from bench.engines.local import LocalEngine
 from bench.identity.source import together
 from bench.options.options import load_suite, options_of
 from bench.options.resolve import resolve
-from bench.runs.child_main import SAVE_EVERY
+from bench.runs.child_main import SAVE_EVERY, task_of
 from bench.runs.conduct import make_manifest, opened, run_all
 from bench.runs.progress import Display
 from bench.spec import Manifest, UsageError
@@ -25,6 +25,7 @@ from bench.storage.files import read
 from bench.storage.signals import signals_raise
 from bench.storage.store import load_manifest, load_records
 from reports import gate
+from reports.findings import Comparison
 from reports.power import LEVEL_FIXED, smallest_drop, smallest_fall
 from reports.regression import ACCURACIES, Baseline, Fixed, FixedRun, Reading
 
@@ -44,7 +45,7 @@ PORTABLE = {
 class Outcome:
     """What was compared, alarms settled by their repeat, and what people should know beside it, a sentence each."""
 
-    compared: list[gate.Comparison]
+    compared: list[Comparison]
     notes: list[str]
 
 
@@ -96,7 +97,7 @@ def score_weights(asked: Sequence[Fixed], weights: Path, folder: Path, display: 
             display.event(specs[event.pop("row")], event)
 
     dumped = [each.model_dump(mode="json") for each in asked]
-    task = {"task": "fixed", "weights": str(weights), "out": str(folder / FIXED), "fixed": dumped}
+    task = task_of("fixed", weights=str(weights), out=str(folder / FIXED), fixed=dumped)
     if run_child(task, listen, folder / "fixed-log.txt"):
         raise UsageError(f"the stored weights were not scored: {messages[-1] if messages else f'see {folder}'}")
     return read(FixedRun, folder / FIXED).fixed
@@ -147,7 +148,7 @@ def check_run(folder: Path, file: Path, exact: bool, display: Display) -> Outcom
     if why:
         notes.append(f"G0, equal counts, is not asked for: {why}")
     else:
-        compared += gate.exact(found, baseline) + gate.exact_weights(scores, baseline)
+        compared += gate.exact(found, baseline, exact) + gate.exact_weights(scores, baseline, exact)
     timed = found.platform == baseline.platform
     if not timed:
         notes.append("speed and memory are not compared: they are those of a platform")
@@ -172,15 +173,15 @@ def require_alike(found: Reading, baseline: Baseline) -> None:
 
 
 def repeat(
-    folder: Path, file: Path, manifest: Manifest, baseline: Baseline, alarms: list[gate.Comparison], display: Display
-) -> list[gate.Comparison]:
+    folder: Path, file: Path, manifest: Manifest, baseline: Baseline, alarms: list[Comparison], display: Display
+) -> list[Comparison]:
     """The alarmed methods once more: trained with as many fresh seeds, stored weights under the next attack seed."""
     for alarm in alarms:
         text = f"alarm, to be repeated: {alarm.cell}, {alarm.metric}: {alarm.before} -> {alarm.after} ({alarm.rule})"
         display.line(text, "yellow")
     again = folder / REPEAT
     again.mkdir(exist_ok=True)
-    compared: list[gate.Comparison] = []
+    compared: list[Comparison] = []
     trained = [alarm for alarm in alarms if alarm.gate == "G2"]
     if trained:
         fresh = repeated(manifest, baseline, {alarm.method for alarm in trained})

@@ -22,8 +22,8 @@ SHOWN = 16  # hexadecimal digits of a hash: a fault is told, not an attacker kep
 COMPARED = (
     *(
         "bench",
-        "bench.data.blocks",
         "bench.data.cache",
+        "bench.data.decoders",
         "bench.storage.checkpoint",
         "bench.storage.disk",
         "bench.storage.files",
@@ -36,7 +36,6 @@ COMPARED = (
         "bench.storage.signals",
         "bench.spec",
         "bench.storage.store",
-        "bench.data.unpack",
         "bench.usage",
     ),
 )

@@ -107,21 +107,3 @@ def parse_normalize(text: str) -> tuple[float, ...]:
             hint = f"; of pixels in 0..255 these are --normalize {','.join(f'{each / 255:.6g}' for each in numbers)}"
         raise UsageError(f"expected --normalize with mean and std in [0, 1], as of images in [0, 1], got {text}{hint}")
     return numbers
-
-
-def check_input_range(text: str) -> None:
-    """Raises UsageError unless this is 0,1: every image comes in [0, 1], and what else a module wants is a layer."""
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"expected --input-range 0,1, got {text!r}") from None
-    if (low, high) == (0, 1):
-        return
-    if not low < high:
-        raise UsageError(f"expected --input-range with the lower end first, got {text!r}")
-    width = high - low
-    mean, std = -low / width + 0.0, 1 / width  # no -0
-    layer = f"with --normalize {mean:.9g},{std:.9g}"
-    if not (0 <= mean <= 1 and 0 < std <= 1):
-        layer = f"in a factory whose first layer returns images * {width:.9g} + {low:.9g}"
-    raise UsageError(f"expected a model of images in [0, 1], got [{low:g}, {high:g}]; wrap it {layer}")

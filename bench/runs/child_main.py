@@ -15,7 +15,7 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from bench import registry
 from bench.spec import DataInfo, RunSpec, UsageError
@@ -25,6 +25,12 @@ from bench.storage.signals import EXIT_INTERRUPTED, Interrupted, StopFlag
 PATIENCE = 6.0  # seconds that an interrupted child has to save: the whole command ends within 10
 UNFIT = 5  # exit code of a process whose machine cannot make the run, while another may (bench.identity.source)
 SAVE_EVERY = 300.0  # seconds of training between two checkpoints
+Task = Literal["run", "rank", "measure", "transfer", "fixed", "evaluate_foreign"]
+
+
+def task_of(kind: Task, **told: Any) -> dict[str, Any]:
+    """A task as its process reads it, with what it is told, all of which JSON can carry."""
+    return {"task": kind, **told}
 
 
 def forked(task: str, events: Connection, alive: Connection, lock: Connection | None, log: str) -> None:

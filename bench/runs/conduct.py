@@ -20,7 +20,7 @@ from bench.identity.again import check_code
 from bench.names import check_path
 from bench.options.changes import MOST, between, changes, flat, unlimited
 from bench.options.options import Options
-from bench.runs.child_main import UNFIT
+from bench.runs.child_main import UNFIT, task_of
 from bench.runs.plan import Estimate
 from bench.runs.progress import Display
 from bench.spec import Budget, DataInfo, Manifest, Record, RunSpec, UsageError
@@ -241,11 +241,20 @@ def run_transfer(out: Path, specs: list[RunSpec], display: Display, lock: int | 
             display.event(by_name[event["run"]], event)
 
     display.line("transfer: adversarial images of each run on the others", "bold")
-    code = run_child({"task": "transfer", "out": str(out)}, listen, log, lock)
+    code = run_child(task_of("transfer", out=str(out)), listen, log, lock)
     if code:
         reason = messages[-1] if messages else f"the process ended with code {code}; see {log}"
         display.line(f"transfer: failed: {reason}", "red")
     return code == 0
+
+
+def build_report(out: Path, display: Display) -> None:
+    """Build tables, figures and reports of the folder, and say what could not be built."""
+    from reports.build import build
+
+    display.line("building tables and figures")
+    for warning in build(out):
+        display.line(f"warning: {warning}", "yellow")
 
 
 def make_manifest(

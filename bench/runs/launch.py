@@ -21,7 +21,7 @@ from bench.device import device as devices
 from bench.distributed.ranks import joined
 from bench.engines.assist import assist
 from bench.engines.child import PRELOAD
-from bench.runs.child_main import PATIENCE, SAVE_EVERY, expected_images, forked
+from bench.runs.child_main import PATIENCE, SAVE_EVERY, expected_images, forked, task_of
 from bench.runs.execute import execute
 from bench.spec import RunSpec
 from bench.storage.signals import Interrupted, StopFlag
@@ -63,7 +63,7 @@ def run_ranks(task: dict[str, Any], folder: RunFolder, events: int, lock: Connec
         alive, our_life = context.Pipe(duplex=False)
         try:
             for rank in range(size):
-                mine = task | {"task": "rank", "rank": rank, "meeting": meeting}
+                mine = task | task_of("rank", rank=rank, meeting=meeting)
                 sender = Connection(os.dup(events), readable=False)
                 arguments = (json.dumps(mine), sender, alive, lock, log)
                 process = context.Process(target=forked, name=f"rank {rank}", args=arguments)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines.child import started
+from bench.runs.child_main import task_of
 from bench.runs.plan import Estimate, Measured, estimate
 from bench.spec import RunSpec, UsageError
 
@@ -53,7 +54,7 @@ def measure_rows(specs: list[RunSpec], log: Path, at_once: int = 1) -> dict[str,
 
 def task(rows: dict[str, RunSpec]) -> dict[str, Any]:
     """What the process of a lane is told."""
-    return {"task": "measure", "specs": [spec.model_dump(mode="json") for spec in rows.values()]}
+    return task_of("measure", specs=[spec.model_dump(mode="json") for spec in rows.values()])
 
 
 class Lane:

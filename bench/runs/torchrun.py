@@ -11,11 +11,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.options.options import Options
-from bench.options.resolve import resolve
-from bench.runs.conduct import default_out, make_manifest, opened
+from bench.runs.conduct import build_report, opened
 from bench.runs.progress import Display
-from bench.spec import UsageError
+from bench.spec import Manifest, UsageError
 from bench.storage.store import RunFolder
 
 
@@ -35,10 +33,16 @@ def place() -> Place | None:
     return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
 
-def run(
-    options: Options, here: Place, out: Path | None, every: float, command: list[str], again: bool = False
-) -> tuple[Path, list[str]] | None:
-    """Take part in the one run that the options ask for: on rank 0 its folder and what is not finished, else None.
+def check(here: Place, gpus_per_run: int, **others: bool) -> None:
+    """Raises UsageError for another number of GPUs than torchrun has started, and for options without a use here."""
+    for option in (name for name, given in others.items() if given):
+        raise UsageError(f"expected no --{option} under torchrun, which makes one run, at once and here; leave it out")
+    if gpus_per_run not in (1, here.size):
+        raise UsageError(f"expected --gpus-per-run {here.size}, as torchrun has started, got {gpus_per_run}")
+
+
+def run(here: Place, out: Path, manifest: Manifest, every: float, again: bool) -> list[str] | None:
+    """Take part in the one run of the manifest, up to its report: on rank 0 what is not finished, else None.
 
     Raises UsageError for more runs than one, Interrupted when it was stopped, and what a run raises.
     """
@@ -48,13 +52,10 @@ def run(
     from bench.runs.execute import execute
     from bench.storage.signals import StopFlag
 
-    if options.gpus_per_run not in (1, here.size):
-        raise UsageError(f"expected --gpus-per-run {here.size}, as torchrun has started, got {options.gpus_per_run}")
-    specs, budget, total, data = resolve(options.model_copy(update={"gpus_per_run": here.size}))
-    if len(specs) != 1:
-        raise UsageError(f"expected one run under torchrun, got {len(specs)}; give one method, one seed and one budget")
-    spec, out = specs[0], out or default_out(options, specs)
-    manifest = make_manifest(specs, budget, total, data, command)
+    if len(manifest.runs) != 1:
+        found = f"got {len(manifest.runs)}; give one method, one seed and one budget"
+        raise UsageError(f"expected one run under torchrun, {found}")
+    (spec,) = manifest.runs
     device = devices.of_rank(devices.resolve(spec.device), here.local_rank)
     devices.prepare(device, spec.threads)
     flag = StopFlag()
@@ -68,4 +69,5 @@ def run(
             execute(out, spec, lambda event: display.event(spec, event), flag, every, ranks)
             record = RunFolder(out, spec).record()
             display.ended(spec, record.status, record.message)
-    return out, [] if record.status == "finished" else [spec.name]
+            build_report(out, display)
+    return [] if record.status == "finished" else [spec.name]

@@ -2,11 +2,8 @@
 
 import contextlib
 import errno
-import functools
-import mmap
 import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -46,24 +43,13 @@ class Disk:
         """How many bytes of the data were written, at least one."""
         return os.write(handle, data)
 
-    def open_to_change(self, path: Path, direct: bool) -> int:
-        """A handle to change parts of a file, made where it is missing; ``direct``: past the machine's memory."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (getattr(os, "O_DIRECT", 0) if direct else 0)
-        return os.open(path, flags, 0o644)
-
-    def reserve(self, handle: int, offset: int, length: int) -> None:
-        """Room on the disk for this part of the file, where the system can say so: writing it is quicker then."""
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle, offset, length)
+    def open_to_change(self, path: Path) -> int:
+        """A handle to change parts of a file, made where it is missing."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
 
     def write_at(self, handle: int, data: memoryview, offset: int) -> int:
         """How many bytes of the data were written from the offset on, at least one."""
         return os.pwrite(handle, data, offset)
-
-    def forget(self, handle: int, offset: int, length: int) -> None:
-        """The machine need not keep this part of the file in its memory; a hint, where the system takes it."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
 
     def sync(self, handle: int) -> None:
         """What was written outlasts a power cut."""
@@ -126,63 +112,22 @@ def write_bytes(path: Path, data: bytes, synced: bool = True) -> None:
         raise cannot("write", path, error) from error
 
 
-def write_part(path: Path, offset: int, length: int, pieces: Iterable[bytes]) -> None:
-    """Put pieces of that length in all into a file, from the offset on, past the memory of the machine if that goes.
+def write_part(path: Path, offset: int, data: bytes | bytearray) -> None:
+    """Put the data into a file, from the offset on, to stay. Makes the file where it is missing. Raises DiskError.
 
-    For files that are larger than the memory: what is written is not whole until all parts are and ``sync_file`` was
-    called, so whoever writes keeps a record. Makes the file where it is missing. Raises DiskError.
+    For files that are larger than the memory: what is written is not whole until all parts are, so whoever writes keeps
+    a record.
     """
-    data, filled = buffer(length), 0
-    for piece in pieces:
-        data[filled : filled + len(piece)] = piece
-        filled += len(piece)
-    if filled != length:
-        raise ValueError(f"expected pieces of {length} bytes in all for {path}, got {filled}")
     try:
-        if (offset | length) % mmap.PAGESIZE:
-            put(path, offset, data, direct=False)
-            return
+        handle, done = DISK.open_to_change(path), 0
         try:
-            put(path, offset, data, direct=True)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # of a file system that only writes through the memory
-                raise
-            put(path, offset, data, direct=False)
-    except OSError as error:
-        raise cannot("write", path, error) from error
-
-
-def put(path: Path, offset: int, data: memoryview, direct: bool) -> None:
-    """Write the data at its place in the file. Raises OSError."""
-    disk, done = DISK, 0
-    handle = disk.open_to_change(path, direct)
-    try:
-        disk.reserve(handle, offset, len(data))
-        while done < len(data):
-            done += disk.write_at(handle, data[done:], offset + done)
-        if not direct:
-            disk.sync(handle)
-            disk.forget(handle, offset, len(data))
-    finally:
-        disk.close(handle)
-
-
-@functools.lru_cache(maxsize=1)
-def buffer(length: int) -> memoryview:
-    """Memory at the start of a page, as writing past the machine's memory asks for; the same one again."""
-    return memoryview(mmap.mmap(-1, length))
-
-
-def sync_file(path: Path) -> None:
-    """All parts of a file that were written outlast a power cut. Raises DiskError."""
-    try:
-        handle = DISK.open_to_change(path, direct=False)
-        try:
+            while done < len(data):
+                done += DISK.write_at(handle, memoryview(data)[done:], offset + done)
             DISK.sync(handle)
         finally:
             DISK.close(handle)
     except OSError as error:
-        raise cannot("sync", path, error) from error
+        raise cannot("write", path, error) from error
 
 
 def make_folders(folder: Path) -> None:

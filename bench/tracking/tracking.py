@@ -1,7 +1,8 @@
 """Tells hooks of the runs without ever waiting for one: each lives in a process of its own, fed by a thread.
 
 What a hook does there - raise, hang, exit, crash, fill its memory, take over signals - costs a warning and the hook,
-never a run. Its process is ready before the first training begins, so its imports are not charged to one.
+never a run. Its process is ready before the first training begins, so its imports are not charged to one. A thread
+would not do: nothing ends one that hangs, and one that exits, crashes or holds Python's lock takes the command along.
 """
 
 import hashlib

@@ -14,38 +14,22 @@ import pytest
 import torch
 from data_fixtures import array_of, load, numbers, picture, write_images
 
-from bench.data import blocks, cache
+from bench.data import cache, decoders
 from bench.spec import UsageError
 from bench.storage.lock import owned
-
-DECODE = """
-import sys
-from data_fixtures import load
-from pathlib import Path
-if __name__ == "__main__":
-    {before}
-    load(Path(sys.argv[1]))
-"""
-
-
-def started(root, before="", name="decode.py"):
-    """A process that decodes the folder, after ``before``."""
-    script = root.parent / name
-    script.write_text(DECODE.format(before=before))
-    path = os.pathsep.join([str(place) for place in Path(__file__).parents[1:3]])
-    return subprocess.Popen([sys.executable, script, root], env=os.environ | {"PYTHONPATH": path})
 
 
 @pytest.fixture
 def decodings(monkeypatch):
     """Names of the images that this process has decoded."""
-    names, real = [], blocks.decode
+    names, real = [], cache.decode
 
     def decode(name, file, size):
         names.append(name)
         return real(name, file, size)
 
-    monkeypatch.setattr(blocks, "decode", decode)
+    monkeypatch.setattr(cache, "decode", decode)
+    monkeypatch.setattr(decoders, "decode", decode)
     return names
 
 
@@ -55,9 +39,9 @@ def test_every_image_is_in_its_place_and_decoded_once(tmp_path, decodings):
     assert sorted(numbers(train.images[:])) == list(range(300))
     assert [number * 2 // 300 for number in numbers(train.images[:])] == train.labels.tolist()
     assert sorted(numbers(test.images[:])) == list(range(20))
-    assert len(decodings) == 320
+    assert len(decodings) == 322  # the first of each split also says what the others have to be
     again, _ = load(root)
-    assert len(decodings) == 320
+    assert len(decodings) == 322
     assert torch.equal(again.images[:], train.images[:])
     assert again.sha256 == train.sha256
 
@@ -89,25 +73,45 @@ def test_several_processes_give_the_same_array(tmp_path, monkeypatch):
     assert array_of(root).read_bytes() == whole
 
 
-def test_killed_in_the_middle_it_goes_on_from_the_blocks_that_are_done(tmp_path, decodings):
+PATH = os.pathsep.join([str(place) for place in Path(__file__).parents[1:3]])
+KILL = """
+import os, sys
+from pathlib import Path
+from data_fixtures import load
+from bench.data import decoders
+real, names = decoders.checksum, []
+decoders.checksum = lambda pixels: (names.append(0), len(names) > 300 and os.kill(os.getpid(), 9), real(pixels))[2]
+load(Path(sys.argv[1]))
+"""
+
+
+def test_what_a_killed_decoding_has_left_is_never_believed(tmp_path, decodings):
     root = write_images(tmp_path / "set", 400)
-    kill = (
-        "import os, bench.data.blocks as b; n = []; real = b.decode; "
-        "b.decode = lambda *a: (n.append(0), len(n) > 300 and os.kill(os.getpid(), 9), real(*a))[2]"
-    )
-    assert started(root, kill).wait(60) == -signal.SIGKILL
+    killed = subprocess.run([sys.executable, "-c", KILL, root], env=os.environ | {"PYTHONPATH": PATH}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (half,) = (tmp_path / "kept" / "decoded").glob("*/pixels.npy")
+    assert half.stat().st_size > 4096 + 90 * 200
     train, _ = load(root)
-    assert len(decodings) == 400 - 2 * blocks.BLOCK + 4  # and the test images
+    assert len(decodings) == 406  # all, the test images, and the first of each split once more
     assert sorted(numbers(train.images[:])) == list(range(400))
+
+
+POOL = """
+import sys
+from pathlib import Path
+from data_fixtures import load
+from bench.data import cache, decoders
+if __name__ == "__main__":
+    cache.FEW = decoders.TOGETHER = 1
+    load(Path(sys.argv[1]))
+"""
 
 
 @pytest.mark.ci
 def test_workers_end_with_a_killed_parent(tmp_path):
     root = write_images(tmp_path / "set", 300)
-    with open(root / "train" / "a" / "00000.png", "ab"):
-        process = started(
-            root, "import bench.data.cache as c; c.FEW = 1; c.BLOCK = 1; import bench.data.blocks as b; b.BLOCK = 1"
-        )
+    (tmp_path / "pool.py").write_text(POOL)
+    process = subprocess.Popen([sys.executable, tmp_path / "pool.py", root], env=os.environ | {"PYTHONPATH": PATH})
     listing = f"/proc/{process.pid}/task/{process.pid}/children"
     until, children = time.monotonic() + 60, []
     while len(children) < 2 and time.monotonic() < until and process.poll() is None:
@@ -123,29 +127,45 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert sorted(numbers(load(root)[0].images[:])) == list(range(300))
 
 
-def test_a_damaged_block_is_noticed_and_decoded_again(tmp_path, decodings):
+@pytest.mark.parametrize("place", [17, 4096 + 200 * 90 + 17])
+def test_a_damaged_array_is_noticed_and_made_again(tmp_path, decodings, place):
     root = write_images(tmp_path / "set", 300)
     train, _ = load(root)
     pixels, array = train.images[:].clone(), array_of(root)
     with array.open("r+b") as file:
-        file.seek(4096 + 200 * 90 + 17)
+        file.seek(place)
         file.write(b"\x99")
     decodings.clear()
     assert torch.equal(load(root)[0].images[:], pixels)
-    assert len(decodings) == blocks.BLOCK  # the second of three
+    assert len(decodings) == 301
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "checksums"])
-@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"", lambda data: data[:5] + b"#" + data[6:]])
-def test_a_damaged_record_costs_a_look_at_the_array(tmp_path, decodings, name, damage):
+def test_an_array_that_was_copied_costs_a_look_and_no_decoding(tmp_path, decodings):
     root = write_images(tmp_path / "set", 20)
     expected = load(root)[0].sha256
-    file = array_of(root).with_name(name)
-    file.write_bytes(damage(file.read_bytes()))
+    os.utime(array_of(root), ns=(1, 1))
     decodings.clear()
     assert load(root)[0].sha256 == expected
     assert decodings == []
-    assert array_of(root).with_name(name).exists()
+    os.utime(array_of(root), ns=(2, 2))
+    with array_of(root).open("ab") as file:
+        file.write(b"more")
+    assert load(root)[0].sha256 == expected
+    assert len(decodings) == 21
+
+
+@pytest.mark.parametrize(("name", "decoded"), [("manifest.json", 21), ("checksums", 0)])
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"", lambda data: data[:5] + b"#" + data[6:]])
+def test_a_damaged_record_is_noticed_and_made_again(tmp_path, decodings, name, decoded, damage):
+    root = write_images(tmp_path / "set", 20)
+    expected = load(root)[0].sha256
+    file = array_of(root).with_name(name)
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    decodings.clear()
+    assert load(root)[0].sha256 == expected
+    assert len(decodings) == decoded
+    assert name == "manifest.json" or file.read_bytes() == whole
 
 
 def test_an_array_cut_short_or_gone(tmp_path):
@@ -182,18 +202,16 @@ def test_a_file_of_the_same_size_written_later_is_a_change(tmp_path):
     assert sorted(numbers(load(root)[0].images[:])) == sorted([*range(3), 4, *range(4, 20)])
 
 
-def test_a_damaged_image_is_named_and_costs_its_block_only(tmp_path, decodings):
+def test_a_damaged_image_is_named_and_leaves_nothing_to_believe(tmp_path):
     root = write_images(tmp_path / "set", 300)
     bad = root / "train" / "b" / "00200.png"
     good = bad.read_bytes()
-    bad.write_bytes(good[:40])
-    with pytest.raises(UsageError, match=rf"cannot read the image {bad}: .*; replace or remove it"):
-        load(root)
+    for damage, reason in ((good[:40], ".*"), (b"nothing", "no format that is read here .*")):
+        bad.write_bytes(damage)
+        with pytest.raises(UsageError, match=rf"cannot read the image {bad}: {reason}; replace or remove it"):
+            load(root)
     bad.write_bytes(good)
-    decodings.clear()
-    load(root)
-    assert len(decodings) == 300 - blocks.BLOCK + 4  # the first block was done
-    assert str(bad) in decodings
+    assert sorted(numbers(load(root)[0].images[:])) == list(range(300))
 
 
 def test_a_damaged_image_is_named_by_the_process_that_meets_it(tmp_path, monkeypatch):
@@ -204,19 +222,6 @@ def test_a_damaged_image_is_named_by_the_process_that_meets_it(tmp_path, monkeyp
     monkeypatch.setattr(cache, "cores", lambda: 0)
     with pytest.raises(UsageError, match=rf"cannot read the image {bad}: no format that is read here .*; replace"):
         load(root)
-
-
-def test_blocks_that_remember_less_are_decoded_again(tmp_path, decodings):
-    """Those of an earlier version knew no losses."""
-    root = write_images(tmp_path / "set", 20)
-    expected = load(root)[0].sha256
-    folder = array_of(root).parent
-    (folder / "manifest.json").unlink()
-    (block,) = (folder / "blocks").iterdir()
-    block.write_bytes(block.read_bytes()[: 4 * 20])
-    decodings.clear()
-    assert load(root)[0].sha256 == expected
-    assert len(decodings) == 20
 
 
 def test_a_dataset_with_the_longest_name_that_a_disk_takes(tmp_path):

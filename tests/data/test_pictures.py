@@ -171,4 +171,4 @@ class TestLoss:
 
     def test_the_nearest_quality_of_a_foreign_table(self):
         table = Image.open(io.BytesIO(encoded(format="JPEG", quality=60))).quantization[0]
-        assert jpeg_quality([table[0] + 1, *table[1:]]) == 60
+        assert jpeg_quality((table[0] + 1, *table[1:])) == 60

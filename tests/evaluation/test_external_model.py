@@ -13,7 +13,7 @@ from torch import nn
 
 from bench.encoders.common.folding import fold_batch_norm
 from bench.evaluation.external_model import Foreign, call_factory, check_module, load_module, mean_and_std
-from bench.options.external_request import check_input_range, check_source, parse_normalize
+from bench.options.external_request import check_source, parse_normalize
 
 
 @pytest.fixture
@@ -245,26 +245,12 @@ def test_mean_and_std_of_another_range_are_refused_with_those_that_may_be_meant(
     assert hint in refused(parse_normalize, text)
 
 
-def test_a_range_that_no_mean_and_std_in_it_gives_is_a_layer_of_ones_own():
-    message = refused(check_input_range, "0,0.5")
-    assert message.endswith("wrap it in a factory whose first layer returns images * 0.5 + 0")
-    layer = eval("lambda images: " + message.rpartition("returns ")[2])
-    assert layer(torch.tensor([0.0, 1.0])).tolist() == [0.0, 0.5]
-
-
-@pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 255.0), (-2.0, 6.0)])
-def test_another_input_range_is_refused_with_the_layer_that_gives_it(ends):
-    message = refused(check_input_range, f"{ends[0]:g},{ends[1]:g}")
-    layer = Foreign(nn.Identity(), *mean_and_std(parse_normalize(message.rpartition(" ")[2]), 1))
+@pytest.mark.parametrize(("given", "ends"), [("0.5,0.5", (-1.0, 1.0)), ("0,0.00392157", (0.0, 255.0))])
+def test_a_first_layer_gives_a_model_the_range_that_it_takes(given, ends):
+    """As the documentation has them."""
+    layer = Foreign(nn.Identity(), *mean_and_std(parse_normalize(given), 1))
     reached = layer(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).flatten()
     assert torch.allclose(reached, torch.tensor(ends), atol=1e-6 * max(map(abs, ends)))
-
-
-def test_the_range_from_0_to_1_is_taken():
-    check_input_range("0,1")
-    check_input_range("0.0, 1.0")
-    assert "lower end first" in refused(check_input_range, "1,0")
-    assert "expected --input-range 0,1" in refused(check_input_range, "all")
 
 
 # ---------------------------------------------------------------- at the door

@@ -12,15 +12,25 @@ from markdown_it import MarkdownIt
 
 from bench.cli import cli
 from reports.announce import annotations, as_json, headline, junit, summary, write_summary
-from reports.findings import Compared, Finding
+from reports.findings import Comparison
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "a|b,c:d%0A\r\n::set-env name=X::<script>`[x](y)`\x1b[2J\ud800"
-LOSS = Finding("G1", "cf_amc_ssl, linear, pgd at eps 0.1", "robust accuracy", "61.2 %", "57.9 %", "McNemar", 2e-4, True)
-GAIN = Finding("G2", "emp_ssl", "passes per image", "6", "5", "equal", None, False)
-SAME = Compared("G1", "emp_ssl, linear", "clean accuracy", "93.1 %", "93.1 %", "McNemar", 1.0)
-COMPARED = [SAME, Compared.of(GAIN), Compared.of(LOSS)]
-ODD = Compared.of(Finding("G2", HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, 0.5, True))
+LOSS = Comparison(
+    "G1",
+    "cf_amc_ssl",
+    "cf_amc_ssl, linear, pgd at eps 0.1",
+    "robust accuracy",
+    "61.2 %",
+    "57.9 %",
+    "worse",
+    "McNemar",
+    2e-4,
+)
+GAIN = Comparison("G2", "emp_ssl", "emp_ssl", "passes per image", "6", "5", "better", "equal")
+SAME = Comparison("G1", "emp_ssl", "emp_ssl, linear", "clean accuracy", "93.1 %", "93.1 %", "same", "McNemar", 1.0)
+COMPARED = [SAME, GAIN, LOSS]
+ODD = Comparison("G2", HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, "worse", HOSTILE, 0.5)
 
 
 def test_junit_has_a_case_for_each_metric_and_fails_those_that_lost() -> None:
@@ -67,7 +77,7 @@ def test_a_loss_is_an_error_a_gain_a_notice_and_what_did_not_move_is_silent() ->
         ("error", "cf_amc_ssl, linear, pgd at eps 0.1, robust accuracy", str(LOSS)),
         ("notice", "emp_ssl, passes per image", str(GAIN)),
     ]
-    assert annotations([Compared.of(LOSS)])[0].startswith(
+    assert annotations([LOSS])[0].startswith(
         "::error title=cf_amc_ssl%2C linear%2C pgd at eps 0.1%2C robust accuracy::LOSS cf_amc_ssl, linear"
     )
 
@@ -76,11 +86,11 @@ def test_no_name_ends_an_annotation_or_begins_a_command() -> None:
     (line,) = annotations([ODD])
     assert "\n" not in line
     assert "\r" not in line
-    assert parsed(line) == ("error", f"{HOSTILE}, {HOSTILE}", str(ODD.finding))
+    assert parsed(line) == ("error", f"{HOSTILE}, {HOSTILE}", str(ODD))
 
 
 def test_annotations_stop_where_github_does_and_say_so() -> None:
-    lines = annotations([Compared.of(LOSS)] * 12 + [Compared.of(GAIN)] * 10)
+    lines = annotations([LOSS] * 12 + [GAIN] * 10)
     assert len(lines) == 20
     assert lines[9] == "::error title=bench check::3 more are in the job summary"
     assert parsed(lines[19])[2] == str(GAIN)
@@ -109,13 +119,13 @@ def test_the_summary_shows_losses_first_and_what_did_not_move_below() -> None:
         ["same", "G1", "emp_ssl, linear", "clean accuracy", "93.1 %", "93.1 %", "McNemar", "1"],
     ]
     assert summary(COMPARED).startswith("### bench check: 1 loss, 1 gain in 3 compared metrics\n")
-    assert "did not move" not in summary([Compared.of(LOSS)])
+    assert "did not move" not in summary([LOSS])
     assert headline([SAME]) == "0 losses, 0 gains in 1 compared metric"
 
 
 def test_what_differs_without_a_direction_is_no_gain() -> None:
-    found = Compared.of(Finding("G0", "emp_ssl", "counts", "6", "5", "equal counts", None, False))
-    assert (found.verdict, json.loads(as_json([found]))["gains"]) == ("differs", 0)
+    found = Comparison("G0", "emp_ssl", "emp_ssl", "counts", "6", "5", "differs", "equal counts")
+    assert (found.outcome, json.loads(as_json([found]))["gains"]) == ("differs", 0)
     assert annotations([found])[0].startswith("::notice title=emp_ssl%2C counts::differs emp_ssl")
     assert "differs" in summary([found])
 

@@ -9,8 +9,7 @@ from scipy.stats import ttest_ind
 
 from bench.spec import UsageError
 from reports import gate
-from reports.findings import losses
-from reports.gate import Comparison
+from reports.findings import Comparison, losses, moved
 from reports.regression import Baseline, Fixed, Reading, Series, default_baseline
 from tests.gate.test_regression import baseline, reading
 
@@ -48,14 +47,11 @@ class TestExact:
     @pytest.mark.parametrize("by", [-1, 1])
     def test_one_image_differs_in_both_directions_and_fails_only_where_asked(self, by: int) -> None:
         values = next(s for s in reading().series if s.key == CELL).numbers
-        found = gate.findings(
-            gate.exact(changed(reading(), CELL, [int(values[0]) + by, *map(int, values[1:])]), baseline())
-        )
+        found = moved(gate.exact(changed(reading(), CELL, [int(values[0]) + by, *map(int, values[1:])]), baseline()))
         assert len(found) == 1
         assert losses(found) == []
         assert str(found[0]).startswith("differs cf_amc_ssl, linear, pgd at eps 0.1, robust accuracy: ")
-        exact = gate.exact(changed(reading(), CELL, [0, 0, 0]), baseline())
-        assert len(losses(gate.findings(exact, exact=True))) == 1
+        assert len(losses(gate.exact(changed(reading(), CELL, [0, 0, 0]), baseline(), strict=True))) == 1
 
     def test_a_cell_that_is_gone_or_is_added_differs(self) -> None:
         found = reading()
@@ -121,8 +117,8 @@ class TestAccuracies:
         assert (ours.before, ours.after) == (f"{np.mean(self.COUNTS) / 3:.1f} %", "45.0 %")
 
     def test_a_rise_is_a_gain_and_no_loss(self) -> None:
-        (found,) = gate.findings([one(gate.retrained(run([190, 195, 188]), spread_out(self.COUNTS)), CELL)])
-        assert not found.loss
+        (found,) = moved([one(gate.retrained(run([190, 195, 188]), spread_out(self.COUNTS)), CELL)])
+        assert found.outcome == "gain"
         assert str(found).startswith("gain ")
 
     @pytest.mark.parametrize("values", [[150, 151, 152], [145, 147, 146], [141, 158, 150]])
@@ -220,8 +216,8 @@ class TestSameWeights:
         assert (found.before, found.after) == ("500 of 1000", f"{500 - fell + rose} of 1000")
 
     def test_more_images_that_stand_mean_a_weaker_attack(self) -> None:
-        (found,) = gate.findings(weights(fixed("1" * 500 + "0" * 500), fixed("1" * 530 + "0" * 470))[:1])
-        assert found.loss
+        (found,) = moved(weights(fixed("1" * 500 + "0" * 500), fixed("1" * 530 + "0" * 470))[:1])
+        assert found.outcome == "loss"
         assert "the attack is weaker" in found.rule
 
     def test_slower_by_more_than_the_tolerance(self) -> None:
@@ -236,8 +232,8 @@ class TestSameWeights:
         assert "peak memory" in {each.metric for each in gate.retrained(reading(), baseline())}
 
     def test_weights_that_cannot_be_scored(self) -> None:
-        (found,) = gate.findings(weights(fixed("1"), fixed("", error="AssertionError: train mode")))
-        assert found.loss
+        (found,) = moved(weights(fixed("1"), fixed("", error="AssertionError: train mode")))
+        assert found.outcome == "loss"
         assert found.after == "failed: AssertionError: train mode"
 
     def test_other_images_are_nothing_to_compare(self) -> None:
@@ -262,11 +258,11 @@ class TestRepeat:
         (settled,) = gate.confirmed([self.FIRST], [again])
         assert settled.verdict == "not confirmed"
         assert settled.rule == "t-test; the repeat gave 49 %"  # both results are told
-        assert gate.findings([settled]) == []
+        assert moved([settled]) == []
 
     def test_two_alarms_are(self) -> None:
-        (found,) = gate.findings(gate.confirmed([self.FIRST], [self.FIRST]))
-        assert found.loss
+        (found,) = moved(gate.confirmed([self.FIRST], [self.FIRST]))
+        assert found.outcome == "loss"
 
     def test_an_evaluation_that_fails_once_is_none(self) -> None:
         once = Comparison("G1", "m", "m", "evaluation", "1 of 1", "failed: x", "worse", "can be scored")

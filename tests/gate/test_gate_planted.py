@@ -28,8 +28,7 @@ from bench.spec import EvalSpec, Record, RunSpec, TrainResult
 from bench.storage.files import read
 from bench.training.train import train
 from reports import gate
-from reports.findings import Finding, losses
-from reports.gate import Comparison
+from reports.findings import Comparison, losses, moved
 from reports.regression import BASELINES, Baseline, FixedRun, Series, default_baseline, series_of
 
 
@@ -38,7 +37,7 @@ def baseline() -> Baseline:
     return Baseline.read(default_baseline("ci"))
 
 
-def look_twice(baseline: Baseline, method: str) -> list[Finding]:
+def look_twice(baseline: Baseline, method: str) -> list[Comparison]:
     """G1 of one method as ``bench check`` does it: once, and once more with a fresh attack seed where it alarms."""
     known = baseline.model_copy(update={"fixed": [each for each in baseline.fixed if each.spec.row == method]})
 
@@ -47,7 +46,7 @@ def look_twice(baseline: Baseline, method: str) -> list[Finding]:
         return gate.same_weights([score(each, BASELINES, lambda event: None) for each in asked], known)
 
     first = look(0)
-    return gate.findings(gate.confirmed(first, look(1)) if gate.alarms(first) else first)
+    return moved(gate.confirmed(first, look(1)) if gate.alarms(first) else first)
 
 
 @pytest.fixture
@@ -168,7 +167,7 @@ def test_probe_that_is_not_fitted_to_the_end(baseline: Baseline, monkeypatch: py
 # ---------------------------------------------------------------- what is trained again
 
 
-def train_again(baseline: Baseline, method: str, seeds: range, **settings: Any) -> list[Finding]:
+def train_again(baseline: Baseline, method: str, seeds: range, **settings: Any) -> list[Comparison]:
     """G2 of one method on fresh seeds, as the suite trains it, under clean images and PGD; twice where it alarms."""
     spec = next(each.spec for each in baseline.fixed if each.spec.row == method)
     spec = spec.model_copy(update={"settings": spec.settings | settings})
@@ -182,7 +181,7 @@ def train_again(baseline: Baseline, method: str, seeds: range, **settings: Any) 
 
     first = look(0, None)
     alarms = gate.alarms(first)
-    return gate.findings(gate.confirmed(first, look(len(seeds), alarms)) if alarms else first)
+    return moved(gate.confirmed(first, look(len(seeds), alarms)) if alarms else first)
 
 
 def retrained(spec: RunSpec) -> Record:

@@ -179,7 +179,7 @@ def test_the_outline_of_an_attack_has_its_settings(attack: str) -> None:
 def test_an_evaluation_of_anybodys_model_takes_the_same() -> None:
     given = dict.fromkeys(["architecture", "normalize", "name", "image_size", "classes", "data_root", "train_images",
                            "test_images", "eval", "audit", "threads"])  # fmt: skip
-    given |= {"kind": "classifier", "input_range": "0,1", "data": "synthetic", "device": "cpu"}
+    given |= {"kind": "classifier", "data": "synthetic", "device": "cpu"}
     found = gather("bench.cli:main", None, **given, attacks=f"pgd,{L2}", eps="l2:0.5", settings=("l2.steps=3",))
     assert (found.eval.attack_settings, found.eval.eps_l2) == ({"l2": {"steps": 3}}, (0.5,))
     with pytest.raises(UsageError, match="unknown method or attack 'simclr'"):

@@ -68,7 +68,6 @@ REFUSED = [  # later options win over those of RUN
     (["evaluate", "/no/such.safetensors"], "no such file"),
     (["evaluate", "pack.module:make", "--architecture", "resnet18"], "expected --architecture with a file only"),
     (["evaluate", "pack.module:make", "--normalize", "123.675,58.395"], "with mean and std in [0, 1]"),
-    (["evaluate", "pack.module:make", "--input-range", "0,255"], "expected a model of images in [0, 1]"),
     (["evaluate", "pack.module:make", "--data", "digitz"], "unknown dataset 'digitz'"),
     (["evaluate", "pack.module:make", "--attacks", "pgdd"], "unknown attack 'pgdd'"),
     (["evaluate", __file__], "which may hold code and is not read"),

@@ -10,19 +10,16 @@ from scipy.stats import binomtest, ttest_ind
 from statsmodels.stats.api import CompareMeans, DescrStatsW, confint_proportions_2indep, proportion_effectsize
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.weightstats import ttost_ind
 
 from reports.stats import (
     Pool,
     Spread,
     cohens_h,
     discordant,
-    equivalence,
     holm,
     image_variance,
     mcnemar,
     newcombe,
-    none_left_bound,
     paired_bootstrap,
     pareto,
     pool_seeds,
@@ -57,15 +54,6 @@ def test_wilson_takes_a_mean_over_seeds():
     assert (hi - lo) / 2 == pytest.approx(0.119, abs=1e-3)  # as wide as one seed's, not a third of its variance
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.4, 1.4, 2.0, -3.0])
-def test_equivalence_is_that_of_statsmodels(shift):
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(0, 0.5, 5), rng.normal(shift, 0.8, 7)
-    expected, _, _ = ttost_ind(a, b, -1.5, 1.5, usevar="unequal")
-    assert equivalence(a, b, 1.5) == pytest.approx(expected, rel=1e-9)
-    assert equivalence(b, a, 1.5) == pytest.approx(expected, rel=1e-9)
-
-
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=12))
 def test_pareto_is_its_definition(points):
     def beats(a, b):
@@ -88,13 +76,6 @@ def test_half_widths_of_the_protocol(total, half, half_at_30):
     for share, expected in ((0.5, half), (0.3, half_at_30)):
         lo, hi = wilson(share * total, total)
         assert 50 * (hi - lo) == pytest.approx(expected, abs=0.005 if total == 10_000 else 0.05)
-
-
-def test_no_survivor_is_bounded_by_the_accuracy_that_would_leave_none_in_one_case_of_twenty():
-    assert 100 * none_left_bound(256) == pytest.approx(1.2, abs=0.05)  # protocol 5.1
-    assert 100 * none_left_bound(1000) == pytest.approx(0.3, abs=0.005)
-    assert none_left_bound(64) == pytest.approx(binomtest(0, 64, alternative="less").proportion_ci(0.95).high)
-    assert none_left_bound(0) == 1.0
 
 
 @given(st.integers(0, 300), st.integers(0, 300))

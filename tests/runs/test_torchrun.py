@@ -63,6 +63,9 @@ def test_place(monkeypatch):
     [
         (["--methods", "simclr", "--seeds", "2"], "expected one run under torchrun, got 2"),
         (["--methods", "simclr", "--gpus-per-run", "2"], "expected --gpus-per-run 4, as torchrun has started, got 2"),
+        (["--methods", "simclr", "--track", "tensorboard"], "expected no --track under torchrun, which makes one run"),
+        (["--methods", "simclr", "--deadline", "1h"], "expected no --deadline under torchrun, which makes one run"),
+        (["--methods", "simclr", "--engine", "slurm"], "expected no --engine under torchrun, which makes one run"),
         (["--methods", "simclr", "--set", "simclr.batch=30"], "expected a batch in 4 equal parts, .* got 30"),
     ],
 )

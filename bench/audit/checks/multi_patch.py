@@ -1,4 +1,4 @@
-"""The audit of multi-patch aggregation and its training, M1 to M7 (protocol 3.4).
+"""The audit of multi-patch aggregation, M1 to M6 (protocol 3.4).
 
 It reads the mean features over crops, so beside the usual questions there are four of its own: are the
 crops the same for every image, the same in attack and scoring, does one crop of the whole image give the linear
@@ -8,7 +8,7 @@ protocol, and does an attack on the single crops find what one on their mean doe
 import torch
 from torch import Tensor, nn
 
-from attacks.common.base import cross_entropy, maximize, predicted, project, random_start, steepest
+from attacks.common.base import cross_entropy, maximize, predicted, random_start
 from bench.audit.checks.company import company, difference
 from bench.audit.checks.subject import AuditCheck, Counted, Subject, soundness
 from bench.protocols.common.classifier import Classifier, MultiPatch, fixed_boxes
@@ -212,42 +212,6 @@ def probe_type(subject: Subject) -> Check:
     )
 
 
-def training_overfits(subject: Subject) -> Check:
-    """M7: r = [L(x + d_PGD) - L(x)] / [L(x + d_FGSM) - L(x)] of the method's own loss L, without labels.
-
-    PGD: 10 steps of eps/4 from zero; FGSM: one of eps. WARN at r > 3, or where one step does not raise the loss and
-    ten do: training against one step has overfitted to it. It judges the training, so it never FAILs the number.
-    N/A without the method's loss.
-    """
-    threshold = "WARN: ten steps raise the method's loss more than 3 times as much as one step"
-    if subject.ssl_loss is None:
-        return Check(id="M7", verdict="N/A", threshold=threshold, note="the projector is not kept after training")
-    images = subject.images[:IMAGES]
-
-    def gain(steps: int, step: float) -> float:
-        assert subject.ssl_loss is not None
-        moved = images
-        for _ in range(steps):
-            moved = moved.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(subject.ssl_loss(moved), moved)
-            moved = project(moved.detach() + step * steepest(gradient), images, subject.eps)
-        with torch.no_grad():
-            return float(subject.ssl_loss(moved) - subject.ssl_loss(images))
-
-    one, ten = gain(1, subject.eps), gain(10, STEP * subject.eps)
-    subject.model.passes += len(images) * (2 * 11 + 4)  # eleven steps, four values
-    ratio = ten / one if one > 0 else None
-    overfits = ten > 3 * one if one > 0 else ten > 0
-    return Check(
-        id="M7",
-        verdict="WARN" if overfits else "PASS",
-        value=ratio,
-        threshold=threshold,
-        n=len(images),
-        note="" if one > 0 else f"one step changes the loss by {one:.3g}, ten by {ten:.3g}",
-    )
-
-
 # ---------------------------------------------------------------- what they share
 
 
@@ -272,5 +236,4 @@ CHECKS: dict[str, tuple[AuditLevel, AuditCheck]] = {
     "M4": ("full", single_crop),
     "M5": ("full", both_losses),
     "M6": ("full", probe_type),
-    "M7": ("full", training_overfits),
 }

@@ -54,7 +54,6 @@ class Subject:
     broken: dict[str, list[int]] = field(default_factory=dict)  # check -> places of images that only it broke
     robust: bool = True  # False: the ranked number is 0 within its interval, so it cannot be an over-estimate
     probe: ProbeResult | None = None  # of this protocol, as stored
-    ssl_loss: Callable[[Tensor], Tensor] | None = None  # images (B, C, H, W) -> the method's loss, where it is kept
     band: list[tuple[float, int, int]] = field(default_factory=list)  # the probe's: (lambda, correct, total) under PGD
     duplicates: int | None = None  # test images whose pixels are also those of a training image
     # what other runs of the folder made: name -> (first images, C, H, W); None: they are still to come
