@@ -73,11 +73,16 @@ def classifier(name: str) -> tuple[Classifier, ProbeResult]:
 
 
 def fitted(
-    encoder: nn.Module, protocol: str = "linear", band_images: int = SPEC.band_images
+    encoder: nn.Module,
+    protocol: str = "linear",
+    band_images: int = SPEC.band_images,
+    train_images: int | None = None,
 ) -> tuple[Classifier, ProbeResult]:
-    """The harness's own classifier on any encoder of digits, its probe fitted on the training images."""
+    """The harness's own classifier on any encoder of digits, its probe fitted on the first training images, or all."""
     shelf, spec = Shelf(), SPEC.model_copy(update={"band_images": band_images})
-    found = fitted_classifier(encoder, *digits(), spec, protocol, SEED, CPU, shelf, lambda event: None, [])
+    train, test = digits()
+    train = train.first(train_images)
+    found = fitted_classifier(encoder, train, test, spec, protocol, SEED, CPU, shelf, lambda event: None, [])
     probe, tensors = shelf.probes[protocol]
     return found, probe.model_copy(update={"sha256": sha256(tensors)})  # as the store adds it
 
