@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from audit_fixtures import short_autoattack
 from evaluation_fixtures import CPU, Shelf
 from foreign_fixtures import EVAL, importable, refused, saved, score, untrained
 from PIL import Image
@@ -117,7 +118,8 @@ def test_reports_read_the_folder_and_rank_no_classifier(models, two_classes, tmp
         source="their_models:Two", kind="classifier", name="=their two", data=two_classes, eval=eval_spec,
         threads=1, out=str(tmp_path / "out"),
     )  # fmt: skip
-    record, _ = score(request)
+    with short_autoattack():
+        record, _ = score(request)
     assert record.spec.method == "their-two"
     with tables_only():
         assert build(Path(request.out)) == []
@@ -267,7 +269,8 @@ def test_a_factory_is_called_again_and_may_be_another(models, two_classes, tmp_p
         source="their_models:Two", kind="classifier", data=two_classes, eval=eval_spec, threads=1,
         out=str(tmp_path / "out"),
     )  # fmt: skip
-    score(request)
+    with short_autoattack():
+        score(request)
     assert verify(tmp_path / "out") == (3, [])  # clean, PGD and AutoAttack
     call_factory("their_models:Two")
     their_models = sys.modules["their_models"]
@@ -315,6 +318,7 @@ def test_the_command_scores_a_factory_in_a_process_of_its_own(models, two_classe
     assert (tmp_path / "out" / "report.pdf").is_file()
 
 
+@pytest.mark.ci
 def test_a_model_that_fails_while_it_is_attacked_is_a_failure_and_says_why(models, two_classes, tmp_path, capsys):
     (tmp_path / "late.py").write_text(
         "from torch import nn\n"
