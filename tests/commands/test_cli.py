@@ -28,7 +28,7 @@ from bench.storage.lock import owned
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--data", "synthetic", "--train-images", "64", "--test-images", "32", "--threads", "1", "--device", "cpu"]
-FAST = [*SMALL, "--attacks", "pgd", "--protocols", "linear", "--set", "all.batch=16"]
+FAST = [*SMALL, "--attacks", "pgd", "--protocols", "linear", "--eval", "quick", "--set", "all.batch=16"]
 
 
 def bench(*arguments: str) -> int:
