@@ -13,8 +13,9 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint con
 run: $(VENV)/.installed  ## every method on the embedded digits, then the report (bench/suites/quick.toml)
 	$(BIN)/bench run --suite quick --out $(OUT)
 
+# Also where the environment forbids it, bytecode is kept: each of the suite's hundreds of processes would compile it all.
 test: $(VENV)/.installed-test  ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 chaos: $(VENV)/.installed-test  ## faults of disk, power and processes in full numbers (docs/measurements.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --chaos -m chaos tests/chaos -n auto

@@ -14,8 +14,8 @@ from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 from bench.storage.signals import EXIT_INTERRUPTED
 from bench.storage.store import RunFolder
 
-EVAL = EvalSpec(attacks=("pgd",), eps=(0.05,), main_eps=0.05, curve=(0.5,), crops=2, band_images=4)
-CELLS = [(p, *cell) for p in ("linear", "multi_patch") for cell in (("none", 0.0), ("pgd", 0.025), ("pgd", 0.05))]
+EVAL = EvalSpec(attacks=("pgd",), protocols=("linear",), eps=(0.05,), main_eps=0.05, curve=(0.5,), band_images=4)
+CELLS = [("linear", "none", 0.0), ("linear", "pgd", 0.025), ("linear", "pgd", 0.05)]
 
 
 def spec(budget="4up", **changes):

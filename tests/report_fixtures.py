@@ -1,8 +1,11 @@
 """A run folder as the harness would leave it, made of plain numbers: the reports are tested on it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from bench.spec import (
     Audit,
@@ -161,6 +164,18 @@ def write(folder: Path, asked: Manifest, found: list[Record]) -> Path:
         if record.audits:
             run.save_audits(record.audits)
     return folder
+
+
+@contextmanager
+def tables_only() -> Iterator[None]:
+    """``build`` within draws no figure and sets no page, which take seconds: for what is about its tables."""
+    from reports import html, pdf, plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "wanted", lambda *_: [])
+        for page in (pdf, html):
+            patch.setattr(page, "render", lambda *_: b"")
+        yield
 
 
 def _record(asked: Manifest, spec: RunSpec, diverged: bool) -> Record:

@@ -1,6 +1,7 @@
 """The house rules that a reader relies on, read from the source: who imports whom, who writes files, who names CUDA."""
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -12,7 +13,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("bench", "methods", "attacks", "reports")
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 NAMES = {str(file.relative_to(ROOT)): file for file in FILES}
-TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in NAMES.items()}
+
+
+@functools.cache
+def trees():
+    """name -> what the file says; read when a test asks, not by every process that collects."""
+    return {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,18 @@ def imports_of(file):
             checking = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
             visit(child, inside or function, typing or checking)
 
-    visit(ast.parse(file.read_text(encoding="utf-8")), False, False)
+    visit(trees()[str(file.relative_to(ROOT))], False, False)
     return found
 
 
-IMPORTS = [each for file in FILES for each in imports_of(file)]
+@functools.cache
+def imports():
+    return [each for file in FILES for each in imports_of(file)]
 
 
 def loads(target):
     """Modules that import ``target`` or something inside it."""
-    return {i for i in IMPORTS if i.target == target or i.target.startswith(target + ".")}
+    return {i for i in imports() if i.target == target or i.target.startswith(target + ".")}
 
 
 # ---------------------------------------------------------------- imports run one way
@@ -119,7 +127,7 @@ def counted(i):
 def test_imports_run_downwards():
     """A file imports its own package and those below, also inside functions."""
     wrong = []
-    for i in filter(counted, IMPORTS):
+    for i in filter(counted, imports()):
         above, below = home(i.source), home(i.target)
         floor = LEVEL[BASES.get(above, above)] + (above in BASES)
         within = below == above or (below in LEVEL and LEVEL[below] < floor)
@@ -137,7 +145,7 @@ def test_every_module_has_a_floor():
 
 
 def test_only_the_registry_names_a_plug_in():
-    named = {(home(i.source), i.target) for i in IMPORTS if i.target in MODULES and home(i.target) in BASES}
+    named = {(home(i.source), i.target) for i in imports() if i.target in MODULES and home(i.target) in BASES}
     own = {(place, target) for place, target in named if place == home(target)}
     assert {place for place, _ in named - own} <= {"bench.registry"}
 
@@ -177,7 +185,7 @@ def test_the_store_loads_torch_only_inside_the_functions_that_need_it():
 def test_no_module_imports_itself_in_a_circle():
     """Imports inside functions count, too."""
     graph = {module: set() for module in MODULES}
-    for i in filter(counted, IMPORTS):
+    for i in filter(counted, imports()):
         graph[i.source].add(i.target)
     done = set()
 
@@ -269,18 +277,18 @@ def writing_calls(tree):
 
 
 def test_only_the_disk_writes_files():
-    calls = {name: {call for call, _ in writing_calls(TREES[name])} - WRITES.get(name, set()) for name in TREES}
+    calls = {name: {call for call, _ in writing_calls(trees()[name])} - WRITES.get(name, set()) for name in trees()}
     assert calls.pop("bench/storage/disk.py") == {"open", "write", "pwrite", "replace"}
     assert {name: called for name, called in calls.items() if called} == {}
 
 
 def test_the_exceptions_of_writing_are_still_needed():
-    assert {name: {call for call, _ in writing_calls(TREES[name])} for name in WRITES} == WRITES
+    assert {name: {call for call, _ in writing_calls(trees()[name])} for name in WRITES} == WRITES
 
 
 def test_an_assert_tells_the_type_checker_what_is_known_and_guards_nothing():
     """``python -O`` leaves them out: what a number rests on, or others give us, is an exception of its own."""
-    said = {(name, ast.unparse(node)) for name, tree in TREES.items() for node in ast.walk(tree) if is_assert(node)}
+    said = {(name, ast.unparse(node)) for name, tree in trees().items() for node in ast.walk(tree) if is_assert(node)}
     known = r"assert [\w.]+ is not None|assert isinstance\([\w., ]+\)"
     assert [(name, text) for name, text in said if not re.fullmatch(known, text)] == []
 
@@ -291,7 +299,7 @@ def is_assert(node):
 
 def test_only_the_device_package_decides_what_the_device_does():
     wrong = []
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         if not name.startswith("bench/device/"):
             wrong += [f"{name}, line {node.lineno}" for node in ast.walk(tree) if decides(node)]
     assert wrong == []
@@ -311,7 +319,7 @@ def decides(node):
 def test_a_file_can_be_read_in_one_sitting():
     lengths = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in NAMES.items()}
     assert {name: length for name, length in lengths.items() if length >= 400} == {}
-    unsaid = [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
+    unsaid = [name for name, tree in trees().items() if not ast.get_docstring(tree)]
     assert [name for name in unsaid if not name.endswith("common/__init__.py")] == []  # a file opens with what it is
 
 

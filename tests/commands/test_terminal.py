@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_fixtures import manifest, records, write
+from report_fixtures import manifest, records, tables_only, write
 
 from bench.commands.ending import print_ending
 from reports.build import build
@@ -28,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clean method, a robust one, and one that diverged."""
     asked = manifest(methods=("emp_ssl", "cf_amc_ssl", "simclr_patch_adv"))
     out = write(tmp_path_factory.mktemp("run"), asked, records(asked))
-    build(out)
+    with tables_only():
+        build(out)
     return out
 
 

@@ -73,7 +73,8 @@ class TestResolve:
 class TestPasses:
     @pytest.mark.parametrize("name", PASSES)
     def test_on_digits_have_a_closed_form(self, name, digits):
-        spec = RunSpec(method=name, data=DataSpec(name="digits"), budget=Budget.parse("1up"))
+        few = {"batch": 8}  # passes are counted for each image
+        spec = RunSpec(method=name, settings=few, data=DataSpec(name="digits"), budget=Budget.parse("1up"))
         method, _ = build_method(spec, registry.load("dataset", "digits").Dataset(), 1)
         result = train(method, digits.first(method.config.batch), spec.budget, 0, CPU)
         counted = (result.forward_per_image, result.backward_input_per_image, result.backward_weight_per_image)

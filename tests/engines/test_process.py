@@ -44,7 +44,7 @@ def test_a_child_trains_evaluates_and_stores_and_does_nothing_twice(tmp_path):
     kinds = [event["event"] for event in events]
     assert kinds[0] == "train"
     assert kinds.count("cell") == len(CELLS)
-    assert kinds.count("probe") == 2
+    assert kinds.count("probe") == 1
     assert events[-1] == {"event": "ended", "status": "finished", "message": ""}
     assert log.read_text() == ""
     record = RunFolder(tmp_path, run).record()
@@ -61,8 +61,6 @@ def test_a_child_trains_evaluates_and_stores_and_does_nothing_twice(tmp_path):
         "encoder.safetensors",
         "probes/linear.json",
         "probes/linear.safetensors",
-        "probes/multi_patch.json",
-        "probes/multi_patch.safetensors",
         "run.json",
         "train.json",
     ]
@@ -178,7 +176,7 @@ def undisturbed(tmp_path_factory):
     return weights(out, run)
 
 
-@pytest.mark.parametrize("name", ["run.json", "state.json", "train.json", "multi_patch-pgd"])
+@pytest.mark.parametrize("name", ["run.json", "state.json", "train.json", "linear-pgd"])
 def test_a_full_disk_is_one_line_and_the_same_task_goes_on(tmp_path, monkeypatch, capsys, undisturbed, name):
     run = spec("10up")
     monkeypatch.setattr(disk, "DISK", FullFrom(name))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_fixtures import tables_only
 
 from bench.commands import consent
 from bench.options.options import Options
@@ -69,7 +70,8 @@ def test_hours_of_work_are_asked_for_on_a_terminal(
     monkeypatch.setattr(measuring, "measure_plan", lambda *given: [LONG])
     monkeypatch.setattr(run, "run_all", lambda *given: made.append(given) or [])
     more = ["--yes"] if yes else []
-    assert bench("run", "--methods", "simclr", *FAST, "--budget", "2up", "--out", str(tmp_path / "o"), *more) == 0
+    with tables_only():
+        assert bench("run", "--methods", "simclr", *FAST, "--budget", "2up", "--out", str(tmp_path / "o"), *more) == 0
     assert (bool(made), answers) == (begun, [])
 
 
@@ -78,4 +80,5 @@ def test_a_script_is_never_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(Display, "ask", lambda *question: pytest.fail("asked"))
     monkeypatch.setattr(measuring, "measure_plan", lambda *given: [LONG])
     monkeypatch.setattr(run, "run_all", lambda *given: [])
-    assert bench("run", "--methods", "simclr", *FAST, "--budget", "2up", "--out", str(tmp_path / "o")) == 0
+    with tables_only():
+        assert bench("run", "--methods", "simclr", *FAST, "--budget", "2up", "--out", str(tmp_path / "o")) == 0

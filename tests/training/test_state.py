@@ -13,6 +13,7 @@ from bench.spec import Budget, UsageError
 from bench.storage.checkpoint import load_generation
 from bench.training.state import Undo, begun
 
+LOADED_AT_ONCE = re.compile(r"method\.(?!teacher$|encoder\.layers\.1\.weight$|encoder\.layers\.2\.running_var$)")
 SAME_ANYWAY = {  # what a new training makes as it was
     "generators.cuda",  # of a GPU
     "optimizer.param_groups",  # settings; the learning rate is set before each step
@@ -104,7 +105,7 @@ def test_one_that_is_not_known_is_refused_by_its_name(inside):
         training_of(flat(kind=Drawing, adversary="free")).load(state)
 
 
-@pytest.mark.parametrize("field", [field for field in FIELDS if field not in SAME_ANYWAY])
+@pytest.mark.parametrize("field", [f for f in FIELDS if f not in SAME_ANYWAY and not LOADED_AT_ONCE.match(f)])
 def test_one_that_is_as_at_the_start_changes_the_outcome(field, scene, tmp_path):
     """The bytes at the end, or what is told of the run where a field only counts."""
     images, state, fresh, (result, end, _) = scene

@@ -75,11 +75,16 @@ def classifier(name: str) -> tuple[Classifier, ProbeResult]:
 
 
 def fitted(
-    encoder: nn.Module, protocol: str = "linear", band_images: int = SPEC.band_images
+    encoder: nn.Module,
+    protocol: str = "linear",
+    band_images: int = SPEC.band_images,
+    train_images: int | None = None,
 ) -> tuple[Classifier, ProbeResult]:
-    """The harness's own classifier on any encoder of digits, its probe fitted on the training images."""
+    """The harness's own classifier on any encoder of digits, its probe fitted on the first training images, or all."""
     shelf, spec = Shelf(), SPEC.model_copy(update={"band_images": band_images})
-    found = fitted_classifier(Evaluated(encoder, *digits(), spec, SEED, CPU, shelf), protocol, {})
+    train, test = digits()
+    it = Evaluated(encoder, train.first(train_images), test, spec, SEED, CPU, shelf)
+    found = fitted_classifier(it, protocol, {})
     probe, tensors = shelf.probes[protocol]
     return found, probe.model_copy(update={"sha256": sha256(tensors)})  # as the store adds it
 
