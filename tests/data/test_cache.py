@@ -95,7 +95,7 @@ def test_killed_in_the_middle_it_goes_on_from_the_blocks_that_are_done(tmp_path,
         "import os, bench.data.blocks as b; n = []; real = b.decode; "
         "b.decode = lambda *a: (n.append(0), len(n) > 300 and os.kill(os.getpid(), 9), real(*a))[2]"
     )
-    assert started(root, kill).wait(60) == -signal.SIGKILL
+    assert started(root, kill).wait() == -signal.SIGKILL
     train, _ = load(root)
     assert len(decodings) == 400 - 2 * blocks.BLOCK + 4  # and the test images
     assert sorted(numbers(train.images[:])) == list(range(400))
@@ -109,17 +109,16 @@ def test_workers_end_with_a_killed_parent(tmp_path):
             root, "import bench.data.cache as c; c.FEW = 1; c.BLOCK = 1; import bench.data.blocks as b; b.BLOCK = 1"
         )
     listing = f"/proc/{process.pid}/task/{process.pid}/children"
-    until, children = time.monotonic() + 60, []
-    while len(children) < 2 and time.monotonic() < until and process.poll() is None:
+    children = []
+    while len(children) < 2 and process.poll() is None:
         with open(listing) as file:
             children = file.read().split()
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert len(children) >= 2
-    while any(os.path.exists(f"/proc/{child}") for child in children) and time.monotonic() < until:
+    while any(os.path.exists(f"/proc/{child}") for child in children):
         time.sleep(0.01)
-    assert not [child for child in children if os.path.exists(f"/proc/{child}")]
     assert sorted(numbers(load(root)[0].images[:])) == list(range(300))
 
 
@@ -249,7 +248,7 @@ def test_a_second_process_waits_and_then_has_nothing_to_do(tmp_path, decodings):
         assert not found
         for path, data in kept:  # what another process would have made meanwhile
             path.write_bytes(data)
-    waiting.join(30)
+    waiting.join()
     assert len(found) == 1
     assert decodings == []
 

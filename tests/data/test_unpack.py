@@ -188,7 +188,7 @@ assert len(HOSTILE) == 14
 
 
 @pytest.mark.parametrize("makers", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(200)
 def test_a_hostile_archive_writes_nothing_outside_and_nothing_above_the_limit(tmp_path, makers):
     for number, make in enumerate(makers):
         box = tmp_path / str(number)

@@ -49,7 +49,7 @@ def visit(browser):
         context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(5000)
+        page.set_default_timeout(120_000)
         page.on("console", lambda message: complaints.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (complaints.append("dialog"), dialog.dismiss()))
@@ -129,12 +129,17 @@ def test_filters_by_protocol_and_status(visit, file):
     assert len(column(page, "Method")) == 18
 
 
+def drawn(page):
+    """Wait for two frames: before a frame a page hears how far it was scrolled."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def test_hover_and_focus_tell_method_numbers_and_cost(visit, file):
     page = visit(file)
     point = page.locator("g.point[data-method=cf_amc_ssl]").first
     assert page.locator("#tip").is_hidden()
     point.scroll_into_view_if_needed()
-    page.wait_for_timeout(100)  # a page that still scrolls takes the note away
+    drawn(page)  # a page that still scrolls takes the note away
     point.locator(".marker").hover()
     assert page.locator("#tip").is_visible()
     said = page.locator("#tip").inner_text()
@@ -151,7 +156,7 @@ def test_hover_and_focus_tell_method_numbers_and_cost(visit, file):
     point.focus()
     assert page.locator("#tip").inner_text() == said
     page.mouse.wheel(0, 40)
-    page.wait_for_timeout(100)
+    drawn(page)
     assert page.locator("#tip").is_visible()
     assert "cf_amc_ssl, trained against: free" in point.get_attribute("aria-label")
     page.locator("[data-chart=eps] g.series").first.focus()
