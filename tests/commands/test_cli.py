@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,24 +196,6 @@ class TestRun:
         rows = table(tmp_path / "o" / "leaderboard.csv")
         assert {row["method"]: row["status"] for row in rows} == {"exploding": "diverged", "emp_ssl": "finished"}
 
-    @pytest.mark.ci
-    def test_ctrl_c_saves_the_training(self, tmp_path: Path) -> None:
-        out = tmp_path / "o"
-        arguments = ["run", "--methods", "simclr", *FAST, "--budget", "10m", "--out", str(out)]
-        child = subprocess.Popen(
-            [sys.executable, "-m", "bench", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        while not (out / "runs" / "simclr-s0" / "beat.json").exists():  # it trains
-            assert child.poll() is None
-            time.sleep(0.05)
-        os.killpg(child.pid, signal.SIGINT)  # to the whole group, as Ctrl-C and timeout(1) do
-        _, errors = child.communicate()
-        assert child.returncode == 130, errors
-        record = json.loads((out / "runs" / "simclr-s0" / "run.json").read_text())
-        assert record["status"] == "preempted"
-        assert list((out / "runs" / "simclr-s0" / "checkpoints").glob("*/MANIFEST.json"))
-
 
 class TestRefused:
     """Folders that cannot be used, or stop to be: one line, no traceback, and the right exit code."""
@@ -281,12 +261,13 @@ class TestPlan:
         The pace of a shared machine changes meanwhile, so no more than the size is asked for.
         """
         arguments = ["--methods", "emp_ssl_adv", "--data", "digits", "--threads", "1", "--device", "cpu"]
-        arguments += ["--budget", "20up", "--attacks", "pgd", "--protocols", "linear", "--test-images", "32"]
+        arguments += ["--budget", "10up", "--attacks", "pgd", "--protocols", "linear", "--test-images", "32"]
+        arguments += ["--eps", "0.1"]
 
         def planned() -> float:
+            capsys.readouterr()
             assert bench("plan", *arguments, "--json") == 0
             (run,) = json.loads(capsys.readouterr().out)["runs"]
-            assert run["cells"] == 7
             return float(run["train_seconds"])
 
         before = planned()
