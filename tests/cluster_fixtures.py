@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 from rich.console import Console
 
@@ -19,13 +20,16 @@ from bench.storage.store import RunFolder
 EVAL = EvalSpec(attacks=("pgd",), eps=(0.05,), main_eps=0.05, curve=(0.5,), crops=2, band_images=4)
 DATA = DataSpec(name="synthetic", train_images=32, test_images=16)
 IMAGES = data_info(*load_data(registry.load("dataset", "synthetic").Dataset(), DATA))
+HELD = Path(__file__).parent / "cluster" / "held.py"  # a method whose runs wait in the training while a file is there
+LIMIT = 600.0  # seconds, on whatever machine: only so that what hangs ends
 
 
-def cells(count: int, updates: int = 200) -> list[RunSpec]:
-    """Runs of one method that differ in their seeds."""
+def cells(count: int, updates: int = 200, method: Path | None = None) -> list[RunSpec]:
+    """Runs of one method, or of one in a file, that differ in their seeds."""
     return [
         RunSpec(
-            method="emp_ssl",
+            method=method.stem if method else "emp_ssl",
+            method_path=str(method) if method else None,
             seed=seed,
             settings={"batch": 16, "views": 2},
             data=DATA,
@@ -72,11 +76,11 @@ def opened(out: Path, specs: list[RunSpec], images: DataInfo = IMAGES) -> Path:
 
 
 def bench_run(out: Path, address: str, *more: str) -> list[str]:
-    """The words of a command that makes such runs on the Ray cluster at ``address``."""
-    given = "--methods emp_ssl --seeds 1 --data synthetic --train-images 32 --test-images 16 --encoder resnet8 "
-    given += "--set emp_ssl.batch=16 --set emp_ssl.views=2 --protocols linear --attacks pgd --eps 0.05 --audit off "
-    given += "--curve off --device cpu --threads 1 --checkpoint-every 0.5s --engine ray"
-    words = [sys.executable, "-m", "bench", "run", *given.split()]
+    """The words of a command that makes runs of HELD on the Ray cluster at ``address``."""
+    given = "--seeds 1 --data synthetic --train-images 32 --test-images 16 --encoder resnet8 "
+    given += "--set held.batch=16 --set held.views=2 --protocols linear --attacks pgd --eps 0.05 --audit off "
+    given += "--curve off --device cpu --threads 1 --checkpoint-every 0.1s --engine ray"
+    words = [sys.executable, "-m", "bench", "run", "--methods", str(HELD), *given.split()]
     return [*words, "--address", address, "--out", str(out), *more]
 
 
@@ -86,9 +90,19 @@ def updates_saved(run: RunFolder) -> int:
     return state["updates"] if state else 0
 
 
-def wait_for(what: Callable[[], bool], seconds: float) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = LIMIT) -> None:
     """Raises AssertionError when it does not come true."""
     until = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < until, f"not within {seconds} s"
         time.sleep(0.1)
+
+
+class Once(SimpleNamespace):
+    """A clock for a deadline at 1.0, which passes once all of these runs have saved something of their training."""
+
+    def __init__(self, out: Path, specs: list[RunSpec]) -> None:
+        self.folders = [RunFolder(out, spec) for spec in specs]
+
+    def monotonic(self) -> float:
+        return float(all(updates_saved(folder) > 0 for folder in self.folders))

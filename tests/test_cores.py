@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench.cores import GROUPS, cores, quota
+from bench.cores import GROUPS, cores, default_threads, quota
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,55 +65,6 @@ def test_a_quota_in_force_leaves_one_core(group: Path) -> None:
     assert found.stdout == "1\n"
 
 
-# ---------------------------------------------------------------- what a run makes of its share
-
-TRAIN = """
-import sys, time
-import torch
-from bench.device import device as devices
-from bench.training.build import build_method
-from bench.cores import cores, default_threads
-from bench.data.images import load_data
-from bench.datasets.digits import Dataset
-from bench.spec import Budget, DataSpec, RunSpec
-from bench.training.train import train
-if sys.argv[1:]:
-    open(sys.argv[1], "w").write("0")  # into a control group
-spec = RunSpec(method="emp_ssl", data=DataSpec(name="digits"), budget=Budget.parse("12up"))
-device = torch.device("cpu")
-devices.prepare(device, default_threads("cpu"))
-method, _ = build_method(spec, Dataset(), 1)
-result = train(method, load_data(Dataset(), spec.data)[0], spec.budget, 0, device)
-print(result.train_seconds)
-"""
-BUSY = "while True: pass"
-
-
-def train_seconds(*group: str) -> float:
-    """Seconds of a short training with the threads that a run has by default."""
-    found = subprocess.run([sys.executable, "-c", TRAIN, *group], capture_output=True, text=True, cwd=ROOT, check=True)
-    return float(found.stdout)
-
-
-def ratio(loaded: Callable[[], float], quiet: Callable[[], float]) -> float:
-    """The best of three over the best of three, taken in turns, as the machine may have other work."""
-    pairs = [(loaded(), quiet()) for _ in range(3)]
-    return min(first for first, _ in pairs) / min(second for _, second in pairs)
-
-
-@pytest.mark.ci
-@pytest.mark.skipif(cores() < 2, reason="a busy loop on the only core")
-def test_a_busy_loop_on_another_core_costs_a_run_no_more_than_half_of_its_pace() -> None:
-    def loaded() -> float:
-        with subprocess.Popen([sys.executable, "-c", BUSY]) as busy:
-            try:
-                return train_seconds()
-            finally:
-                busy.kill()
-
-    assert ratio(loaded, train_seconds) <= 1.5
-
-
-@pytest.mark.ci
-def test_a_quota_of_one_core_costs_a_run_no_more_than_half_of_its_pace(group: Path) -> None:
-    assert ratio(lambda: train_seconds(str(group / "cgroup.procs")), train_seconds) <= 1.5
+def test_a_run_on_a_cpu_has_one_thread_by_default() -> None:
+    """Several would wait for each other where one of them has to share its core."""
+    assert (default_threads("cpu"), default_threads("cuda")) == (1, None)

@@ -49,7 +49,7 @@ def test_a_link_in_a_run_folder_is_refused_and_the_folder_itself_may_be_one(run,
     assert load_manifest(run.out).runs
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(200)
 def test_the_disk_reads_regular_files_only(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     (tmp_path / "link").symlink_to(tmp_path / "file")

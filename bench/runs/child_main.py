@@ -1,7 +1,7 @@
 """The process of one task: it reads one JSON document and writes one JSON event per line. Results go to the store only.
 
 Events are progress for whoever shows it, never a result. The process notices when its parent dies, and stops as by
-SIGTERM. ``python -m bench.runs.child_main`` does a task from standard input to standard output.
+SIGTERM.
 """
 
 import contextlib
@@ -61,16 +61,16 @@ def follow_parent(alive: Connection) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(stdin: TextIO = sys.stdin, stdout: TextIO = sys.stdout, lock: Connection | None = None) -> int:
+def main(stdin: TextIO, stdout: TextIO, lock: Connection | None = None) -> int:
     """The child process: one task in, events out. Exit codes as everywhere. ``lock`` is for the ranks of a run."""
     flag = StopFlag()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_INTERRUPTED)
 
     def report(event: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(event), file=stdout, flush=True)
 
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_INTERRUPTED)  # one may have come while it was starting
         task = json.loads(stdin.read())
         if "visible" in task:  # torch is loaded, and asks when it first needs a GPU
             os.environ["CUDA_VISIBLE_DEVICES"] = task["visible"]
@@ -137,7 +137,3 @@ def in_one_line(error: Exception) -> str:
 def expected_images(task: dict[str, Any]) -> DataInfo | None:
     """The images that a run is asked for on; None where its task does not say."""
     return DataInfo.model_validate(task["images"]) if task.get("images") else None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -194,7 +194,10 @@ def conclude(folder: RunFolder, last: Event, messages: list[str]) -> Record:
     """
     damaged: list[Damaged] = []
     code, record = last.get("code", 1), folder.record(damaged)
-    stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"  # a signal to the child alone
+    if code in EXIT_INTERRUPTED.values() and not damaged:  # a signal to the child alone, which may not have begun
+        mark_stopped(folder)
+        record = folder.record()
+    stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"
     if damaged or record.status == "pending" or (code and not stopped and record.status not in ENDED):
         message = complaint(folder, last, messages)
         if last["event"] == LOST:

@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster_fixtures import bench_run, updates_saved, wait_for
+from cluster_fixtures import LIMIT, bench_run, updates_saved, wait_for
 
 from bench.storage.store import MANIFEST, RunFolder, load_manifest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3 * LIMIT), pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("ray")
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "cluster.md"
 SETTINGS = dict(re.findall(r"(RAY_[a-z_]+)=(\d+)", DOCS.read_text(encoding="utf-8")))  # those that users are told
 HEAD = "10.99.0.1"
 NOTICED = 40.0  # seconds that docs/cluster.md allows until the runs of a silent node go on elsewhere
-OVER = 90.0  # seconds after which all results are there
+GONE = 26.0  # seconds after the last answer in which it says that a worker has ended
 
 
 def ip(*words: str) -> str:
@@ -101,7 +101,7 @@ def network(tmp_path):
             words = [ray, "start", *words, "--node-ip-address", f"10.99.0.{place}", "--block"]
             begun.append(made.start(name, words, said))
             try:
-                wait_for(lambda said=said: "Ray runtime started" in said.read_text(encoding="utf-8"), 60)
+                wait_for(lambda said=said: "Ray runtime started" in said.read_text(encoding="utf-8"))
             except AssertionError:
                 pytest.fail(said.read_text(encoding="utf-8"))
         yield made
@@ -125,20 +125,20 @@ def test_the_runs_of_a_silent_node_go_on_elsewhere(network, tmp_path):
     out, said = tmp_path / "out", tmp_path / "said.txt"
     words = bench_run(out, f"{HEAD}:6379", "--seeds", "2", "--budget", "20s")
     driver = network.start(network.head, words, said)
-    wait_for((out / MANIFEST).exists, 60)
+    wait_for((out / MANIFEST).exists)
     runs = [RunFolder(out, spec) for spec in load_manifest(out).runs]
-    wait_for(lambda: all(updates_saved(run) for run in runs), 60)
-    silent, other = network.nodes
-    moved, stayed = sorted(runs, key=lambda run: not at_work(network, silent, run))
-    assert (at_work(network, silent, moved), at_work(network, other, stayed)) == (True, True)
+    wait_for(lambda: any(updates_saved(run) for run in runs))
+    moved, stayed = sorted(runs, key=updates_saved, reverse=True)
+    silent, other = sorted(network.nodes, key=lambda node: not at_work(network, node, moved))
+    assert at_work(network, silent, moved)
 
     network.silence(silent)
     began = time.monotonic()
     lost = re.compile(f"{moved.spec.name}: .*; it goes on elsewhere")  # whether Ray has noticed first or bench has
     wait_for(lambda: lost.search(said.read_text(encoding="utf-8")) is not None, NOTICED)
     noticed = time.monotonic() - began
-    assert not at_work(network, silent, moved)  # one run has one owner, with locks or without
-    assert driver.wait(OVER - noticed) == 0, said.read_text(encoding="utf-8")
+    wait_for(lambda: not at_work(network, silent, moved), GONE - noticed)  # one run has one owner, locks or none
+    assert driver.wait(LIMIT) == 0, said.read_text(encoding="utf-8")
     print(f"noticed after {noticed:.1f} s, all results after {time.monotonic() - began:.1f} s")
 
     records = [run.record() for run in (moved, stayed)]

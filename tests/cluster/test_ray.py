@@ -14,7 +14,19 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster_fixtures import Heard, bench_run, cells, measured, opened, updates_saved, wait_for
+from cluster_fixtures import (
+    HELD,
+    LIMIT,
+    Heard,
+    Once,
+    bench_run,
+    cells,
+    measured,
+    opened,
+    updates_saved,
+    wait_for,
+)
+from held import HOLD
 
 from bench.engines.local import LocalEngine
 from bench.engines.ray import RayEngine
@@ -24,7 +36,7 @@ from bench.spec import UsageError
 from bench.storage.signals import Interrupted
 from bench.storage.store import MANIFEST, RunFolder, load_manifest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3 * LIMIT), pytest.mark.filterwarnings("ignore")]
 ray = pytest.importorskip("ray")
 
 
@@ -41,20 +53,34 @@ def serial(tmp_path_factory):
     return made
 
 
-@pytest.fixture
-def cluster(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """What the nodes know by their environment: the user's cache, and the file while which is there runs wait."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def cluster(home):
     """A head without CPUs, where the conductor is, and two nodes of two each."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # unset it hangs on whether this user has ever had a token
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    made.add_node(num_cpus=2)
-    made.add_node(num_cpus=2)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # unset it hangs on whether this user has ever had a token
+        patch.setenv(HOLD, str(home / "hold"))
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        made.add_node(num_cpus=2)
+        made.add_node(num_cpus=2)
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def hold(home):
+    """A file while which is there, from where a test makes it, runs of HELD wait in their training."""
+    yield home / "hold"
+    (home / "hold").unlink(missing_ok=True)
 
 
 def family(ancestors: set[int]) -> set[int]:
@@ -82,10 +108,10 @@ def workers() -> list[int]:
 
 
 class Harassed(RayEngine):
-    """Workers are killed at random, and now and then a node is lost, and another one comes."""
+    """Workers are killed at random, and now and then a node is lost, and another one comes; then nothing is held."""
 
-    def fight(self, cluster, kills: int, losses: int) -> None:
-        self.cluster, self.kills, self.losses = cluster, kills, losses
+    def fight(self, cluster, hold: Path, kills: int, losses: int) -> None:
+        self.cluster, self.hold, self.kills, self.losses = cluster, hold, kills, losses
         self.killed = self.lost = self.most = 0
         self.chance, self.next = random.Random(0), 0.0
 
@@ -93,6 +119,8 @@ class Harassed(RayEngine):
         if time.monotonic() >= self.next:
             self.strike()
             self.next = time.monotonic() + self.chance.uniform(0.2, 1.2)
+        if (self.killed, self.lost) == (self.kills, self.losses):
+            self.hold.unlink(missing_ok=True)
         self.most = max(self.most, len(workers()))
         return super().poll(0.2)
 
@@ -119,15 +147,16 @@ class Stopped(RayEngine):
 
 
 @pytest.mark.parametrize(
-    ("count", "kills", "losses"),
-    [(4, 3, 1), pytest.param(24, 50, 5, marks=pytest.mark.chaos)],
+    ("specs", "kills", "losses"),
+    [(cells(3, 40, HELD), 3, 1), pytest.param(cells(24), 50, 5, marks=pytest.mark.chaos)],
+    ids=["few", "many"],
 )
-def test_kills_and_lost_nodes_cost_no_result(cluster, serial, tmp_path, count, kills, losses):
-    specs = cells(count)
+def test_kills_and_lost_nodes_cost_no_result(cluster, hold, serial, tmp_path, specs, kills, losses):
     expected = serial(specs)
+    hold.touch()
     out = opened(tmp_path / "out", specs)
-    display, engine = Heard(), Harassed(out, 1.0, specs, cluster.address)
-    engine.fight(cluster, kills, losses)
+    display, engine = Heard(), Harassed(out, 0.1, specs, cluster.address)
+    engine.fight(cluster, hold, kills, losses)
     with contextlib.closing(engine):
         assert run_all(out, specs, display, None, engine) == []
     assert (engine.killed, engine.lost) == (kills, losses)
@@ -136,33 +165,36 @@ def test_kills_and_lost_nodes_cost_no_result(cluster, serial, tmp_path, count, k
     assert measured(out, specs) == expected
 
 
-def test_without_a_shared_folder_results_come_home_and_go_on_where_there_is_nothing(cluster, serial, tmp_path):
+def test_without_a_shared_folder_results_come_home_and_go_on_where_there_is_nothing(
+    cluster, hold, home, serial, tmp_path, monkeypatch
+):
     """After a signal what is made comes home; the next command finds nodes that have nothing, and sends it there."""
-    specs = cells(2, updates=400)
+    monkeypatch.setattr("bench.engines.ray.PATIENCE", LIMIT)
+    specs = cells(2, 40, HELD)
     expected = serial(specs)
+    hold.touch()
     out = opened(tmp_path / "out", specs)
-    engine = Stopped(out, 1.0, specs, cluster.address)
+    engine = Stopped(out, 0.1, specs, cluster.address)
     engine._common["manifest"] = "0" * 64  # no worker finds the folder
     with contextlib.closing(engine), pytest.raises(Interrupted):
         run_all(out, specs, Heard(), None, engine)
-    left = sorted(spec.name for spec in specs if RunFolder(out, spec).record().status != "finished")
-    assert max(RunFolder(out, spec).reached() for spec in specs if spec.name in left) > 0
-    shutil.rmtree(tmp_path / "cache")
-    engine = Harassed(out, 1.0, specs, cluster.address)
-    engine.fight(cluster, 2, 0)
+    assert max(RunFolder(out, spec).reached() for spec in specs) > 0
+    made = home / "cache" / "robust-ssl-bench" / "cells" / ("0" * 16)
+    shutil.rmtree(made)
+    engine = Harassed(out, 0.1, specs, cluster.address)
+    engine.fight(cluster, hold, 2, 0)
     engine._common["manifest"] = "0" * 64  # no worker finds the folder
     with contextlib.closing(engine):
         assert run_all(out, specs, Heard(), None, engine) == []
     assert measured(out, specs) == expected
-    made = tmp_path / "cache" / "robust-ssl-bench" / "cells" / ("0" * 16)
-    assert sorted(path.name for path in (made / "runs").iterdir()) == left
+    assert sorted(path.name for path in (made / "runs").iterdir()) == [spec.name for spec in specs]
     assert max(RunFolder(out, spec).record().train.preemptions for spec in specs) >= 1
 
 
 def driver(out: Path, address: str) -> subprocess.Popen:
     """``bench run`` of a short cell and a long one, in a process of its own; what it says goes to a file."""
     with open(out.parent / "said.txt", "a", encoding="utf-8") as said:
-        return subprocess.Popen(bench_run(out, address, "--budget", "10up,300up"), stdout=said, stderr=said)
+        return subprocess.Popen(bench_run(out, address, "--budget", "5up,40up"), stdout=said, stderr=said)
 
 
 def stored(folder: RunFolder) -> dict[str, tuple[bytes, int]]:
@@ -171,31 +203,36 @@ def stored(folder: RunFolder) -> dict[str, tuple[bytes, int]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_a_killed_driver_costs_no_result(cluster, serial, tmp_path):
+def test_a_killed_driver_costs_no_result(cluster, hold, serial, tmp_path):
     out = tmp_path / "out"
+    hold.touch()
     first = driver(out, cluster.address)
-    wait_for((out / MANIFEST).exists, 60)
+    wait_for((out / MANIFEST).exists)
     short, long = (RunFolder(out, spec) for spec in load_manifest(out).runs)
-    wait_for(lambda: short.record([]).status == "finished" and updates_saved(long) > 0, 120)
+    wait_for(lambda: short.record([]).status == "finished" and updates_saved(long) > 0)
     made = stored(short)
     theirs = family(set(workers()))
     assert len(theirs) > 1
     first.kill()
     first.wait()
-    assert driver(out, cluster.address).wait() == 0, (tmp_path / "said.txt").read_text()
+    second = driver(out, cluster.address)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in theirs))
+    hold.unlink()
+    assert second.wait() == 0, (tmp_path / "said.txt").read_text()
     assert stored(short) == made
     assert long.record().train.preemptions == 1
-    assert not {pid for pid in theirs if Path(f"/proc/{pid}").exists()}
     specs = [short.spec, long.spec]
     assert measured(out, specs) == serial(specs)
 
 
-def test_at_the_deadline_runs_save_and_stop(cluster, serial, tmp_path):
+def test_at_the_deadline_runs_save_and_stop(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.engines.ray.PATIENCE", LIMIT)
     specs = cells(2, updates=100_000)
     out = opened(tmp_path / "out", specs)
-    engine = RayEngine(out, 1.0, specs, cluster.address)
+    monkeypatch.setattr("bench.runs.conduct.time", Once(out, specs))
+    engine = RayEngine(out, 0.1, specs, cluster.address)
     with contextlib.closing(engine):
-        assert run_all(out, specs, Heard(), None, engine, time.monotonic() + 20) == [spec.name for spec in specs]
+        assert run_all(out, specs, Heard(), None, engine, deadline=1.0) == [spec.name for spec in specs]
     for spec in specs:
         folder = RunFolder(out, spec)
         assert folder.record().status == "preempted"

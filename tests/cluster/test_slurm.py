@@ -4,28 +4,27 @@ import contextlib
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cluster_fixtures import Heard, cells, measured, opened
+from cluster_fixtures import HELD, LIMIT, Heard, Once, cells, measured, opened, updates_saved
+from held import HOLD
 
 from bench.engines.local import LocalEngine
 from bench.engines.slurm import JOBS, SlurmEngine, parse_parameters
-from bench.engines.worker import TELL_EVERY
-from bench.runs.child_main import PATIENCE, SAVE_EVERY
+from bench.runs.child_main import SAVE_EVERY
 from bench.runs.conduct import run_all
 from bench.spec import UsageError
 from bench.storage.signals import Interrupted, signals_raise
 from bench.storage.store import RunFolder
 
 submitit = pytest.importorskip("submitit")
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3 * LIMIT), pytest.mark.filterwarnings("ignore")]
 
 
 class Preempting(SlurmEngine):
-    """The first job is preempted once it trains, the last one is lost."""
+    """The first job is preempted in its training, the last one is lost; until then no training ends."""
 
     preempted = killed = False
 
@@ -37,7 +36,9 @@ class Preempting(SlurmEngine):
         if not self.killed and last in self._jobs and begun(self, last):
             os.kill(task_of(self._jobs[last]), signal.SIGKILL)
             self.killed = True
-        return super().poll(0.5)
+        if self.preempted and self.killed:
+            Path(os.environ[HOLD]).unlink(missing_ok=True)
+        return super().poll(0.2)
 
 
 def task_of(job) -> int:
@@ -52,17 +53,19 @@ def task_of(job) -> int:
 
 
 def begun(engine: SlurmEngine, name: str) -> bool:
-    """Whether there is a state to go on from."""
-    return RunFolder(engine._out, engine._specs[name]).checkpoint()[0] is not None
+    """Whether something of the training is saved."""
+    return updates_saved(RunFolder(engine._out, engine._specs[name])) > 0
 
 
 def test_preempted_and_lost_jobs_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.engines.slurm.ARRIVES", 1.0)
-    specs = cells(2, updates=300)
+    monkeypatch.setenv(HOLD, str(tmp_path / "hold"))
+    specs = cells(2, 40, HELD)
     serial = tmp_path / "serial"
     assert run_all(serial, specs, Heard(), None, LocalEngine(serial, SAVE_EVERY, None)) == []
+    (tmp_path / "hold").touch()
     out, display = opened(tmp_path / "out", specs), Heard()
-    engine = Preempting(out, 0.2, specs, {}, cluster="local")
+    engine = Preempting(out, 0.0, specs, {}, cluster="local")
     with contextlib.closing(engine):
         assert run_all(out, specs, display, None, engine) == []
     assert (engine.preempted, engine.killed) == (True, True)
@@ -73,13 +76,13 @@ def test_preempted_and_lost_jobs_go_on(tmp_path, monkeypatch):
 
 def test_at_the_deadline_jobs_save_and_end_without_being_cancelled(tmp_path, monkeypatch):
     monkeypatch.setattr(submitit.LocalJob, "cancel", lambda job, check: pytest.fail("what Slurm does is to kill"))
+    monkeypatch.setattr("bench.engines.slurm.PATIENCE", LIMIT)
     specs = cells(2, updates=100_000)
     out = opened(tmp_path / "out", specs)
-    engine = SlurmEngine(out, 0.2, specs, {}, cluster="local")
+    monkeypatch.setattr("bench.runs.conduct.time", Once(out, specs))
+    engine = SlurmEngine(out, 0.0, specs, {}, cluster="local")
     with contextlib.closing(engine):
-        deadline = time.monotonic() + 20
-        assert run_all(out, specs, Heard(), None, engine, deadline) == [spec.name for spec in specs]
-        assert time.monotonic() - deadline < PATIENCE + 2 * TELL_EVERY + 1
+        assert run_all(out, specs, Heard(), None, engine, deadline=1.0) == [spec.name for spec in specs]
     for spec in specs:
         assert RunFolder(out, spec).record().message.startswith("stopped in the training")
         assert RunFolder(out, spec).checkpoint()[0] is not None

@@ -113,17 +113,16 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     (tmp_path / "pool.py").write_text(POOL)
     process = subprocess.Popen([sys.executable, tmp_path / "pool.py", root], env=os.environ | {"PYTHONPATH": PATH})
     listing = f"/proc/{process.pid}/task/{process.pid}/children"
-    until, children = time.monotonic() + 60, []
-    while len(children) < 2 and time.monotonic() < until and process.poll() is None:
+    children = []
+    while len(children) < 2 and process.poll() is None:
         with open(listing) as file:
             children = file.read().split()
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert len(children) >= 2
-    while any(os.path.exists(f"/proc/{child}") for child in children) and time.monotonic() < until:
+    while any(os.path.exists(f"/proc/{child}") for child in children):
         time.sleep(0.01)
-    assert not [child for child in children if os.path.exists(f"/proc/{child}")]
     assert sorted(numbers(load(root)[0].images[:])) == list(range(300))
 
 
@@ -254,7 +253,7 @@ def test_a_second_process_waits_and_then_has_nothing_to_do(tmp_path, decodings):
         assert not found
         for path, data in kept:  # what another process would have made meanwhile
             path.write_bytes(data)
-    waiting.join(30)
+    waiting.join()
     assert len(found) == 1
     assert decodings == []
 

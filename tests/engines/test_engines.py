@@ -203,6 +203,18 @@ def test_after_a_refusal_no_other_run_is_begun(tmp_path):
     assert f"{runs[0].name}: other images (on far); no other run is begun" in display.lines
 
 
+def test_a_run_whose_process_is_stopped_before_it_has_begun_is_preempted_and_has_not_failed(tmp_path):
+    class Stopped(Losing):
+        def poll(self, seconds):
+            return [(self.folders.pop().spec.name, {"event": EXIT, "code": 143})]
+
+    (spec,) = cells(1)
+    assert run_all(tmp_path, [spec], Heard(), None, Stopped(tmp_path, losses=0, moves=0)) == [spec.name]
+    record = RunFolder(tmp_path, spec).record()
+    assert record.status == "preempted"
+    assert record.message == "stopped before it could save; the same command goes on from what there is"
+
+
 def test_a_ray_worker_hands_on_the_gpu_that_it_was_given(tmp_path, monkeypatch):
     """Its own process may have had another one before, and what it starts begins with the environment of the first."""
     seen = []

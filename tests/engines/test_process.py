@@ -103,7 +103,7 @@ def test_a_run_in_seconds_is_probed_before_and_after(tmp_path):
     code, events = in_process(tmp_path, spec("1s"))
     train = RunFolder(tmp_path, spec("1s")).record().train
     assert code == 0
-    assert all(0 < seconds < 0.5 for seconds in train.calibration)
+    assert all(seconds > 0 for seconds in train.calibration)
     assert train.load_average >= 0
     assert (train.gpu_processes, train.throttling) == (None, None)
     (event,) = [event for event in events if event["event"] == "trained"]

@@ -15,28 +15,29 @@ from bench.storage.store import load_manifest
 ROOT = Path(__file__).parents[2]
 SMALL = ["--data", "digits", "--train-images", "64", "--test-images", "16", "--attacks", "pgd", "--protocols", "linear",
          "--threads", "1", "--device", "cpu", "--budget", "2up", "--methods", "simclr", "--set", "simclr.batch=16",
-         "--out", "a"]  # fmt: skip
+         "--eps", "0.1"]  # fmt: skip
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("way", ["file", "standard input"])
-def test_a_script_without_a_main_guard_makes_its_runs_once(tmp_path, way):
-    script = f"import bench.cli\nopen('times', 'a').write('x')\nbench.cli.main({['run', *SMALL]!r})\n"
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_script_without_a_main_guard_goes_once(tmp_path, command):
+    """A run in a file of the user's, a plan from standard input: both start processes."""
+    given = [command, *SMALL, *(["--out", "a"] if command == "run" else [])]
+    script = f"import bench.cli\nopen('times', 'a').write('x')\nbench.cli.main({given!r})\n"
     (tmp_path / "script.py").write_text(script)
-    file = way == "file"
     done = subprocess.run(
-        [sys.executable, "script.py" if file else "-"],
+        [sys.executable, "script.py" if command == "run" else "-"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        input=None if file else script,
+        input=None if command == "run" else script,
         capture_output=True,
         text=True,
-        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "times").read_text() == "x"
-    assert load_manifest(tmp_path / "a").command == ["bench", "run", *SMALL]
+    if command == "run":
+        assert load_manifest(tmp_path / "a").command == ["bench", *given]
 
 
 def test_inside_main_is_nothing_that_a_process_could_run_again():

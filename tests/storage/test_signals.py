@@ -94,8 +94,9 @@ class Finalized:
 
 
 def finalize_and_go_on():
+    """For a minute, of which a moment is needed."""
     Finalized()
-    for _ in range(100):
+    for _ in range(6000):
         time.sleep(0.01)
 
 
@@ -111,11 +112,9 @@ def in_a_child():
 
 @pytest.mark.parametrize("process", [raising, in_a_child])
 def test_one_that_python_drops_in_a_finalizer_comes_again(process):
-    began = time.monotonic()
     with pytest.raises(Interrupted) as raised:
         process()
     assert raised.value.signum == signal.SIGTERM
-    assert time.monotonic() - began < 0.5
 
 
 CLEANING_UP = """
@@ -137,10 +136,8 @@ def test_a_second_signal_ends_the_process_at_once(signum):
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGINT)
         assert child.stdout.readline() == "saving\n"
-        began = time.monotonic()
         child.send_signal(signum)
-        assert child.wait(timeout=10) == -signum
-        assert time.monotonic() - began < 1
+        assert child.wait() == -signum  # else it would end by itself, with 0
 
 
 SLEEPING_COMMAND = """
@@ -162,7 +159,7 @@ def test_every_command_ends_with_one_line_and_its_exit_code(signum, code):
     with child:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signum)
-        _, errors = child.communicate(timeout=10)
+        _, errors = child.communicate()
     assert (child.returncode, errors) == (code, "bench: stopped; the same command goes on from here\n")
 
 
@@ -186,21 +183,26 @@ def test_in_training_the_first_is_a_flag(signum):
         assert flag.signum == signum
 
 
-def test_a_flag_that_is_heeded_raises_nothing_later(monkeypatch):
-    monkeypatch.setattr(signals, "GRACE", 0.05)
+def alarm():
+    """Seconds until the alarm goes off; 0 where none is set."""
+    return signal.getitimer(signal.ITIMER_REAL)[0]
+
+
+def test_a_flag_that_is_heeded_raises_nothing_later():
     flag = StopFlag()
     with flag.in_training():
         send(signal.SIGTERM)
-    time.sleep(0.15)
+        assert 0 < alarm() <= signals.GRACE
+    assert alarm() == 0
     assert flag()
 
 
 def hang(flag, *signums):
-    """An update of five seconds, in whose beginning these signals come."""
+    """An update of a minute, in whose beginning these signals come."""
     with flag.in_training():
         for signum in signums:
             send(signum)
-        for _ in range(500):
+        for _ in range(6000):
             time.sleep(0.01)
 
 
@@ -209,28 +211,28 @@ def test_an_update_that_takes_longer_than_the_grace_is_interrupted(monkeypatch):
     began = time.monotonic()
     with pytest.raises(Interrupted) as raised:
         hang(StopFlag(), signal.SIGTERM)
-    assert 0.2 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.2
     assert raised.value.signum == signal.SIGTERM
 
 
 def test_what_takes_longer_than_its_limit_is_stuck_and_no_handler_of_exceptions_holds_it():
     flag = StopFlag()
+    with flag.in_training():
+        flag.limit(60)
+        assert alarm() > 0
+        flag.settle()
+        assert alarm() == 0
 
-    def hang(settled):
+    def stuck():
         with flag.in_training(), contextlib.suppress(Exception):
             flag.limit(0.05)
-            if settled:
-                flag.settle()
-            time.sleep(0.1)
+            time.sleep(60)
 
-    hang(settled=True)
     with pytest.raises(Stuck):
-        hang(settled=False)
+        stuck()
 
 
 def test_a_second_one_in_training_interrupts_the_update():
-    began = time.monotonic()
     with pytest.raises(Interrupted) as raised:
         hang(StopFlag(), signal.SIGTERM, signal.SIGINT)
-    assert time.monotonic() - began < 1
-    assert raised.value.signum == signal.SIGINT
+    assert raised.value.signum == signal.SIGINT  # after the grace it would be the first

