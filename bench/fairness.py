@@ -3,7 +3,8 @@
 Everything here follows from what is stored (TrainResult). The clock probe is bench.device.clock_probe's.
 """
 
-from bench.spec import Budget, TrainResult
+from bench.record import TrainResult
+from bench.spec import Budget
 
 DISTURBED = 0.03  # of a machine's pace: a larger difference between two clock probes marks a timed run
 LEARNING_UPDATES = 60  # before about so many updates an encoder is not robust yet (seen on digits)

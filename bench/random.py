@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.cores import cores
-from bench.spec import Environment
+from bench.record import Environment
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pyautoattack")  # they make the numbers
 GAMMA = 0x9E3779B97F4A7C15 - 2**64  # the constants of splitmix64, as signed integers

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from bench.fairness import DISTURBED, LEARNING_UPDATES, stalled, too_few
-from bench.spec import Manifest, Record, format_eps
+from bench.record import Manifest, Record
+from bench.spec import format_eps
 from reports.budgets import base, budget_of
 from reports.cells import percent
 from reports.claims import LEVEL, SEEDS

@@ -5,7 +5,7 @@ Rows of a suite that state a budget each are no such runs: they stay in one tabl
 
 from collections.abc import Iterable
 
-from bench.spec import Record
+from bench.record import Record
 
 
 def base(row: str, budget: str) -> str:

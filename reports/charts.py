@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.spec import Manifest, Record, format_eps, format_radius
+from bench.record import Manifest, Record
+from bench.spec import format_eps, format_radius
 from reports import curves
 from reports.captions import CAPTIONS
 from reports.plots import MARKERS, PALETTE

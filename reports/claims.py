@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bench.spec import Environment, Record
+from bench.record import Environment, Record
 from reports.rows import derived
 from reports.stats import (
     discordant,

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.identity.source import MODEL, TRAINING, attack_part, changed, code, head_part, own
-from bench.spec import EvalResult, Record, RunSpec
+from bench.record import EvalResult, Record
+from bench.spec import RunSpec
 
 SHORT = 8  # digits of a hash in a table
 LISTED = 8  # files that differ, a line each

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.spec import EvalResult, Norm, Record, UsageError
+from bench.record import EvalResult, Record
+from bench.spec import Norm, UsageError
 from reports.claims import ALPHA, hardware_class
 from reports.codes import apart
 from reports.differences import Difference, Folder, differences

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.spec import Manifest, Record
+from bench.record import Manifest, Record
 from bench.storage.store import Point
 
 COLUMNS = {

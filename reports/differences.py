@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.spec import Environment, Manifest, Record, format_eps
+from bench.record import Environment, Manifest, Record
+from bench.spec import format_eps
 from reports.codes import different_files
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.fairness import disturbed
-from bench.spec import Record
+from bench.record import Record
 
 ENOUGH = 3  # runs of one machine that make a median
 

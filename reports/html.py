@@ -14,7 +14,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench.spec import Audit, Budget, Check, Manifest, Record, format_eps
+from bench.record import Audit, Check, Manifest, Record
+from bench.spec import Budget, format_eps
 from bench.storage.store import Examples
 from reports import pdf
 from reports.captions import CAPTIONS

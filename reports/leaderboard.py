@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.spec import Record
+from bench.record import Record
 from reports import protocols as known
 from reports.budgets import budget_of
 from reports.claims import outcomes, rank_ranges, ranking, standing, wins

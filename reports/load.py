@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.spec import Manifest, Record, UsageError
+from bench.record import Manifest, Record
+from bench.spec import UsageError
 from bench.storage.store import Point, load_curves, load_manifest, load_records
 from reports.codes import apart
 from reports.curves import curves

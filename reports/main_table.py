@@ -4,7 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.spec import Manifest, format_eps
+from bench.record import Manifest
+from bench.spec import format_eps
 from reports.cells import interval, number, percent, rank, table, text, whole
 from reports.protocols import titles
 

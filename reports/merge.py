@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from bench.spec import Manifest, Record, UsageError, format_eps
+from bench.record import Manifest, Record
+from bench.spec import UsageError, format_eps
 from reports.budgets import base
 from reports.claims import hardware_class
 from reports.codes import conflict, relabelled

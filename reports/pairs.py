@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.spec import Record, format_eps
+from bench.record import Record
+from bench.spec import format_eps
 from reports.budgets import budget_of
 from reports.claims import (
     SEEDS,

@@ -15,7 +15,8 @@ import pandas as pd
 import typst
 
 from bench.radius import NORMS
-from bench.spec import Manifest, Record, format_radius
+from bench.record import Manifest, Record
+from bench.spec import format_radius
 from reports.abstract import abstract
 from reports.budgets import base, budget_of
 from reports.captions import CAPTIONS

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from bench.spec import Budget, Manifest, Record, format_eps
+from bench.record import Manifest, Record
+from bench.spec import Budget, format_eps
 from reports.budgets import base
 from reports.curves import COSTS, over
 from reports.inert import printable

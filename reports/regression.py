@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from bench.spec import Data, EvalResult, Manifest, Record, RunSpec, Sha256, UsageError, format_radius
+from bench.record import EvalResult, Manifest, Record
+from bench.spec import Data, RunSpec, Sha256, UsageError, format_radius
 from bench.storage.files import LARGEST_JSON
 from bench.text import read_text
 

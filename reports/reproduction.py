@@ -5,7 +5,7 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 
-from bench.spec import Manifest
+from bench.record import Manifest
 from reports.inert import printable
 
 LINE = 92  # letters at most

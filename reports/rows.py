@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.spec import EvalResult, Manifest, Record, TrainResult
+from bench.record import EvalResult, Manifest, Record, TrainResult
 from reports import codes
 from reports.disturbed import clock_probe, machine_medians
 from reports.protocols import own_attacks

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.spec import Manifest, Norm, Record, format_eps, format_radius
+from bench.record import Manifest, Record
+from bench.spec import Norm, format_eps, format_radius
 from reports import codes
 from reports import protocols as known
 from reports.cells import interval, percent, table

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.spec import Manifest, format_eps
+from bench.record import Manifest
+from bench.spec import format_eps
 from reports.abstract import listed, spelled
 from reports.claims import LEVEL, SEEDS
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.spec import Manifest
+from bench.record import Manifest
 from reports.inert import printable
 from reports.main_table import LEGEND, main_tables
 from reports.reproduction import reproduction

@@ -16,8 +16,9 @@ from bench.audit.checks.subject import Counted, Subject
 from bench.data.images import load_data
 from bench.evaluation.evaluated import Evaluated
 from bench.protocols.common.classifier import Classifier
+from bench.record import EvalResult
 from bench.runs.execute import execute
-from bench.spec import Budget, DataSpec, EvalResult, EvalSpec, RunSpec
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 from bench.storage.signals import StopFlag
 from bench.storage.store import RunFolder
 from bench.training.build import build_method

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from bench import registry
 from bench.data.images import data_info, load_data
+from bench.record import DataInfo
 from bench.runs.conduct import make_manifest, open_folder
 from bench.runs.progress import Display
-from bench.spec import Budget, DataInfo, DataSpec, EvalSpec, RunSpec
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 from bench.storage.store import RunFolder
 
 EVAL = EvalSpec(attacks=("pgd",), eps=(0.05,), main_eps=0.05, curve=(0.5,), crops=2, band_images=4)

@@ -13,7 +13,8 @@ from bench.encoders.common.base import FeatureEncoder
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.evaluated import Evaluated, silent
 from bench.protocols.common.base import protocol_of
-from bench.spec import EvalResult, EvalSpec, ProbeResult
+from bench.record import EvalResult, ProbeResult
+from bench.spec import EvalSpec
 from bench.storage import store
 
 CPU = torch.device("cpu")

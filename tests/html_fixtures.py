@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from report_fixtures import CIFAR, METHODS, manifest, records, write
 
-from bench.spec import Check, Manifest, Record
+from bench.record import Check, Manifest, Record
 from bench.storage.store import Example, Examples, RunFolder
 from reports.checks import CHECKS
 

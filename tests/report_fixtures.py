@@ -7,23 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.spec import (
+from bench.record import (
     Audit,
-    Budget,
     Check,
     DataInfo,
-    DataSpec,
     Environment,
     EvalResult,
-    EvalSpec,
     Manifest,
     ProbeResult,
     Record,
-    RunSpec,
     Setting,
     TrainResult,
     Verdict,
 )
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 from bench.storage.files import save
 from bench.storage.store import MANIFEST, RunFolder
 

@@ -1,18 +1,7 @@
 """What the tests of the store share: one record of each kind."""
 
-from bench.spec import (
-    Budget,
-    DataInfo,
-    DataSpec,
-    Environment,
-    EvalResult,
-    Manifest,
-    ProbeResult,
-    Record,
-    RunSpec,
-    Setting,
-    TrainResult,
-)
+from bench.record import DataInfo, Environment, EvalResult, Manifest, ProbeResult, Record, Setting, TrainResult
+from bench.spec import Budget, DataSpec, RunSpec
 
 SPEC = RunSpec(method="emp_ssl", data=DataSpec(name="synthetic"), budget=Budget.parse("4up"), seed=3)
 DATA = DataInfo(

@@ -79,6 +79,7 @@ FLOORS = """
     bench.usage
     bench.radius bench.shown
     bench.spec bench.cores
+    bench.record
     bench.names bench.text bench.values bench.known bench.fairness bench.plugins
     bench.registry
     bench.storage attacks.common

@@ -13,7 +13,8 @@ from hostile_fixtures import SPEC, fitting, one_line, whole_run, with_checksum
 from report_fixtures import manifest
 
 from bench.options.options import load_suite, parse_seeds
-from bench.spec import Record, UsageError
+from bench.record import Record
+from bench.spec import UsageError
 from bench.storage import disk
 from bench.storage.checkpoint import MANIFEST as GENERATION
 from bench.storage.checkpoint import STATE, TENSORS, Plain, load_generation

@@ -15,9 +15,10 @@ from bench.cli import main
 from bench.commands.output import say_log
 from bench.options.external_request import Request
 from bench.options.options import options_of
+from bench.record import Audit, EvalResult, ProbeResult, Setting
 from bench.registry import load as load_plugin
 from bench.runs.progress import Display
-from bench.spec import Audit, DataSpec, EvalResult, EvalSpec, ProbeResult, RunSpec, Setting, UsageError
+from bench.spec import DataSpec, EvalSpec, RunSpec, UsageError
 from bench.storage.files import save
 from bench.storage.store import MANIFEST
 from bench.text import plain

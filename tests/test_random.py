@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from bench.random import PACKAGES, Draws, checkout, digest, environment, stream
-from bench.spec import Environment
+from bench.record import Environment
 
 MASK = 2**64 - 1
 

@@ -8,21 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bench.spec import (
-    Budget,
-    DataSpec,
-    EvalResult,
-    EvalSpec,
-    Record,
-    RunSpec,
-    Setting,
-    ThreatModel,
-    TrainResult,
-    UsageError,
-    format_eps,
-    parse_eps,
-    unknown,
-)
+from bench.record import EvalResult, Record, Setting, TrainResult
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, ThreatModel, UsageError, format_eps, parse_eps, unknown
 
 SPEC = RunSpec(method="simclr", data=DataSpec(name="digits"), budget=Budget.parse("10up"))
 

@@ -22,7 +22,8 @@ from bench.audit.checks.transfer import sources_of
 from bench.data.images import duplicates
 from bench.evaluation.evaluated import Evaluated, Report, chunk_images, silent
 from bench.protocols.common.base import protocol_of
-from bench.spec import Audit, AuditLevel, Check, EvalResult, Record, RunSpec
+from bench.record import Audit, Check, EvalResult, Record
+from bench.spec import AuditLevel, RunSpec
 from bench.storage.files import sha256
 from bench.storage.store import MANIFEST, RunFolder, load_manifest
 

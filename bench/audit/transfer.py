@@ -22,7 +22,8 @@ from bench.device import device as devices
 from bench.evaluation.evaluated import Evaluated, chunk_images
 from bench.protocols.common.base import protocol_of
 from bench.random import stream
-from bench.spec import Data, Record
+from bench.record import Record
+from bench.spec import Data
 from bench.storage.disk import is_there
 from bench.storage.files import Damaged, load_tensors, read, save, save_tensors, sha256
 from bench.storage.store import RunFolder, load_manifest

@@ -22,7 +22,8 @@ from bench.evaluation.search import verify as verify_images
 from bench.identity.again import described, outdated
 from bench.identity.source import Unfit, sources
 from bench.protocols.common.base import protocol_of
-from bench.spec import EvalResult, Record, RunSpec, UsageError
+from bench.record import EvalResult, Record
+from bench.spec import RunSpec, UsageError
 from bench.storage.files import Damaged, sha256
 from bench.storage.store import RunFolder, load_manifest
 from bench.training.build import build_method

@@ -20,7 +20,8 @@ from bench.data.cache import Listing, decoded
 from bench.data.pictures import LOSSLESS, WEBP, ending
 from bench.data.pixels import PART, Index, Pixels, central
 from bench.known import check_data
-from bench.spec import DataInfo, DataSpec, Level, UsageError
+from bench.record import DataInfo
+from bench.spec import DataSpec, Level, UsageError
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")

@@ -16,7 +16,8 @@ import torch
 from bench.device import device as devices
 from bench.device import nvml
 from bench.random import stream
-from bench.spec import Budget, Precision, TrainResult
+from bench.record import TrainResult
+from bench.spec import Budget, Precision
 
 SHARE, SHORTEST, LONGEST = 0.01, 0.5, 30.0  # of the budget; seconds
 PRODUCTS = 4  # in one unit

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from bench.record import DataInfo
 from bench.runs.child_main import task_of
-from bench.spec import DataInfo, RunSpec
+from bench.spec import RunSpec
 from bench.storage.store import MANIFEST, load_manifest
 
 Name = Literal["local", "ray", "slurm"]

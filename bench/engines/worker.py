@@ -21,8 +21,9 @@ from bench.engines import EXIT, LOST, Event, codes_of, images_of, run_task
 from bench.engines.child import Child
 from bench.engines.parcel import Parcel, pack, unpack
 from bench.identity.source import Unfit, difference, source_hash
+from bench.record import DataInfo
 from bench.runs.child_main import PATIENCE, UNFIT
-from bench.spec import Data, DataInfo, RunSpec, UsageError
+from bench.spec import Data, RunSpec, UsageError
 from bench.storage.disk import DiskError, cannot
 from bench.storage.lock import owned
 from bench.storage.signals import EXIT_INTERRUPTED

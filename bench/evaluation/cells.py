@@ -5,7 +5,8 @@ from typing import Literal
 from bench.evaluation.search import Cell
 from bench.names import eps_name
 from bench.protocols.common.base import protocol_of
-from bench.spec import EvalResult, EvalSpec
+from bench.record import EvalResult
+from bench.spec import EvalSpec
 
 CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
 

@@ -16,7 +16,7 @@ from bench.evaluation.evaluated import Evaluated, bare_classifier, chunk_images,
 from bench.evaluation.search import Cell
 from bench.protocols.common.base import Material, protocol_of
 from bench.protocols.common.probe import held_out
-from bench.spec import TrainResult
+from bench.record import TrainResult
 from bench.storage.files import sha256
 from bench.storage.store import Point, RunFolder, Snapshot
 

@@ -25,7 +25,8 @@ from bench.evaluation.search import Cell, Report, Search, Team, in_this_process,
 from bench.evaluation.traces import AttackError, Before, blame
 from bench.protocols.common.base import Material, protocol_of
 from bench.protocols.common.classifier import Classifier
-from bench.spec import EvalResult, EvalSpec, ProbeResult
+from bench.record import EvalResult, ProbeResult
+from bench.spec import EvalSpec
 
 KEPT = 1000  # images of each ranked attack, for the audit and for whoever checks the number
 

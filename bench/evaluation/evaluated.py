@@ -11,7 +11,8 @@ from bench.data.images import ImageSet
 from bench.encoders.common.folding import fold_batch_norm
 from bench.protocols.common.base import protocol_of
 from bench.protocols.common.classifier import Classifier
-from bench.spec import EvalResult, EvalSpec, Norm, ProbeResult
+from bench.record import EvalResult, ProbeResult
+from bench.spec import EvalSpec, Norm
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -19,11 +19,8 @@ from bench.data.images import ImageSet
 from bench.encoders.common.build import build_encoder
 from bench.evaluation.search import one_line
 from bench.options.external_request import Kind, check_source
-from bench.spec import (
-    ProbeResult,
-    UsageError,
-    unknown,
-)
+from bench.record import ProbeResult
+from bench.spec import UsageError, unknown
 from bench.storage.files import load_tensors
 from bench.storage.store import RunFolder
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from bench.gate.check import score_weights
 from bench.protocols.common.base import protocol_of
+from bench.record import Record
 from bench.runs.progress import Display
-from bench.spec import Record, UsageError
+from bench.spec import UsageError
 from bench.storage.files import save_tensors, sha256, tensor_bytes
 from bench.storage.store import RunFolder, load_manifest, load_records, write_text
 from reports.regression import COUNTS, Baseline, Fixed, Reading, Series, Tolerances, names_code

@@ -17,10 +17,11 @@ from bench.engines.local import LocalEngine
 from bench.identity.source import together
 from bench.options.options import load_suite, options_of
 from bench.options.resolve import resolve
+from bench.record import Manifest
 from bench.runs.child_main import SAVE_EVERY, task_of
 from bench.runs.conduct import make_manifest, opened, run_all
 from bench.runs.progress import Display
-from bench.spec import Manifest, UsageError
+from bench.spec import UsageError
 from bench.storage.files import read
 from bench.storage.signals import signals_raise
 from bench.storage.store import load_manifest, load_records

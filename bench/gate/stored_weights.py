@@ -24,7 +24,8 @@ from bench.evaluation.search import Cell, Report
 from bench.identity.source import together
 from bench.protocols.common.classifier import Classifier
 from bench.random import Draws
-from bench.spec import Budget, EvalResult
+from bench.record import EvalResult
+from bench.spec import Budget
 from bench.storage.files import load_tensors, save
 from bench.training.build import build_method
 from bench.training.state import begun

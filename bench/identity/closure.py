@@ -32,6 +32,7 @@ COMPARED = (
     *(
         "bench.data.pictures",
         "bench.radius",
+        "bench.record",
         "bench.registry",
         "bench.storage.signals",
         "bench.spec",

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.identity.source import AUDIT, CURVE, TRAINING, Sources, attack_part, codes, head_part
-from bench.spec import Audit, EvalResult, ProbeResult, RunSpec, TrainResult
+from bench.record import Audit, EvalResult, ProbeResult, TrainResult
+from bench.spec import RunSpec
 from bench.storage.files import save
 from bench.storage.store import Curve, Point, RunFolder
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from bench.spec import Budget, Data, Manifest, RunSpec, format_eps
+from bench.record import Manifest
+from bench.spec import Budget, Data, RunSpec, format_eps
 
 MOST = 4  # differences that are told
 UNSET = object()

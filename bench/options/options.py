@@ -9,17 +9,7 @@ from pydantic import Field, ValidationError
 
 from bench import registry
 from bench.names import check_labels, named
-from bench.spec import (
-    NAME,
-    AuditLevel,
-    Budget,
-    Data,
-    DataSpec,
-    Level,
-    Precision,
-    UsageError,
-    unknown,
-)
+from bench.spec import NAME, AuditLevel, Budget, Data, DataSpec, Level, Precision, UsageError, unknown
 from bench.text import read_text
 
 SUITES = Path(__file__).parents[1] / "suites"

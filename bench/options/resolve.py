@@ -10,7 +10,8 @@ from bench.encoders.common.build import check_encoder, check_images
 from bench.encoders.common.names import encoder_fields
 from bench.options.options import Options, check_targets, chosen_rows, parse_seeds, row_cells
 from bench.options.scoring import evaluation
-from bench.spec import Budget, DataInfo, RunSpec
+from bench.record import DataInfo
+from bench.spec import Budget, RunSpec
 from bench.text import say
 from bench.training.course import Course
 from methods.common.base import BaseMethod

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from bench import registry
-from bench.spec import DataInfo, RunSpec, UsageError
+from bench.record import DataInfo
+from bench.spec import RunSpec, UsageError
 from bench.storage.disk import DiskError
 from bench.storage.signals import EXIT_INTERRUPTED, Interrupted, StopFlag
 

@@ -20,10 +20,11 @@ from bench.identity.again import check_code
 from bench.names import check_path
 from bench.options.changes import MOST, between, changes, flat, unlimited
 from bench.options.options import Options
+from bench.record import DataInfo, Manifest, Record
 from bench.runs.child_main import UNFIT, task_of
 from bench.runs.plan import Estimate
 from bench.runs.progress import Display
-from bench.spec import Budget, DataInfo, Manifest, Record, RunSpec, UsageError
+from bench.spec import Budget, RunSpec, UsageError
 from bench.storage.disk import DiskError, put_aside
 from bench.storage.files import Damaged, save
 from bench.storage.lock import LOCK, owned

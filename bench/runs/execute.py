@@ -27,9 +27,10 @@ from bench.identity.again import check_run
 from bench.identity.signed import Signed
 from bench.identity.source import TRAINING, sources
 from bench.random import environment
+from bench.record import DataInfo, Record, Setting, TrainResult
 from bench.runs.heartbeat import Heartbeat, beat_seconds
 from bench.runs.same_inputs import check_copies
-from bench.spec import DataInfo, Record, RunSpec, Setting, TrainResult, UsageError
+from bench.spec import RunSpec, UsageError
 from bench.storage.repair import repair
 from bench.storage.signals import Interrupted, StopFlag, Stuck
 from bench.storage.store import Snapshot

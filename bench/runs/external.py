@@ -24,8 +24,9 @@ from bench.identity.signed import Signed
 from bench.identity.source import sources
 from bench.options.external_request import Request
 from bench.random import environment
+from bench.record import Record, Setting, TrainResult
 from bench.runs.conduct import make_manifest, opened
-from bench.spec import Budget, Record, RunSpec, Setting, TrainResult
+from bench.spec import Budget, RunSpec
 from bench.storage.files import Damaged, load_tensors, save_tensors, sha256
 from bench.storage.repair import repair
 from bench.storage.signals import Interrupted

@@ -4,7 +4,8 @@ import platform
 
 from bench.distributed.ranks import ALONE, Ranks
 from bench.identity import source
-from bench.spec import DataInfo, RunSpec
+from bench.record import DataInfo
+from bench.spec import RunSpec
 
 
 def check_copies(spec: RunSpec, own: DataInfo, expected: DataInfo | None = None, ranks: Ranks = ALONE) -> None:

@@ -11,9 +11,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.record import Manifest
 from bench.runs.conduct import build_report, opened
 from bench.runs.progress import Display
-from bench.spec import Manifest, UsageError
+from bench.spec import UsageError
 from bench.storage.store import RunFolder
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from bench.spec import EvalResult, Record
+from bench.record import EvalResult, Record
 from bench.storage.disk import is_there, listed, remove_file, sync_folders
 from bench.storage.files import Damaged, read
 from bench.storage.store import CELLS, RunFolder, cell, images_file

@@ -25,20 +25,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import Field, ValidationError
 
 from bench.names import eps_name
-from bench.spec import (
-    Audit,
-    Data,
-    EvalResult,
-    Manifest,
-    Name,
-    Norm,
-    ProbeResult,
-    Record,
-    RunSpec,
-    Sha256,
-    TrainResult,
-    UsageError,
-)
+from bench.record import Audit, EvalResult, Manifest, ProbeResult, Record, TrainResult
+from bench.spec import Data, Name, Norm, RunSpec, Sha256, UsageError
 from bench.storage.disk import DiskError, is_there, listed, move, put_aside, remove_file, write_bytes
 from bench.storage.files import Damaged, load_tensors, read, save, save_tensors, sealed, sha256
 

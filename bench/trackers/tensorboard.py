@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.spec import Record
+from bench.record import Record
 from bench.tracking.hooks import Accuracy, Hook, Progress, Run, costs, settings
 
 PACKAGE = "tensorboard"

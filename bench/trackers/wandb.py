@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from bench.spec import Record
+from bench.record import Record
 from bench.tracking.hooks import Accuracy, Hook, Progress, Run, asked, costs, settings
 
 PACKAGE = "wandb"

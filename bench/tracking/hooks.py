@@ -6,7 +6,8 @@ run.
 
 from pathlib import Path
 
-from bench.spec import Data, Record, RunSpec, format_eps
+from bench.record import Record
+from bench.spec import Data, RunSpec, format_eps
 
 COSTS = ("train_seconds", "updates", "epochs", "images_per_second", "peak_memory_bytes", "energy_joules", "last_loss")
 

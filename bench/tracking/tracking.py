@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.spec import Record, RunSpec, UsageError
+from bench.record import Record
+from bench.spec import RunSpec, UsageError
 from bench.storage.signals import Interrupted
 from bench.tracking.hooks import Accuracy, Hook, Progress, Run
 

@@ -21,7 +21,8 @@ from bench.data.images import ImageSet
 from bench.device import device as devices
 from bench.distributed.ranks import ALONE, Ranks
 from bench.random import Draws
-from bench.spec import Budget, Precision, Status, TrainResult
+from bench.record import Status, TrainResult
+from bench.spec import Budget, Precision
 from bench.storage.signals import Interrupted
 from bench.training.feed import Feed
 from bench.training.stages import flops_per_image, per_image

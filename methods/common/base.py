@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.spec import Setting, UsageError, unknown
+from bench.record import Setting
+from bench.spec import UsageError, unknown
 from bench.values import parse_setting
 from methods.common.augment import Draws, augment
 from methods.common.losses import widen

@@ -20,7 +20,8 @@ from test_attacks import THREAT, correct, generator, scene
 
 from bench import registry
 from bench.cli import main
-from bench.spec import EvalResult, ThreatModel
+from bench.record import EvalResult
+from bench.spec import ThreatModel
 from bench.storage.store import RunFolder, load_manifest
 
 pytestmark = pytest.mark.ci  # whole processes, killed in the middle

@@ -12,7 +12,7 @@ from evaluation_fixtures import random_images
 from bench.audit import audit as module
 from bench.audit.audit import all_checks, examine, ranked_pair
 from bench.audit.checks.structural import CHECKS
-from bench.spec import Audit, Check
+from bench.record import Audit, Check
 
 EMPTY = Audit(protocol="linear", level="core", eps=0.1, checks=[])
 

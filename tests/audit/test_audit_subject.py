@@ -13,7 +13,7 @@ from bench.audit import audit as module
 from bench.audit.audit import build_subject, evidence, examine, not_run, probe_hash, runs_of, seconds
 from bench.data.images import load_data
 from bench.evaluation.evaluated import Evaluated
-from bench.spec import Audit, Check
+from bench.record import Audit, Check
 from bench.storage.files import sha256
 from bench.training.build import build_method
 

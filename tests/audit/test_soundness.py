@@ -9,7 +9,8 @@ from torch import nn
 
 from bench.audit.checks import attacks, soundness
 from bench.audit.checks.subject import Counted, Subject
-from bench.spec import EvalResult, EvalSpec, ProbeResult
+from bench.record import EvalResult, ProbeResult
+from bench.spec import EvalSpec
 
 N, EPS = 64, 0.01
 PGD = {"steps": 20, "relative_step": 0.25, "restarts": 1, "random_start": True, "absolute_step": None}

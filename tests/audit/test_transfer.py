@@ -19,11 +19,12 @@ from bench.audit.checks.transfer import adversarial_images, sources_of
 from bench.audit.transfer import due, source, transfer
 from bench.data.images import data_info, load_data
 from bench.engines.local import LocalEngine
+from bench.record import Check
 from bench.runs.child_main import SAVE_EVERY, main
 from bench.runs.conduct import make_manifest, open_folder, run_all
 from bench.runs.execute import execute
 from bench.runs.progress import Display
-from bench.spec import Budget, Check, DataSpec, EvalSpec, RunSpec
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 from bench.storage.files import load_tensors
 from bench.storage.signals import Interrupted, StopFlag
 from bench.storage.store import RunFolder

@@ -8,7 +8,8 @@ from audit_fixtures import finished, rerun
 
 from bench.audit.verify import beyond_tolerance, verify
 from bench.cli import main
-from bench.spec import Manifest, UsageError
+from bench.record import Manifest
+from bench.spec import UsageError
 from bench.storage import store
 from bench.storage.files import load_tensors, save, save_tensors
 from bench.storage.store import MANIFEST, RunFolder, images_file

@@ -10,19 +10,8 @@ from pathlib import Path
 import torch
 from store_fixtures import DATA, MACHINE
 
-from bench.spec import (
-    Audit,
-    Budget,
-    Check,
-    DataSpec,
-    EvalResult,
-    Manifest,
-    ProbeResult,
-    Record,
-    RunSpec,
-    TrainResult,
-    UsageError,
-)
+from bench.record import Audit, Check, EvalResult, Manifest, ProbeResult, Record, TrainResult
+from bench.spec import Budget, DataSpec, RunSpec, UsageError
 from bench.storage.files import save, sha256
 from bench.storage.repair import repair, settle
 from bench.storage.store import MANIFEST, Beat, RunFolder, load_manifest

@@ -9,7 +9,8 @@ from report_fixtures import DIGITS, MACHINE, manifest, records, result, write
 from scipy.stats import binomtest, ttest_ind
 
 from bench.cli import cli, main
-from bench.spec import Setting, UsageError
+from bench.record import Setting
+from bench.spec import UsageError
 from reports.compare import compare
 from reports.differences import Folder, differences
 

@@ -22,7 +22,8 @@ from bench.data.images import (
     permutation,
     remarks,
 )
-from bench.spec import DataInfo, DataSpec, UsageError
+from bench.record import DataInfo
+from bench.spec import DataSpec, UsageError
 
 
 def image_set(n: int = 12, classes: int = 3, shape: tuple[int, ...] = (1, 2, 2), label: str = "toy") -> ImageSet:

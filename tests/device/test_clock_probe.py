@@ -13,8 +13,9 @@ from bench.device import clock_probe as calibration
 from bench.device.clock_probe import Load, measure, probe_seconds, probed, read_machine, thread_gain
 from bench.device.nvml import other_processes, throttling
 from bench.fairness import complaint, disturbed, remarks, stalled, too_few
+from bench.record import TrainResult
 from bench.runs.progress import Display
-from bench.spec import Budget, DataSpec, RunSpec, TrainResult
+from bench.spec import Budget, DataSpec, RunSpec
 
 CPU = torch.device("cpu")
 NOTHING = {name: 0 for name, field in TrainResult.model_fields.items() if field.is_required()}

@@ -14,9 +14,10 @@ from bench.engines.parcel import pack, unpack
 from bench.engines.ray import ANSWER, ARRIVAL, SILENT, Mailbox, RayEngine, task
 from bench.engines.worker import HOME, TELL_EVERY, Outcome, ended
 from bench.identity.source import source_hash
+from bench.record import Record
 from bench.runs.child_main import PATIENCE, UNFIT
 from bench.runs.conduct import run_all
-from bench.spec import Budget, Record, UsageError
+from bench.spec import Budget, UsageError
 from bench.storage.lock import owned
 from bench.storage.store import RunFolder
 

@@ -17,7 +17,8 @@ from bench.audit.verify import flips
 from bench.evaluation.search import predict
 from bench.protocols.common.probe import fit_probe
 from bench.protocols.published_eval import fit_published_probe
-from bench.spec import Check, EvalResult, ThreatModel
+from bench.record import Check, EvalResult
+from bench.spec import ThreatModel
 
 
 class NotFinite(nn.Module):

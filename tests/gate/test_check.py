@@ -16,7 +16,7 @@ from store_fixtures import probe
 from bench.gate.baseline import keep_weights
 from bench.gate.check import FIXED, PORTABLE, REPEAT, ask_suite, repeated
 from bench.identity.source import AUDIT, TRAINING, attack_part, codes, sources
-from bench.spec import EvalResult, Record
+from bench.record import EvalResult, Record
 from bench.storage.files import load_tensors, save
 from bench.storage.store import RunFolder
 from reports.regression import Baseline, FixedRun, Reading, default_baseline

@@ -24,7 +24,8 @@ from bench import registry
 from bench.data.images import load_data
 from bench.evaluation.evaluated import Evaluated
 from bench.gate.stored_weights import fixed_images, score
-from bench.spec import EvalSpec, Record, RunSpec, TrainResult
+from bench.record import Record, TrainResult
+from bench.spec import EvalSpec, RunSpec
 from bench.storage.files import read
 from bench.training.train import train
 from reports import gate

@@ -7,7 +7,8 @@ import pytest
 from report_fixtures import MACHINE, manifest, records
 from store_fixtures import probe
 
-from bench.spec import Budget, Manifest, Record, UsageError
+from bench.record import Manifest, Record
+from bench.spec import Budget, UsageError
 from reports.regression import BASELINES, Baseline, Reading, default_baseline
 
 METHODS = ("emp_ssl", "cf_amc_ssl")

@@ -12,21 +12,9 @@ import torch
 from bench.identity.again import check_code, check_run, listed, outdated, set_aside
 from bench.identity.signed import Signed
 from bench.identity.source import AUDIT, CURVE, TRAINING, codes, run_code, sources
+from bench.record import Audit, Check, DataInfo, EvalResult, ProbeResult, Record, TrainResult
 from bench.runs.conduct import make_manifest, opened
-from bench.spec import (
-    Audit,
-    Budget,
-    Check,
-    DataInfo,
-    DataSpec,
-    EvalResult,
-    EvalSpec,
-    ProbeResult,
-    Record,
-    RunSpec,
-    TrainResult,
-    UsageError,
-)
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, UsageError
 from bench.storage import disk
 from bench.storage.files import save, save_tensors
 from bench.storage.store import Example, Examples, load_manifest

@@ -3,7 +3,8 @@
 import pytest
 
 from bench.options.changes import changes
-from bench.spec import Budget, DataInfo, DataSpec, Environment, EvalSpec, Manifest, RunSpec
+from bench.record import DataInfo, Environment, Manifest
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 
 DATA = DataInfo(label="d", train=1, test=1, classes=2, image_shape=(1, 8, 8), train_sha256="a", test_sha256="b",
                 subset=False)  # fmt: skip

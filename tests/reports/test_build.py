@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from report_fixtures import manifest, records, tables_only, write
 
 from bench.commands.output import print_leaderboard
-from bench.spec import Record
+from bench.record import Record
 from reports import build as builder
 from reports import plots
 from reports.build import build, csv

@@ -13,7 +13,7 @@ from html_fixtures import asked, examples, found, page_folder
 from report_fixtures import manifest, records
 
 from bench.audit.audit import all_checks
-from bench.spec import Setting
+from bench.record import Setting
 from bench.storage.store import RunFolder, load_examples, load_manifest, load_records
 from reports import html, plots
 from reports.charts import charts

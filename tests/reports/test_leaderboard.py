@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from report_fixtures import audited, manifest, probe, records, result
 
-from bench.spec import Check
+from bench.record import Check
 from reports.leaderboard import COLUMNS, different_attacks, leaderboard, ranked_lines
 from reports.rows import rows
 from reports.stats import wilson

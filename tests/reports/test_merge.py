@@ -8,7 +8,8 @@ from pypdf import PdfReader
 from report_fixtures import DIGITS, MACHINE, manifest, records, tables_only, write
 
 from bench.cli import cli, main
-from bench.spec import Budget, Record, Setting, UsageError
+from bench.record import Record, Setting
+from bench.spec import Budget, UsageError
 from bench.storage.store import RunFolder, load_manifest
 from reports.build import build, build_merged
 from reports.claims import hardware_class

@@ -5,7 +5,7 @@ import pytest
 from report_fixtures import METHODS, manifest, records, result
 
 from bench.audit.audit import all_checks
-from bench.spec import Record
+from bench.record import Record
 from reports import sections
 from reports.checks import CHECKS
 from reports.leaderboard import leaderboard, ranked_lines

@@ -8,10 +8,11 @@ from ranks_fixtures import on_ranks
 from bench.engines import EXIT, worker
 from bench.engines.local import LocalEngine
 from bench.identity.source import source_hash
+from bench.record import Record
 from bench.runs.child_main import SAVE_EVERY, UNFIT
 from bench.runs.conduct import conclude, run_all
 from bench.runs.same_inputs import check_copies
-from bench.spec import Record, UsageError
+from bench.spec import UsageError
 from bench.storage.store import RunFolder
 
 (RUN,) = cells(1)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from store_fixtures import one_line, probe, result, spoil
 
-from bench.spec import EvalResult, UsageError
+from bench.record import EvalResult
+from bench.spec import UsageError
 from bench.storage import files as module
 from bench.storage.disk import DiskError
 from bench.storage.files import Damaged, load_tensors, read, read_bytes, save, save_tensors, sealed, sha256, unsealed

@@ -4,7 +4,8 @@ import pytest
 import torch
 from store_fixtures import RECORD, SPEC, TRAINED, files, one_line, probe, result, spoil
 
-from bench.spec import Audit, Check, UsageError
+from bench.record import Audit, Check
+from bench.spec import UsageError
 from bench.storage.files import save
 from bench.storage.repair import repair, settle
 from bench.storage.store import Beat, RunFolder, images_file

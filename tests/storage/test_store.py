@@ -10,7 +10,8 @@ from store_fixtures import DATA, RECORD, SPEC, TRAINED, files, manifest, one_lin
 
 from bench.audit.audit import runs_of
 from bench.engines import codes_of, images_of
-from bench.spec import Audit, Check, Record, UsageError
+from bench.record import Audit, Check, Record
+from bench.spec import UsageError
 from bench.storage import disk, store
 from bench.storage.disk import Disk, DiskError
 from bench.storage.files import Damaged, load_tensors, read, save, sha256

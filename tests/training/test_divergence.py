@@ -11,8 +11,9 @@ from training_fixtures import Drawing, Time, at_update, flat, stop_after, traine
 
 import bench.training.step
 import bench.training.train
+from bench.record import TrainResult
 from bench.runs.execute import execute
-from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, TrainResult
+from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 from bench.storage.checkpoint import load_checkpoint
 from bench.storage.signals import StopFlag
 from bench.storage.store import RunFolder

@@ -10,7 +10,8 @@ from training_fixtures import Time, at_update, but_for, constant, equal, flat, s
 
 from bench.data.images import permutation
 from bench.random import Draws
-from bench.spec import Budget, TrainResult, UsageError
+from bench.record import TrainResult
+from bench.spec import Budget, UsageError
 from bench.training.train import Keeper
 from methods.common.optim import LARS
 

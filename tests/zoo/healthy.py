@@ -28,7 +28,8 @@ from bench.evaluation.traces import Before
 from bench.protocols.common.classifier import Classifier
 from bench.protocols.common.probe import linear
 from bench.random import stream
-from bench.spec import DataSpec, EvalResult, EvalSpec, ProbeResult, ThreatModel
+from bench.record import EvalResult, ProbeResult
+from bench.spec import DataSpec, EvalSpec, ThreatModel
 from bench.storage.files import sha256
 
 FOLDER = Path(__file__).parent / "healthy"

@@ -15,7 +15,8 @@ from attacks.common.base import Loss, cross_entropy, maximize, predicted, projec
 from attacks.common.package import load_package, traceless
 from bench.audit.checks.subject import AuditCheck, Subject, soundness
 from bench.random import stream
-from bench.spec import AuditLevel, Check, ThreatModel, Verdict
+from bench.record import Check, Verdict
+from bench.spec import AuditLevel, ThreatModel
 
 # that are audited, at most: (level, whether an image is dear) -> images
 IMAGES = {("core", False): 64, ("core", True): 32, ("full", False): 1000, ("full", True): 256}

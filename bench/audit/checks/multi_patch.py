@@ -13,7 +13,8 @@ from bench.audit.checks.company import company, difference
 from bench.audit.checks.subject import AuditCheck, Counted, Subject, soundness
 from bench.protocols.common.classifier import Classifier, MultiPatch, fixed_boxes
 from bench.random import stream
-from bench.spec import AuditLevel, Check, ThreatModel
+from bench.record import Check
+from bench.spec import AuditLevel, ThreatModel
 
 ROUNDING = 1e-5  # of the logits' scale, as S7
 GRADIENT_NORM = 1e-6  # of a converged probe (protocol 1.2)

@@ -4,7 +4,8 @@ import math
 
 from bench.audit.checks.attacks import exceeds, judged, warn
 from bench.audit.checks.subject import AuditCheck, Subject
-from bench.spec import AuditLevel, Check, ProbeResult
+from bench.record import Check, ProbeResult
+from bench.spec import AuditLevel
 
 BAND = 0.15  # A20, [P] of protocol 3.3: calibrated on tests/zoo
 COPIES = 0.01  # A21: of the test images

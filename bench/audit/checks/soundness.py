@@ -16,7 +16,8 @@ from bench.audit.checks import attacks, probe
 from bench.audit.checks.attacks import exceeds, judged, places_of, warn
 from bench.audit.checks.subject import AuditCheck, Counted, Subject, soundness
 from bench.random import stream
-from bench.spec import AuditLevel, Check, EvalResult, Verdict
+from bench.record import Check, EvalResult, Verdict
+from bench.spec import AuditLevel
 
 STABLE_DRAWS, STABLE_RADIUS = 100, 2 / 255  # A3, IoAF's gamma and r
 ATTACK_SEEDS = 3  # A6

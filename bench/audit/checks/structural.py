@@ -19,7 +19,8 @@ from bench.audit.checks.subject import AuditCheck, Counted, Subject, soundness
 from bench.evaluation.search import TOLERANCE, predict
 from bench.evaluation.traces import Before
 from bench.random import stream
-from bench.spec import AuditLevel, Check, EvalResult, ThreatModel, Verdict
+from bench.record import Check, EvalResult, Verdict
+from bench.spec import AuditLevel, ThreatModel
 
 REACHED_FAIL, REACHED_WARN = 0.90, 0.99  # S3
 SAME, SAME_IMAGES = 1e-5, 256  # S7, of the largest logit

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from bench.data.images import Pictures
 from bench.protocols.common.base import protocol_of
 from bench.protocols.common.classifier import MultiPatch
-from bench.spec import Check, EvalResult, EvalSpec, ProbeResult, Verdict
+from bench.record import Check, EvalResult, ProbeResult, Verdict
+from bench.spec import EvalSpec
 
 AuditCheck = Callable[["Subject"], Check]
 

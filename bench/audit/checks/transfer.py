@@ -13,7 +13,8 @@ from attacks.common.base import predicted
 from bench.audit.checks.attacks import IMAGES, ascent, judged, places_of, scores, warn
 from bench.audit.checks.subject import AuditCheck, Subject, soundness
 from bench.evaluation.search import verify
-from bench.spec import AuditLevel, Check, RunSpec, ThreatModel, Verdict
+from bench.record import Check, Verdict
+from bench.spec import AuditLevel, RunSpec, ThreatModel
 
 MOST, STEPS = 500, 50  # images of a source, steps of 2.5 eps / 50 (arXiv:1706.06083, as in A10)
 
