@@ -22,8 +22,8 @@ from bench.commands.ending import print_ending
 from bench.commands.evaluate import evaluate
 from bench.commands.output import check_cap, print_leaderboard, show_plan, summary, too_short
 from bench.commands.where import Where, command_line, engine, engine_options
-from bench.engines.child import main_hidden
 from bench.runs.child_main import SAVE_EVERY
+from bench.script import main_hidden
 from bench.spec import UsageError, unknown
 from bench.text import say
 

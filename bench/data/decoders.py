@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from bench.data.pictures import Encoded, decode
+from bench.script import main_hidden
 from bench.spec import UsageError
 from bench.storage.disk import write_part
 
@@ -48,7 +49,8 @@ def decode_all(array: Array, images: Iterator[Encoded], workers: int) -> Generat
     ahead: deque[Future[Decoded]] = deque()
     try:
         for number, some in parts:
-            ahead.append(pool.submit(decode_some, array, number * TOGETHER, some))
+            with main_hidden():  # the first calls start the processes
+                ahead.append(pool.submit(decode_some, array, number * TOGETHER, some))
             if len(ahead) > 2 * workers:
                 yield ahead.popleft().result()
         for future in ahead:

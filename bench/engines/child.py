@@ -9,12 +9,10 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from bench.runs.child_main import PATIENCE, forked
@@ -126,18 +124,3 @@ def run_child(task: dict[str, Any], report: Report, log: Path, lock: int | None 
             for event in events:
                 report(event)
         return child.ended()
-
-
-@contextlib.contextmanager
-def main_hidden() -> Iterator[None]:
-    """Inside, no new process runs the main module of this one again, as multiprocessing has it: none needs it.
-
-    A script that calls the command line without ``if __name__ == "__main__"`` would begin the command anew in each
-    process; one from standard input is nowhere to be found.
-    """
-    ours = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = ours

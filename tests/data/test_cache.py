@@ -108,6 +108,15 @@ if __name__ == "__main__":
 
 
 @pytest.mark.ci
+def test_a_script_without_a_main_guard_decodes_once(tmp_path):
+    root = write_images(tmp_path / "set", 40)
+    script = POOL.replace('if __name__ == "__main__":', f"with open({str(tmp_path / 'times')!r}, 'a') as file:")
+    (tmp_path / "pool.py").write_text(script.replace("cache.FEW", "file.write('x'); cache.FEW"))
+    subprocess.run([sys.executable, tmp_path / "pool.py", root], env=os.environ | {"PYTHONPATH": PATH}, check=True)
+    assert (tmp_path / "times").read_text() == "x"
+
+
+@pytest.mark.ci
 def test_workers_end_with_a_killed_parent(tmp_path):
     root = write_images(tmp_path / "set", 300)
     (tmp_path / "pool.py").write_text(POOL)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.commands import doctor
-from bench.engines.child import main_hidden
+from bench.script import main_hidden
 from bench.spec import UsageError
 from bench.storage.store import load_manifest
 
