@@ -117,7 +117,7 @@ class ProbeResult(Data):
 class EvalResult(Data):
     """One attack at one eps under one protocol. ``outcomes``: '1' where the image stands, in the fixed test order."""
 
-    unwritten = ("norm",)
+    unwritten = ("norm", "stopped")
     protocol: Name
     attack: Name
     threat_space: Literal["image", "crop"]
@@ -129,6 +129,7 @@ class EvalResult(Data):
     config: dict[str, Any] = {}
     config_hash: str = ""
     complete: bool = True  # False: stages are missing, and the accuracy is an upper bound
+    stopped: bool = False  # by --eval-budget, after the last of its stages
     stages: list[tuple[str, int]] = []  # of an attack that has several: (name, images standing after it)
     flips: int = 0  # images broken in the search's precision but not in float32, and attacked again in float32
     traces: list[str] = []  # what the model changes in itself while it is attacked (bench.evaluation.traces)
@@ -136,6 +137,17 @@ class EvalResult(Data):
     failed: str = ""  # why there is no number: what the attack did; outcomes are then those of the stages before it
     note: str = ""
     code: str = ""
+
+    @property
+    def bound(self) -> str:
+        """Why the accuracy is an upper bound: after which stage the attack was stopped; "" where it is complete."""
+        last = self.stages[-1][0] if self.stages else "its first images"
+        return "" if self.complete else f"upper bound: stopped {'by --eval-budget ' * self.stopped}after {last}"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of the number has to know."""
+        return [remark for remark in (self.bound, self.note) if remark]
 
     @property
     def threat(self) -> ThreatModel:
@@ -162,6 +174,7 @@ class Check(Data):
     passes: float = 0.0  # forward passes of one image; a gradient counts as one more
     seconds: float = 0.0
     note: str = ""
+    proof: str = ""  # of A14: what it was asked with; with the same it is not asked again
 
 
 class Audit(Data):
@@ -210,6 +223,7 @@ class Record(Data):
     audits: list[Audit] = []
     status: Status | Literal["pending"] = "pending"
     message: str = ""
+    missing: str = ""  # cells and checks that a finished run is still to have: the same command goes on with them
 
     @model_validator(mode="after")
     def _one_result_per_cell(self) -> Self:

@@ -106,10 +106,10 @@ def derived(record: Record) -> list[EvalResult]:
 
 def _worst(pgd: EvalResult, autoattack: EvalResult | None) -> EvalResult:
     if autoattack is None or not autoattack.complete or not pgd.threat_space == autoattack.threat_space == "image":
-        why = "no AutoAttack on the image at this eps"
+        why = ["upper bound: no AutoAttack on the image at this eps"]
         if autoattack is not None and not autoattack.complete:
-            why = autoattack.note
-        note = _join(f"upper bound: {why.removeprefix('upper bound: ')}", pgd.note)
+            why = autoattack.remarks
+        note = _join(*why, pgd.note)
         return pgd.model_copy(update={"attack": "pgd_only", "seconds": 0.0, "note": note})
     both = zip(pgd.outcomes, autoattack.outcomes, strict=False)  # one fixed test order: the first images are shared
     return EvalResult(
@@ -161,8 +161,8 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
             row |= {"flips": result.flips}
         if result.attack == "worst" and math.isclose(result.eps, manifest.main_eps):
             row |= _audit(record, result.protocol) | _band(record, result.protocol) | _pgd(record, result)
-    of_cell = (result.failed or result.note) if result else ""
-    notes = (record.message, record.train.note if record.train else "", of_cell)
+    of_cell = [] if result is None else [result.failed] if result.failed else result.remarks
+    notes = (record.message, record.train.note if record.train else "", *of_cell)
     return row | {"note": _join(*notes) or None}
 
 

@@ -69,7 +69,7 @@ class Made(Data):
 
 @dataclass(frozen=True)
 class Target:
-    """A number to try them on. ``proof`` stands in the note of its A14: that of these sources is not asked again."""
+    """A number to try them on. ``proof`` is that of its A14: with these sources it is not asked again."""
 
     run: RunFolder
     protocol: str
@@ -110,8 +110,8 @@ def due(out: Path) -> list[Target]:
             chosen = [spec.name for spec in sources_of(record.spec, others)]
             sources = [source(folders[each], ended[each], audit.protocol) for each in chosen]
             keys = {each.run.spec.name: each.key for each in sources}
-            proof = f"{len(sources)} sources {config_hash({'sources': keys, 'audited': audit.evidence})}"
-            if not any(check.id == "A14" and check.note.endswith(proof) for check in audit.checks):
+            proof = config_hash({"sources": keys, "audited": audit.evidence})
+            if not any(check.id == "A14" and check.proof == proof for check in audit.checks):
                 own = source(folders[name], record, audit.protocol)
                 targets.append(Target(folders[name], audit.protocol, sources, own, proof))
     return targets
@@ -200,7 +200,8 @@ def ask(targets: list[Target], report: Report) -> None:
         if check.verdict != "NOT_RUN":
             passes, seconds = spent(target.own)
             cost = {"passes": check.passes + passes, "seconds": check.seconds + seconds}
-            check = check.model_copy(update={"note": f"{check.note}; {target.proof}"} | cost)
+            said = {"note": f"{check.note}; {len(target.sources)} sources", "proof": target.proof}
+            check = check.model_copy(update=said | cost)
         earlier = audits[target.protocol]
         checks = [check if each.id == "A14" else each for each in earlier.checks]
         broken = {id: places for id, places in earlier.broken.items() if id != "A14"}

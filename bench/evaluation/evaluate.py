@@ -85,8 +85,7 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
                         result = result.model_copy(update={"images_sha256": stored})
                     stopped = exhausted() and not result.complete
                     if stopped:
-                        note = result.note.replace(STOPPED, "upper bound: stopped by --eval-budget after")
-                        result = result.model_copy(update={"note": note})
+                        result = result.model_copy(update={"stopped": True})
                         skipped.append(name)
                     cells.save_result(result)
                     if stopped:
@@ -106,7 +105,7 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
             assert result is not None
             it.report(
                 {"event": "cell", **{k: v for k, v in result.model_dump().items() if k in REPORTED}}
-                | {"correct": result.correct, "total": result.total}
+                | {"correct": result.correct, "total": result.total, "note": "; ".join(result.remarks)}
             )
         if cell.attack == "pgd":
             standing = torch.tensor([outcome == "1" for outcome in result.outcomes])
@@ -117,8 +116,7 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
     return "; ".join(filter(None, [late, f"without a number: {without}" if without else ""]))
 
 
-STOPPED = "upper bound: stopped after"
-REPORTED = ("protocol", "attack", "eps", "seconds", "note")
+REPORTED = ("protocol", "attack", "eps", "seconds")
 
 
 def kept_images(it: Evaluated[Any], cell: Cell) -> Tensor | None:
@@ -224,7 +222,7 @@ def attack_cell(
         standing &= carried[: cell.images]
     notes, seconds, flips, done, traces = [], 0.0, 0, [], set()
     if earlier is not None and earlier.config_hash == config_hash(config):
-        notes = [note for note in earlier.note.split("; ") if not note.startswith("upper bound")]
+        notes = earlier.note.split("; ") if earlier.note else []
         seconds, flips, done = earlier.seconds, earlier.flips, list(earlier.stages)
         traces = set(earlier.traces)
         standing = torch.tensor([outcome == "1" for outcome in earlier.outcomes])
@@ -262,7 +260,7 @@ def attack_cell(
             stages=done,
             flips=flips,
             traces=sorted(traces),
-            note="; ".join(notes if complete else [f"{STOPPED} {name}", *notes]),
+            note="; ".join(notes),
         )
         if complete:
             return

@@ -172,7 +172,7 @@ def settled(folder: RunFolder, display: Display) -> bool:
     damaged: list[Damaged] = []
     record = folder.record(damaged)
     folder.curve(damaged)
-    done = record.status in ("diverged", "oom") or (record.status == "finished" and not record.message)
+    done = record.status in ("diverged", "oom") or (record.status == "finished" and not record.missing)
     if done and not damaged:
         display.skipped(folder.spec, record.status)
     return done and not damaged

@@ -84,8 +84,9 @@ def execute(
     )
     folder.save_record(record)
 
-    def ended(status: str, message: str = "") -> None:
-        folder.save_record(record.model_copy(update={"status": status, "message": message}))
+    def ended(status: str, message: str = "", missing: str = "") -> None:
+        message = message or missing
+        folder.save_record(record.model_copy(update={"status": status, "message": message, "missing": missing}))
         report({"event": "ended", "status": status, "message": message})
 
     try:
@@ -131,7 +132,7 @@ def execute(
             raise
         ended("oom", f"out of memory in the evaluation: {error}".splitlines()[0])
         return
-    ended("finished", "; ".join(filter(None, missing)))
+    ended("finished", missing="; ".join(filter(None, missing)))
 
 
 def train_run(

@@ -90,10 +90,10 @@ def score(
     folder.save_record(record)
     report({"event": "opened", "out": str(folder.out)})
 
-    def ended(status: str, *messages: str) -> None:
-        message = "; ".join(filter(None, messages))
+    def ended(status: str, message: str = "", missing: str = "") -> None:
+        message = message or missing
         said = f"{message}; {ELSEWHERE}" if message else ELSEWHERE
-        folder.save_record(record.model_copy(update={"status": status, "message": said}))
+        folder.save_record(record.model_copy(update={"status": status, "message": said, "missing": missing}))
         report({"event": "ended", "status": status, "message": message})
 
     if request.kind == "classifier" and folder.probe("linear") is None:
@@ -111,7 +111,7 @@ def score(
             raise
         ended("oom", f"out of memory in the evaluation: {one_line(error)}")
         return
-    ended("finished", *missing)
+    ended("finished", missing="; ".join(filter(None, missing)))
 
 
 class Loaded(Signed):

@@ -291,7 +291,7 @@ def test_a_source_that_has_changed_is_tried_again_and_one_that_failed_is_none(do
     assert [target.run.spec.name for target in due(out)] == ["emp_ssl-s0", "twin-s0"]
     transfer(out)
     after = found(out)
-    assert [after[name].note != before[name].note for name in before] == [True, True, False]
+    assert [after[name].proof != before[name].proof for name in before] == [True, True, False]
     for each in SPECS[1:]:
         folder = RunFolder(out, each)
         folder.save_record(folder.record().model_copy(update={"status": "diverged"}))

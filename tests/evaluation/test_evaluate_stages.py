@@ -104,7 +104,7 @@ def test_an_interrupted_autoattack_goes_on_at_its_stage(short, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(STAGED, shelf)
     bound = shelf.results["linear", "autoattack", 0.04]
-    assert (bound.complete, bound.note) == (False, "upper bound: stopped after apgd-ce")
+    assert (bound.complete, bound.bound, bound.note) == (False, "upper bound: stopped after apgd-ce", "")
     assert bound.stages == expected.stages[:1]
     assert standing(bound.outcomes) >= standing(expected.outcomes)
     again = []
@@ -179,7 +179,7 @@ def test_what_earlier_stages_said_and_left_is_kept_over_an_interruption(short, m
     with pytest.raises(KeyboardInterrupt):
         run(STAGED, shelf)
     bound = shelf.results["linear", "autoattack", 0.04]
-    assert bound.note == "upper bound: stopped after apgd-ce; odd; in apgd-ce"
+    assert bound.remarks == ["upper bound: stopped after apgd-ce", "odd; in apgd-ce"]
     last = ""
     run(STAGED, shelf)
     result = shelf.results["linear", "autoattack", 0.04]
@@ -234,7 +234,7 @@ def test_a_limit_of_time_stops_between_stages_and_more_time_goes_on(short, secon
     run(STAGED.model_copy(update={"budget_seconds": spent + clean + weak + 0.5}), shelf)
     bound = shelf.results["linear", "autoattack", 0.04]
     assert (bound.complete, bound.seconds) == (False, 1.0)
-    assert bound.note == "upper bound: stopped by --eval-budget after apgd-ce"
+    assert bound.bound == "upper bound: stopped by --eval-budget after apgd-ce"
     assert shelf.missing.endswith("s are spent; missing: linear autoattack 0.04")
     before = dict(shelf.results)
     run(STAGED.model_copy(update={"budget_seconds": spent + clean + weak + 0.5}), shelf)

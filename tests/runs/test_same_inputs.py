@@ -100,7 +100,7 @@ def test_a_worker_sends_home_why_it_refuses(tmp_path, monkeypatch):
     (run,) = cells(1, updates=1)
     out = opened(tmp_path / "out", [run], OTHER)
     folder = RunFolder(out, run)
-    folder.save_record(Record(spec=run, status="finished", message="the evaluation's 1 s are spent"))
+    folder.save_record(Record(spec=run, status="finished", missing="the evaluation's 1 s are spent"))
     monkeypatch.setattr(worker, "user_cache_path", lambda name: tmp_path / "cache")
     told = worker.common(out, 1.0) | {"manifest": "0" * 64, "spec": run, "source": source_hash(run)}
     outcome, files = worker.work(worker.Order(**told), dict, lambda events: False)
