@@ -6,12 +6,12 @@ somewhere and tells what happens to it. Results are in the store when an engine 
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from bench.record import DataInfo
-from bench.runs.child_main import task_of
 from bench.spec import RunSpec
-from bench.storage.store import MANIFEST, load_manifest
+
+if TYPE_CHECKING:
+    from bench.record import DataInfo
 
 Name = Literal["local", "ray", "slurm"]
 NAMES: tuple[Name, ...] = ("local", "ray", "slurm")
@@ -21,25 +21,31 @@ LOST = "lost"  # or: its worker or node is gone, as ``message`` says; it can be 
 
 
 def run_task(
-    out: Path, spec: RunSpec, save_every: float, images: DataInfo | None, visible: str | None = None, code: str = ""
+    out: Path, spec: RunSpec, save_every: float, images: "DataInfo | None", visible: str | None = None, code: str = ""
 ) -> dict[str, Any]:
     """One run as the process that makes it is told (bench.engines.child). ``images``, ``code``: what it must find.
 
     ``visible`` is what CUDA_VISIBLE_DEVICES is to be; None: as it is.
     """
+    from bench.runs.child_main import task_of
+
     told = task_of("run", out=str(out), spec=spec.model_dump(mode="json"), save_every=save_every)
     told |= {"images": images.model_dump(mode="json")} if images is not None else {}
     told |= {"code": code} if code else {}
     return told | ({"visible": visible} if visible is not None else {})
 
 
-def images_of(out: Path) -> DataInfo | None:
+def images_of(out: Path) -> "DataInfo | None":
     """The images that the runs of a folder are asked for on; None where it has no manifest. Raises UsageError."""
+    from bench.storage.store import MANIFEST, load_manifest
+
     return load_manifest(out, links=False).data if (out / MANIFEST).is_file() else None
 
 
 def codes_of(out: Path) -> dict[str, str]:
     """Row -> hash of the code that its runs are asked for with; none where it has no manifest. Raises UsageError."""
+    from bench.storage.store import MANIFEST, load_manifest
+
     return load_manifest(out, links=False).code if (out / MANIFEST).is_file() else {}
 
 

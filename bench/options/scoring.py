@@ -10,7 +10,8 @@ from bench.options.options import Options, parse_seconds
 from bench.shown import Shown
 from bench.spec import EvalSpec, Level, UsageError, unknown
 
-USUAL = EvalSpec()
+# How many images a quick evaluation attacks; of the class, as to build an EvalSpec takes long for a command's start.
+USUAL = {name: EvalSpec.model_fields[name].default for name in ("pgd_images", "autoattack_images", "curve_images")}
 
 
 def asked_protocols(options: Options) -> dict[str, str]:
@@ -34,14 +35,14 @@ def quick_images(protocols: dict[str, Any]) -> dict[str, Any]:
     others = {
         name: protocol
         for name, protocol in protocols.items()
-        if name not in USUAL.autoattack_images and protocol.attacks is None
+        if name not in USUAL["autoattack_images"] and protocol.attacks is None
     }
     autoattack = {name: 32 if protocol.dear else 64 for name, protocol in others.items()}
     curve = {name: 100 for name, protocol in others.items() if protocol.dear}
     return {
-        "pgd_images": USUAL.pgd_images,
-        "autoattack_images": USUAL.autoattack_images | autoattack,
-        "curve_images": USUAL.curve_images | curve,
+        "pgd_images": USUAL["pgd_images"],
+        "autoattack_images": USUAL["autoattack_images"] | autoattack,
+        "curve_images": USUAL["curve_images"] | curve,
     }
 
 
