@@ -11,7 +11,7 @@ from bench import registry
 from bench.spec import UsageError
 
 KINDS = {"method": ("Config", "Method"), "attack": ("Attack",), "encoder": ("Encoder",), "dataset": ("Dataset",)}
-KINDS |= {"tracker": ("Tracker",)}
+KINDS |= {"tracker": ("Tracker",), "protocol": ("Protocol",)}
 EVERYTHING = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 METHODS = [
     "cf_amc_ssl",

@@ -35,7 +35,7 @@ def shown(protocol: str) -> Shown:
     return Shown(
         title=str(values.get("title") or protocol),
         ranked=values.get("ranked") is True,
-        own_attacks=values.get("attacks") is not None,
+        own_attacks="attacks" in values and values["attacks"] is not None,
         paper=str(values.get("paper") or ""),
     )
 
@@ -71,10 +71,12 @@ def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
 
 
 def note(found: Outline, name: str, value: ast.expr | None) -> None:
-    """Keep the value of a name, where it is written as a constant."""
-    try:
-        found.values[name] = ast.literal_eval(value) if value is not None else found.values[name]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    """Keep the value of a name, where it is a number, a text, a bool or None; of a dictionary, its keys."""
+    if isinstance(value, ast.Constant):
+        found.values[name] = value.value
+    elif isinstance(value, ast.Dict):
+        found.values[name] = [key.value for key in value.keys if isinstance(key, ast.Constant)]
+    elif value is not None:
         found.values.pop(name, None)
 
 
