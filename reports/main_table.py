@@ -53,7 +53,7 @@ def _table(manifest: Manifest, protocol: str, budget: object, lines: pd.DataFram
         for line in lines.to_dict("records")
     ]
     caption = f"{titles(manifest.runs).get(protocol, protocol)} on {_where(manifest, budget, lines)}."
-    drawn = table(caption, TITLES, rows, left="Method | Audit", wide="Method", quiet="95 % | n", size=7.5)
+    drawn = table(caption, TITLES, rows, left="Method | Audit", wide="Method", quiet="95 % | n", size=7)
     return drawn | {"note": next(iter(lines["standing"].dropna()), "")}
 
 
