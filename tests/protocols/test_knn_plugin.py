@@ -73,6 +73,7 @@ def stored(file):
     return json.loads(unsealed(file.read_bytes()))
 
 
+@pytest.mark.ci
 def test_it_is_run_killed_resumed_audited_verified_and_shown(tmp_path):
     out = tmp_path / "out"
     run_it = ["run", *TINY, "--protocols", f"linear,{FILE}", "--out", str(out)]
@@ -112,6 +113,7 @@ def tree(tmp_path):
     return tmp_path
 
 
+@pytest.mark.ci
 def test_a_file_in_the_folder_is_listed_and_run_by_its_name(tree):
     assert "knn              A soft vote of all training images" in finished("list", "protocols", root=tree)
     out = tree / "out"
