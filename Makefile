@@ -18,10 +18,10 @@ test: $(VENV)/.installed-test  ## the test suite
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 chaos: $(VENV)/.installed-test  ## faults of disk, power and processes in full numbers (docs/measurements.md)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --chaos -m chaos tests/chaos -n auto
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --chaos -m chaos tests/chaos -n auto
 
 cluster: $(VENV)/.installed-test  ## runs on a Ray cluster and as jobs, both on this machine: workers killed, nodes lost
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cluster -m cluster tests/cluster -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --cluster -m cluster tests/cluster -n 2 --dist loadfile
 
 mutants: $(VENV)/.installed-test  ## the mutation score, about 30 minutes on one core: make mutants SEED=0
 	$(PIP) mutmut==3.8.1
