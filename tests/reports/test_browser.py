@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's chromium, driven by playwright. Skipped where either is missing."""
+"""The page in a real browser, with ``--ci``: Debian's chromium, driven by playwright. Skipped where one is missing."""
 
 import re
 import shutil
@@ -10,7 +10,8 @@ from tests.reports.test_html import HOSTILE, rendered
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[test]'")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+MISSING = "needs chromium: apt-get install chromium"
+pytestmark = [pytest.mark.ci, pytest.mark.skipif(CHROMIUM is None, reason=MISSING)]
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
