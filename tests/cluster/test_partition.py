@@ -146,5 +146,5 @@ def test_the_runs_of_a_silent_node_go_on_elsewhere(network, tmp_path):
     assert [record.environment.node for record in records] == [other, other]
     assert [record.train.preemptions for record in records] == [1, 0]
     for record in records:
-        assert 19.0 < record.train.train_seconds <= 20.0
+        assert 15.0 < record.train.train_seconds <= 20.0  # an update that would end after the budget is not begun
         assert len(record.results) == len(records[1].results) > 0
