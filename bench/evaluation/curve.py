@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from bench.evaluation.evaluate import run_cell
-from bench.evaluation.evaluated import Evaluated, bare_classifier, chunk_images, silent
+from bench.evaluation.evaluated import Evaluated, bare_classifier, chunk_images
 from bench.evaluation.search import Cell
 from bench.protocols.common.base import Material, protocol_of
 from bench.protocols.common.probe import held_out
@@ -68,17 +68,14 @@ def score(it: Evaluated[RunFolder]) -> tuple[tuple[int, int], tuple[int, int] | 
     held = held_out(len(it.train))
     fitted, judged = it.train.take(~held), it.train.take(held)
     single = it.spec.model_copy(update={"restarts": 1})
-    protocol, classifier = (
-        protocol_of(single, PROTOCOL),
-        bare_classifier(it.encoder, judged, single, PROTOCOL, it.device),
-    )
-    protocol.fit(classifier, Material(fitted, it.seed, it.device, chunk_images(single, PROTOCOL)))
+    classifier = bare_classifier(it.encoder, judged, single, PROTOCOL, it.device)
+    protocol_of(single, PROTOCOL).fit(classifier, Material(fitted, it.seed, it.device, chunk_images(single, PROTOCOL)))
     cells = [Cell(PROTOCOL, "none", 0.0, len(judged))]
     if single.over_time == "robust":
         cells.append(Cell(PROTOCOL, "pgd", single.main_eps, min(IMAGES, len(judged))))
     counts = []
     for cell in cells:
-        found = run_cell(classifier, judged, cell, single, it.seed, it.device, None, silent)
+        found = run_cell(classifier, judged, cell, single, it.seed, it.device)
         counts.append((found.correct, found.total))
     return counts[0], counts[1] if len(counts) > 1 else None
 

@@ -166,7 +166,7 @@ def probe_band(
     band = []
     for penalty, probe in sorted(probes.items()):
         classifier.probe = probe
-        result = run_cell(classifier, it.test, cell, single, it.seed, it.device, None, silent)
+        result = run_cell(classifier, it.test, cell, single, it.seed, it.device)
         band.append((penalty, result.correct, result.total))
     return band
 
@@ -178,11 +178,9 @@ def run_cell(
     spec: EvalSpec,
     seed: int,
     device: torch.device,
-    carried: Tensor | None,
-    report: Report,
 ) -> EvalResult:
-    """The complete result of a cell (see ``attack_cell``)."""
-    return list(attack_cell(classifier, test, cell, spec, seed, device, carried, report))[-1]
+    """The complete result of a cell on its own: nothing is carried from a smaller eps, and nobody hears of it."""
+    return list(attack_cell(classifier, test, cell, spec, seed, device, None, silent))[-1]
 
 
 def attack_cell(

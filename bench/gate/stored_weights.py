@@ -97,8 +97,7 @@ def stored(encoder: nn.Module, tensors: dict[str, Tensor], images: ImageSet, ask
 def outcomes(classifier: Classifier, images: ImageSet, asked: Fixed, attack: str, eps: float) -> EvalResult:
     """One attack on all images, as the evaluation makes it."""
     cell = Cell(asked.protocol, attack, eps, len(images))
-    spec = asked.spec.eval
-    return run_cell(classifier, images, cell, spec, asked.seed, CPU, None, lambda event: None)
+    return run_cell(classifier, images, cell, asked.spec.eval, asked.seed, CPU)
 
 
 def loops_an_update(method: BaseMethod, images: ImageSet) -> float:

@@ -229,7 +229,7 @@ def test_the_band_is_pgd_with_one_restart_around_the_penalty_that_was_chosen():
     once, expected = spec.model_copy(update={"restarts": 1}), []
     for penalty, layer in sorted((fit.others | {fit.penalty: fit.layer}).items()):
         model.probe = layer
-        result = run_cell(model, TEST, Cell("linear", "pgd", 0.02, 15), once, 2, CPU, None, lambda event: None)
+        result = run_cell(model, TEST, Cell("linear", "pgd", 0.02, 15), once, 2, CPU)
         expected.append((penalty, result.correct, 15))
     assert [penalty / fit.penalty for penalty, _, _ in expected] == pytest.approx([0.1, 1, 10])
     assert found.band == expected
@@ -354,7 +354,7 @@ def test_images_that_a_smaller_eps_broke_cost_nothing_and_change_no_outcome(monk
     before = {*range(20)}
     for (_, attack, eps), result in found.items():
         if attack == "pgd":
-            alone = run_cell(model, TEST, Cell("linear", "pgd", eps, 20), spec, 0, CPU, None, lambda event: None)
+            alone = run_cell(model, TEST, Cell("linear", "pgd", eps, 20), spec, 0, CPU)
             assert max((size for each, size in passes if each == eps), default=0) <= len(before)
             before &= standing(alone.outcomes)
             assert standing(result.outcomes) == before

@@ -114,7 +114,7 @@ def test_an_attack_that_lies_is_named(lie, monkeypatch):
     before = TEST.images.clone(), TEST.labels.clone()
     model = Classifier(tiny_encoder()).eval()
     with pytest.raises(AttackError, match=message):
-        run_cell(model, TEST, Cell("linear", "liar", 0.02, 12), QUICK, 0, CPU, None, lambda event: None)
+        run_cell(model, TEST, Cell("linear", "liar", 0.02, 12), QUICK, 0, CPU)
     assert torch.equal(TEST.images, before[0])
     assert torch.equal(TEST.labels, before[1])
 
@@ -129,8 +129,6 @@ def test_an_attack_that_changes_the_labels_does_not_change_the_count(monkeypatch
         QUICK,
         0,
         CPU,
-        None,
-        lambda event: None,
     )
     monkeypatch.undo()
     clean = run_cell(
@@ -140,8 +138,6 @@ def test_an_attack_that_changes_the_labels_does_not_change_the_count(monkeypatch
         QUICK,
         0,
         CPU,
-        None,
-        lambda event: None,
     )
     assert found.outcomes == clean.outcomes
     assert torch.equal(TEST.labels, labels)
@@ -151,7 +147,7 @@ def test_an_attack_that_leaves_train_mode_on_is_caught(monkeypatch):
     model = Classifier(tiny_encoder()).eval()
     monkeypatch.setattr(registry, "load", lambda kind, name: lying(lambda x, y: (model.train(), x)[1]))
     with pytest.raises(AttackError, match="after the attack liar under linear: expected every module in eval mode"):
-        run_cell(model, TEST, Cell("linear", "liar", 0.1, 20), QUICK, 0, CPU, None, lambda event: None)
+        run_cell(model, TEST, Cell("linear", "liar", 0.1, 20), QUICK, 0, CPU)
 
 
 def test_an_attack_of_the_users_own_goes_by_its_files_name(tmp_path):
@@ -173,7 +169,7 @@ def test_config_hash_is_equal_for_equal_settings_only():
         model = build_classifier(protocol, encoder or tiny_encoder(), (16, 16), 3, 0)
         cell = Cell(protocol, attack, eps, images)
         spec = QUICK.model_copy(update=changes)
-        return run_cell(model, TEST, cell, spec, seed, CPU, None, lambda event: None).config_hash
+        return run_cell(model, TEST, cell, spec, seed, CPU).config_hash
 
     first = hash_of()
     assert len(first) == 16
@@ -197,7 +193,7 @@ def test_steps_are_part_of_the_config_hash(monkeypatch):
         attack = types.SimpleNamespace(Attack=lambda steps=steps: pgd.Attack(steps=steps))
         monkeypatch.setattr(registry, "load", lambda kind, name, attack=attack: attack)
         cell = Cell("linear", "pgd", 0.01, 4)
-        result = run_cell(Classifier(tiny_encoder()).eval(), TEST, cell, QUICK, 0, CPU, None, lambda event: None)
+        result = run_cell(Classifier(tiny_encoder()).eval(), TEST, cell, QUICK, 0, CPU)
         assert result.config["steps"] == steps
         hashes.add(result.config_hash)
     assert len(hashes) == 2

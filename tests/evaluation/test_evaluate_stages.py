@@ -274,7 +274,7 @@ def test_what_the_search_broke_only_in_its_own_precision_is_attacked_again_in_fl
     attack = types.SimpleNamespace(Attack=lambda: pgd.Attack(absolute_step=0.01, random_start=False))
     monkeypatch.setattr(registry, "load", lambda kind, name: attack)
     model = Coarse(torch.nn.Identity()).eval()
-    args = data, Cell("linear", "pgd", 0.05, 4), QUICK, 0, CPU, None, lambda event: None
+    args = data, Cell("linear", "pgd", 0.05, 4), QUICK, 0, CPU
     fine = run_cell(model, *args)
     assert (fine.outcomes, fine.flips) == ("0010", 0)
     found = run_cell(model, *args[:2], QUICK.model_copy(update={"search": "tf32"}), *args[3:])
