@@ -13,6 +13,7 @@ from bench.data.images import data_info, load_data
 from bench.device import device as devices
 from bench.distributed.ranks import Ranks
 from bench.engines.team import serve
+from bench.evaluation.evaluated import Evaluated
 from bench.runs.same_inputs import check_copies
 from bench.spec import RunSpec
 from bench.storage.signals import Interrupted, StopFlag
@@ -56,4 +57,5 @@ def assist(spec: RunSpec, device: torch.device, flag: StopFlag, ranks: Ranks) ->
     if weights is not None:  # it was trained, now or before
         encoder = method.kept()
         encoder.load_state_dict(weights)
-        serve(devices.place(encoder, device), test_set, spec.eval, spec.seed, device, ranks)
+        placed = devices.place(encoder, device)
+        serve(Evaluated[Any](placed, train_set, test_set, spec.eval, spec.seed, device, cells=None), ranks)

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from attacks.common.base import Share
 from bench.data.images import ImageSet
 from bench.distributed.ranks import Ranks
-from bench.evaluation.evaluate import build_attack, build_search
-from bench.evaluation.evaluated import bare_classifier, restore
+from bench.evaluation.attack_cell import build_attack, build_search
+from bench.evaluation.evaluated import Evaluated, restore
 from bench.evaluation.search import Cell, Found, Search, alone, listening
 from bench.evaluation.traces import AttackError, Before, blame
 from bench.protocols.common.base import protocol_of
@@ -67,21 +68,21 @@ class Crew:
         self.ranks.tell()
 
 
-def serve(encoder: nn.Module, test: ImageSet, spec: EvalSpec, seed: int, device: torch.device, ranks: Ranks) -> None:
+def serve(it: Evaluated[Any], ranks: Ranks) -> None:
     """Make this rank's share of every attack that rank 0 announces, until it says that there are no more."""
     classifiers: dict[str, Classifier] = {}
     while (job := ranks.tell()) is not None:
         protocol = job.cell.protocol
         if protocol not in classifiers:
-            classifiers[protocol] = bare_classifier(encoder, test, spec, protocol, device)
-        restore(spec, protocol, classifiers[protocol], job.probe, device)
-        attack = build_attack(job.cell, spec).stages(test.classes, job.cell.images)[job.stage]
-        search = build_search(classifiers[protocol], attack, job.cell, spec, seed, device)
+            classifiers[protocol] = it.bare_classifier(protocol)
+        restore(it.spec, protocol, classifiers[protocol], job.probe, it.device)
+        attack = build_attack(job.cell, it.spec).stages(it.test.classes, job.cell.images)[job.stage]
+        search = build_search(it, classifiers[protocol], attack, job.cell)
         at_first, found, complaint = Before(classifiers[protocol]), [], ""
         with listening(job.cell, lambda event: None) as warnings:
             try:
-                found = list(share(search, test, job.standing, ranks))
-                blame(at_first, search.label, partial(search.ask, test), attacked=job.cell.attack != "none")
+                found = list(share(search, it.test, job.standing, ranks))
+                blame(at_first, search.label, partial(search.ask, it.test), attacked=job.cell.attack != "none")
             except AttackError as error:
                 at_first.restore()
                 complaint = str(error)

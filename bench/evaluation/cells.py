@@ -41,7 +41,7 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
                     if asked
                     else min(first(spec.pgd_images), spec.curve_images.get(protocol, CURVE_IMAGES))
                 )
-                cells.append(Cell(protocol, spec.attack_paths.get(attack, attack), eps, count, not asked, norm))
+                cells.append(Cell(protocol, attack, eps, count, not asked, norm))
     return sorted(cells, key=lambda cell: (cell.attack != "none") + (cell.attack == "autoattack"))
 
 
@@ -49,7 +49,7 @@ def failed_result(cell: Cell, space: Literal["image", "crop"], stages: EvalResul
     """A cell whose attack failed: no number but that of the ``stages`` before, from which the same command goes on."""
     bare = EvalResult(
         protocol=cell.protocol,
-        attack=cell.name,
+        attack=cell.attack,
         threat_space=space,
         norm=cell.norm,
         eps=cell.eps,

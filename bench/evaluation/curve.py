@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from bench.evaluation.evaluate import run_cell
-from bench.evaluation.evaluated import Evaluated, bare_classifier, chunk_images
+from bench.evaluation.attack_cell import run_cell
+from bench.evaluation.evaluated import Evaluated, chunk_images
 from bench.evaluation.search import Cell
 from bench.protocols.common.base import Material, protocol_of
 from bench.protocols.common.probe import held_out
@@ -67,15 +67,16 @@ def score(it: Evaluated[RunFolder]) -> tuple[tuple[int, int], tuple[int, int] | 
     """(correct, total) of the held-out training images, clean and under PGD with one restart at the main eps."""
     held = held_out(len(it.train))
     fitted, judged = it.train.take(~held), it.train.take(held)
-    single = it.spec.model_copy(update={"restarts": 1})
-    classifier = bare_classifier(it.encoder, judged, single, PROTOCOL, it.device)
-    protocol_of(single, PROTOCOL).fit(classifier, Material(fitted, it.seed, it.device, chunk_images(single, PROTOCOL)))
+    single = replace(it, test=judged, spec=it.spec.model_copy(update={"restarts": 1}))
+    spec = single.spec
+    classifier = single.bare_classifier(PROTOCOL)
+    protocol_of(spec, PROTOCOL).fit(classifier, Material(fitted, it.seed, it.device, chunk_images(spec, PROTOCOL)))
     cells = [Cell(PROTOCOL, "none", 0.0, len(judged))]
-    if single.over_time == "robust":
-        cells.append(Cell(PROTOCOL, "pgd", single.main_eps, min(IMAGES, len(judged))))
+    if spec.over_time == "robust":
+        cells.append(Cell(PROTOCOL, "pgd", spec.main_eps, min(IMAGES, len(judged))))
     counts = []
     for cell in cells:
-        found = run_cell(classifier, judged, cell, single, it.seed, it.device)
+        found = run_cell(single, classifier, cell)
         counts.append((found.correct, found.total))
     return counts[0], counts[1] if len(counts) > 1 else None
 

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -38,11 +37,6 @@ class Cell:
     images: int
     curve: bool = False
     norm: Norm = "linf"
-
-    @property
-    def name(self) -> str:
-        """Of the attack, in every table: a .py file of the user's own goes by its stem."""
-        return Path(self.attack).stem if self.attack.endswith(".py") else self.attack
 
 
 @dataclass(frozen=True)
@@ -207,7 +201,7 @@ def listening(cell: Cell, report: Report) -> Iterator[list[str]]:
             if record.levelno >= logging.WARNING:
                 warnings.append(record.getMessage())
             else:
-                report({"event": "attack", "protocol": cell.protocol, "attack": cell.name, "eps": cell.eps,
+                report({"event": "attack", "protocol": cell.protocol, "attack": cell.attack, "eps": cell.eps,
                         "message": record.getMessage()})  # fmt: skip
 
     loggers = [logging.getLogger(name) for name in ("attacks", "auto-attack")]

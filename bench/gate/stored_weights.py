@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench import registry
 from bench.data.images import ImageSet, load_data
 from bench.device import device as devices
 from bench.device.clock_probe import Load
-from bench.evaluation.evaluate import run_cell
-from bench.evaluation.evaluated import bare_classifier, restore
+from bench.evaluation.attack_cell import run_cell
+from bench.evaluation.evaluated import Evaluated, restore
 from bench.evaluation.search import Cell, Report
 from bench.identity.source import together
 from bench.protocols.common.classifier import Classifier
 from bench.random import Draws
-from bench.record import EvalResult
 from bench.spec import Budget
 from bench.storage.files import load_tensors, save
 from bench.training.build import build_method
@@ -72,9 +71,10 @@ def score(asked: Fixed, folder: Path, report: Report) -> Fixed:
     found: dict[str, Any] = {"images_sha256": images.sha256}
     try:
         method, _ = build_method(spec, dataset, train.image_shape[0], train.classes)
-        classifier = stored(method.kept(), tensors, images, asked)
+        it = Evaluated[Any](method.kept(), train, images, spec.eval, asked.seed, CPU, cells=None)  # nothing is stored
+        classifier = stored(it, tensors, asked)
         for name, attack, eps in (("clean", "none", 0.0), ("attacked", "pgd", asked.eps)):
-            result = outcomes(classifier, images, asked, attack, eps)
+            result = run_cell(it, classifier, Cell(asked.protocol, attack, eps, len(images)))
             report({"event": "cell", "protocol": asked.protocol, "attack": attack, "eps": eps, "note": ""}
                    | {"correct": result.correct, "total": result.total, "seconds": result.seconds})  # fmt: skip
             found[name] = result.outcomes
@@ -84,20 +84,14 @@ def score(asked: Fixed, folder: Path, report: Report) -> Fixed:
     return asked.model_copy(update=found)
 
 
-def stored(encoder: nn.Module, tensors: dict[str, Tensor], images: ImageSet, asked: Fixed) -> Classifier:
+def stored(it: Evaluated[Any], tensors: dict[str, Tensor], asked: Fixed) -> Classifier:
     """The protocol's classifier with the stored encoder and probe."""
     weights = {key.removeprefix("encoder."): value for key, value in tensors.items() if key.startswith("encoder.")}
-    encoder.load_state_dict(weights)
-    classifier = bare_classifier(encoder, images, asked.spec.eval, asked.protocol, CPU)
+    it.encoder.load_state_dict(weights)
+    classifier = it.bare_classifier(asked.protocol)
     probe = {key.removeprefix("probe."): value for key, value in tensors.items() if key.startswith("probe.")}
-    restore(asked.spec.eval, asked.protocol, classifier, probe, CPU)
+    restore(it.spec, asked.protocol, classifier, probe, CPU)
     return classifier
-
-
-def outcomes(classifier: Classifier, images: ImageSet, asked: Fixed, attack: str, eps: float) -> EvalResult:
-    """One attack on all images, as the evaluation makes it."""
-    cell = Cell(asked.protocol, attack, eps, len(images))
-    return run_cell(classifier, images, cell, asked.spec.eval, asked.seed, CPU)
 
 
 def loops_an_update(method: BaseMethod, images: ImageSet) -> float:

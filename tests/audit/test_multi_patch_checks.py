@@ -11,8 +11,9 @@ from torch import nn
 from bench.audit.audit import run_check
 from bench.audit.checks.multi_patch import CHECKS, OfEveryCrop
 from bench.audit.checks.subject import Counted, Subject
-from bench.evaluation.evaluate import evaluate, fitted_classifier
+from bench.evaluation.evaluate import evaluate
 from bench.evaluation.evaluated import Evaluated
+from bench.evaluation.heads import fitted_classifier
 from bench.protocols.common.classifier import MultiPatch, fixed_boxes
 from bench.protocols.common.probe import linear
 from bench.spec import EvalSpec

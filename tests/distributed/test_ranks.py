@@ -154,12 +154,12 @@ def diverged(ranks):
 
 def evaluated(ranks):
     """The cells of an evaluation, which rank 0 stores."""
-    encoder, shelf, crew = tiny_encoder(), Shelf(), Crew(ranks, ATTACKED)
+    shelf, crew = Shelf(), Crew(ranks, ATTACKED)
+    it = Evaluated(tiny_encoder(), TRAIN, TEST, ATTACKED, 0, CPU, shelf)
     with short_autoattack():
         if ranks.rank > 0:
-            serve(encoder, TEST, ATTACKED, 0, CPU, ranks)
+            serve(it, ranks)
         else:
-            it = Evaluated(encoder, TRAIN, TEST, ATTACKED, 0, CPU, shelf)
             evaluate(it, crew if ranks.size > 1 else in_this_process)
             crew.dismiss()
     return shelf

@@ -21,9 +21,10 @@ from evaluation_fixtures import (
 
 from attacks import pgd
 from bench import registry
+from bench.evaluation import attack_cell
 from bench.evaluation import evaluate as module
+from bench.evaluation.attack_cell import run_cell
 from bench.evaluation.cells import plan_cells
-from bench.evaluation.evaluate import run_cell
 from bench.evaluation.search import Cell
 from bench.options.options import Options
 from bench.options.scoring import asked_protocols, evaluation
@@ -229,7 +230,7 @@ def test_the_band_is_pgd_with_one_restart_around_the_penalty_that_was_chosen():
     once, expected = spec.model_copy(update={"restarts": 1}), []
     for penalty, layer in sorted((fit.others | {fit.penalty: fit.layer}).items()):
         model.probe = layer
-        result = run_cell(model, TEST, Cell("linear", "pgd", 0.02, 15), once, 2, CPU)
+        result = run_cell(evaluated(None, once, seed=2), model, Cell("linear", "pgd", 0.02, 15))
         expected.append((penalty, result.correct, 15))
     assert [penalty / fit.penalty for penalty, _, _ in expected] == pytest.approx([0.1, 1, 10])
     assert found.band == expected
@@ -243,9 +244,9 @@ def test_a_probe_that_did_not_converge_says_so(monkeypatch):
 
 
 def test_everything_runs_on_the_device_that_was_asked_for(monkeypatch):
-    devices, extract, search = [], base.extract, module.Search
+    devices, extract, search = [], base.extract, attack_cell.Search
     monkeypatch.setattr(base, "extract", lambda *args: (devices.append(args[2]), extract(*args))[1])
-    monkeypatch.setattr(module, "Search", lambda *args: (devices.append(args[7]), search(*args))[1])
+    monkeypatch.setattr(attack_cell, "Search", lambda *args: (devices.append(args[7]), search(*args))[1])
     run(QUICK.model_copy(update={"protocols": PROTOCOLS, "curve": ()}))
     assert len(devices) == 3 + 4 * 3 + 3 * 3  # features, cells, and three for each probe band
     assert set(devices) == {CPU}
@@ -309,7 +310,8 @@ def test_robust_images_are_nested_over_eps_and_among_the_clean_ones():
 def test_finished_cells_are_not_run_again(monkeypatch):
     calls = []
     original = module.attack_cell
-    monkeypatch.setattr(module, "attack_cell", lambda *args: (calls.append(args[2]), original(*args))[1])
+    for place in (module, attack_cell):
+        monkeypatch.setattr(place, "attack_cell", lambda *args: (calls.append(args[2]), original(*args))[1])
     shelf = run()
     assert len(calls) == 2 * (1 + 5 - 1 + 3)  # for each protocol: clean, four eps, and three for the probe band
     first = dict(shelf.results)
@@ -354,7 +356,7 @@ def test_images_that_a_smaller_eps_broke_cost_nothing_and_change_no_outcome(monk
     before = {*range(20)}
     for (_, attack, eps), result in found.items():
         if attack == "pgd":
-            alone = run_cell(model, TEST, Cell("linear", "pgd", eps, 20), spec, 0, CPU)
+            alone = run_cell(evaluated(None, spec), model, Cell("linear", "pgd", eps, 20))
             assert max((size for each, size in passes if each == eps), default=0) <= len(before)
             before &= standing(alone.outcomes)
             assert standing(result.outcomes) == before

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation_fixtures import (
-    CPU,
     QUICK,
     TEST,
     TRAIN,
@@ -26,8 +25,10 @@ from evaluation_fixtures import (
 
 from attacks import none, pgd
 from bench import registry
-from bench.evaluation import evaluate as module
-from bench.evaluation.evaluate import Cell, build_attack, evaluate, run_cell
+from bench.evaluation import search
+from bench.evaluation.attack_cell import build_attack, run_cell
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.search import Cell
 from bench.evaluation.traces import AttackError
 from bench.protocols.common.classifier import Classifier, OfCrops, fixed_boxes
 from bench.protocols.published_eval import fit_published_probe
@@ -61,7 +62,7 @@ def test_listening_restores_the_loggers():
     loggers[0].setLevel(logging.ERROR)
     before = [(list(each.handlers), each.level, each.propagate) for each in loggers]
     events = []
-    with contextlib.suppress(KeyError), module.listening(Cell("linear", "pgd", 0.1, 3), events.append) as warnings:
+    with contextlib.suppress(KeyError), search.listening(Cell("linear", "pgd", 0.1, 3), events.append) as warnings:
         loggers[0].warning("something %s", "odd")
         loggers[1].info("step 3")
         raise KeyError
@@ -114,7 +115,7 @@ def test_an_attack_that_lies_is_named(lie, monkeypatch):
     before = TEST.images.clone(), TEST.labels.clone()
     model = Classifier(tiny_encoder()).eval()
     with pytest.raises(AttackError, match=message):
-        run_cell(model, TEST, Cell("linear", "liar", 0.02, 12), QUICK, 0, CPU)
+        run_cell(evaluated(None), model, Cell("linear", "liar", 0.02, 12))
     assert torch.equal(TEST.images, before[0])
     assert torch.equal(TEST.labels, before[1])
 
@@ -122,23 +123,9 @@ def test_an_attack_that_lies_is_named(lie, monkeypatch):
 def test_an_attack_that_changes_the_labels_does_not_change_the_count(monkeypatch):
     monkeypatch.setattr(registry, "load", lambda kind, name: lying(lambda x, y: (y.fill_(0), x)[1]))
     labels = TEST.labels.clone()
-    found = run_cell(
-        Classifier(tiny_encoder()).eval(),
-        TEST,
-        Cell("linear", "liar", 0.1, 20),
-        QUICK,
-        0,
-        CPU,
-    )
+    found = run_cell(evaluated(None), Classifier(tiny_encoder()).eval(), Cell("linear", "liar", 0.1, 20))
     monkeypatch.undo()
-    clean = run_cell(
-        Classifier(tiny_encoder()).eval(),
-        TEST,
-        Cell("linear", "none", 0.0, 20),
-        QUICK,
-        0,
-        CPU,
-    )
+    clean = run_cell(evaluated(None), Classifier(tiny_encoder()).eval(), Cell("linear", "none", 0.0, 20))
     assert found.outcomes == clean.outcomes
     assert torch.equal(TEST.labels, labels)
 
@@ -147,7 +134,7 @@ def test_an_attack_that_leaves_train_mode_on_is_caught(monkeypatch):
     model = Classifier(tiny_encoder()).eval()
     monkeypatch.setattr(registry, "load", lambda kind, name: lying(lambda x, y: (model.train(), x)[1]))
     with pytest.raises(AttackError, match="after the attack liar under linear: expected every module in eval mode"):
-        run_cell(model, TEST, Cell("linear", "liar", 0.1, 20), QUICK, 0, CPU)
+        run_cell(evaluated(None), model, Cell("linear", "liar", 0.1, 20))
 
 
 def test_an_attack_of_the_users_own_goes_by_its_files_name(tmp_path):
@@ -169,7 +156,7 @@ def test_config_hash_is_equal_for_equal_settings_only():
         model = build_classifier(protocol, encoder or tiny_encoder(), (16, 16), 3, 0)
         cell = Cell(protocol, attack, eps, images)
         spec = QUICK.model_copy(update=changes)
-        return run_cell(model, TEST, cell, spec, seed, CPU).config_hash
+        return run_cell(evaluated(None, spec, seed=seed), model, cell).config_hash
 
     first = hash_of()
     assert len(first) == 16
@@ -193,7 +180,7 @@ def test_steps_are_part_of_the_config_hash(monkeypatch):
         attack = types.SimpleNamespace(Attack=lambda steps=steps: pgd.Attack(steps=steps))
         monkeypatch.setattr(registry, "load", lambda kind, name, attack=attack: attack)
         cell = Cell("linear", "pgd", 0.01, 4)
-        result = run_cell(Classifier(tiny_encoder()).eval(), TEST, cell, QUICK, 0, CPU)
+        result = run_cell(evaluated(None), Classifier(tiny_encoder()).eval(), cell)
         assert result.config["steps"] == steps
         hashes.add(result.config_hash)
     assert len(hashes) == 2

@@ -23,8 +23,11 @@ from evaluation_fixtures import (
 from attacks import pgd
 from bench import registry
 from bench.device import device as devices
+from bench.evaluation import attack_cell, heads
 from bench.evaluation import evaluate as module
-from bench.evaluation.evaluate import Cell, evaluate, run_cell
+from bench.evaluation.attack_cell import run_cell
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.search import Cell
 from bench.protocols.common.classifier import Classifier
 from bench.random import stream
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
@@ -50,7 +53,8 @@ def short(monkeypatch):
 def seconds(monkeypatch):
     """A clock that goes on by one with every look, so that every stage and every probe takes a second."""
     clock = itertools.count()
-    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: float(next(clock))))
+    for place in (attack_cell, heads):
+        monkeypatch.setattr(place, "time", types.SimpleNamespace(monotonic=lambda: float(next(clock))))
 
 
 def key_of(result):
@@ -274,16 +278,15 @@ def test_what_the_search_broke_only_in_its_own_precision_is_attacked_again_in_fl
     attack = types.SimpleNamespace(Attack=lambda: pgd.Attack(absolute_step=0.01, random_start=False))
     monkeypatch.setattr(registry, "load", lambda kind, name: attack)
     model = Coarse(torch.nn.Identity()).eval()
-    args = data, Cell("linear", "pgd", 0.05, 4), QUICK, 0, CPU
-    fine = run_cell(model, *args)
+    in_float, cell = evaluated(None, test=data), Cell("linear", "pgd", 0.05, 4)
+    in_tf32 = evaluated(None, QUICK.model_copy(update={"search": "tf32"}), test=data)
+    fine = run_cell(in_float, model, cell)
     assert (fine.outcomes, fine.flips) == ("0010", 0)
-    found = run_cell(model, *args[:2], QUICK.model_copy(update={"search": "tf32"}), *args[3:])
+    found = run_cell(in_tf32, model, cell)
     assert (found.outcomes, found.flips) == ("0010", 2)
     assert found.config["search"] == "tf32"
     assert "search" not in fine.config
-    within = run_cell(
-        model, data, Cell("linear", "pgd", 0.015, 4), QUICK.model_copy(update={"search": "tf32"}), *args[3:]
-    )
+    within = run_cell(in_tf32, model, Cell("linear", "pgd", 0.015, 4))
     assert (within.outcomes, within.flips) == ("1110", 2)  # float32 decides: this ball ends below its bar
 
 

@@ -6,13 +6,13 @@ import types
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import CPU, QUICK, TEST, build_classifier, run, tiny_encoder
+from evaluation_fixtures import QUICK, TEST, build_classifier, evaluated, run, tiny_encoder
 from torch import nn
 
 from attacks import none, pgd
 from bench import registry
 from bench.engines.team import Crew, Job, serve
-from bench.evaluation.evaluate import build_attack, build_search
+from bench.evaluation.attack_cell import build_attack, build_search
 from bench.evaluation.search import Cell, TrainMode, check_eval_mode, predict
 from bench.evaluation.traces import AttackError, Before, blame
 
@@ -218,7 +218,7 @@ CELL = Cell("linear", "liar", 0.02, 20)
 def test_an_attack_that_fails_on_another_device_has_no_number(monkeypatch):
     changing(lambda model: None, monkeypatch)
     model = build_classifier("linear", tiny_encoder(), (16, 16), 1, 0)
-    search = build_search(model, build_attack(CELL, SPEC), CELL, SPEC, 0, CPU)
+    search = build_search(evaluated(None, SPEC), model, build_attack(CELL, SPEC), CELL)
     standing = torch.ones(20, dtype=torch.bool)
     with pytest.raises(AttackError, match="changed weights"):
         list(Crew(Other(0, answer=([], [], "the attack liar changed weights")), SPEC)(search, CELL, "", TEST, standing))
@@ -232,7 +232,7 @@ def test_another_device_says_that_an_attack_failed_and_goes_on_from_the_stored_w
     probe = {"weight": torch.zeros(10, 24), "bias": torch.zeros(10)}
     ranks = Other(1, [Job(CELL, "", torch.ones(20, dtype=torch.bool), probe)] * 2)
     before = Before(encoder)
-    serve(encoder, TEST, spec, 0, CPU, ranks)
+    serve(evaluated(None, spec, encoder), ranks)
     assert all("the attack liar under linear " in complaint for _, _, complaint in ranks.heard)
     assert len(ranks.heard) == 2
     assert before.traces() == []

@@ -22,8 +22,8 @@ from bench.data.images import ImageSet, load_data
 from bench.encoders.common.base import FeatureEncoder
 from bench.encoders.common.build import build_encoder
 from bench.encoders.common.folding import fold_batch_norm
-from bench.evaluation.evaluate import fitted_classifier
 from bench.evaluation.evaluated import Evaluated
+from bench.evaluation.heads import fitted_classifier
 from bench.evaluation.traces import Before
 from bench.protocols.common.classifier import Classifier
 from bench.protocols.common.probe import linear
