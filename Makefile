@@ -28,7 +28,7 @@ mutants: $(VENV)/.installed-test  ## the mutation score, about 30 minutes on one
 	$(BIN)/python tests/mutants.py --seed $(or $(SEED),0)
 
 gpu: $(VENV)/.installed-test  ## every figure that needs a GPU: make gpu DATA=parquet:DIR
-	PYTHON=$(BIN)/python tests/gpu.sh
+	PYTHON=$(BIN)/python STAGES="$(STAGES)" tests/gpu.sh
 
 perf: $(VENV)/.installed-test  ## each training step beside its plain textbook twin: make perf PERF="--quick --json"
 	$(BIN)/python -m tests.perf $(PERF)

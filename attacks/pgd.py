@@ -5,9 +5,7 @@ from typing import ClassVar
 
 from torch import Generator, Tensor, nn
 
-from attacks.common.base import BaseAttack, cross_entropy, maximize
-from attacks.common.passes import Passes
-from attacks.common.threat import geometry
+from attacks.common.base import BaseAttack, last_iterate, maximize
 from bench.spec import ThreatModel, UsageError
 
 
@@ -49,7 +47,8 @@ class Attack(BaseAttack):
         if not self.best:
             wanted = slice(None) if attacked is None else attacked.to(images.device)
             moved = images.clone()
-            moved[wanted] = self.last_iterate(model, images[wanted], labels[wanted], threat)
+            step = self.step(threat.eps)
+            moved[wanted] = last_iterate(model, images[wanted], labels[wanted], threat, steps=self.steps, step=step)
             return moved
         return maximize(
             model,
@@ -63,12 +62,3 @@ class Attack(BaseAttack):
             generator=generator,
             attacked=attacked,
         )
-
-    def last_iterate(self, model: nn.Module, clean: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
-        """Where ``steps`` ascents from the clean images end, also where an image was misclassified on the way."""
-        passes, ball, images = Passes(model, cross_entropy), geometry(threat), clean
-        for _ in range(self.steps if len(clean) else 0):
-            _, _, gradient = passes(images, labels, gradients=True)
-            assert gradient is not None
-            images = ball.project(images + self.step(threat.eps) * ball.steepest(gradient), clean)
-        return images

@@ -56,7 +56,7 @@ def parts(kind: Kind) -> list[tuple[str, list[Part]]]:
     elif kind == "protocol":
         from bench.protocols.common.base import BaseProtocol
 
-        found = [Part("Protocol", BaseProtocol, ("fit", "restore"))]
+        found = [Part("Protocol", BaseProtocol, ("fit", "restore"), settings=True)]
     else:
         from bench.tracking.hooks import Hook
 

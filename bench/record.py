@@ -97,21 +97,32 @@ class TrainResult(Data):
 
 
 class ProbeResult(Data):
-    """What a protocol has fitted on frozen features, and what it does on clean images; a linear one has a penalty."""
+    """What a protocol has fitted, what it cost, and what it does on clean training images.
 
+    A linear probe has chosen a penalty, a head that was trained on attacked images a learning rate.
+    """
+
+    unwritten = ("learning_rate", "passes")
     protocol: Name
     feature_width: int
     penalty: float = 0.0  # lambda; 0: there is none
     gradient_norm: float = 0.0
     scale: float = 1.0  # the one number that features are divided by
-    held_out: list[tuple[float, int, int]] = []  # (lambda, correct, total) on held-out training images
+    learning_rate: float = 0.0  # 0: there is none
+    held_out: list[tuple[float, int, int]] = []  # (lambda or rate, correct, total) on held-out training images
     train_correct: int
     train_total: int
     seconds: float
-    band: list[tuple[float, int, int]] = []  # (lambda, correct, total) under PGD at the main eps
+    passes: float = 0.0  # of one image through the encoder that the fit took; 0 in records without it
+    band: list[tuple[float, int, int]] = []  # (lambda or rate, correct, total) under PGD at the main eps
     sha256: str = ""  # of the tensors as stored
     note: str = ""
     code: str = ""
+
+    @property
+    def chosen(self) -> float:
+        """What its rule has chosen on held-out training images: a penalty or a learning rate; 0 where nothing was."""
+        return self.penalty or self.learning_rate
 
 
 class EvalResult(Data):

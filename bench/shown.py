@@ -10,7 +10,8 @@ from pydantic import ConfigDict
 class Shown:
     """As the class of a protocol says it (bench.protocols.common.base).
 
-    ``path``: the .py file of a user's own protocol; "" where a name finds it.
+    ``path``: the .py file of a user's own protocol; "" where a name finds it. ``base``: the protocol of which this is
+    another with settings of its own, as --protocols NAME=PROTOCOL asks for; "" where it is that itself.
     """
 
     title: str
@@ -18,5 +19,10 @@ class Shown:
     own_attacks: bool = False  # in place of those of the run
     paper: str = ""
     path: str = ""
+    base: str = ""
+
+    def plugin(self, name: str) -> str:
+        """The name, or path, of the plug-in behind the protocol ``name``."""
+        return self.path or self.base or name
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

@@ -106,7 +106,7 @@ class DataSpec(Data):
 class EvalSpec(Data):
     """How an encoder is scored (protocol of the project, sections 1.1 to 1.6)."""
 
-    unwritten = ("attack_paths", "attack_norms", "attack_settings", "eps_l2", "own_protocols")
+    unwritten = ("attack_paths", "attack_norms", "attack_settings", "eps_l2", "own_protocols", "protocol_settings")
     level: Level = "quick"
     attacks: tuple[Name, ...] = ("pgd", "autoattack")
     attack_paths: dict[Name, str] = {}  # of .py files of the user's own
@@ -131,6 +131,7 @@ class EvalSpec(Data):
     audit: AuditLevel = "core"
     budget_seconds: float | None = Field(default=None, gt=0)  # for the evaluation of one run; None: no limit
     own_protocols: dict[Name, Shown] = {}  # those that are not of bench/protocols
+    protocol_settings: dict[Name, dict[str, Any]] = {}  # of the level, the dataset and --set
 
     def radii(self, norm: Norm) -> tuple[float, ...]:
         """The radii that were asked for in a norm."""

@@ -54,6 +54,8 @@ COLUMNS = {
     "worst_audited": "float64",
     "train_seconds": "float64",
     "compile_seconds": "float64",
+    "head_seconds": "float64",  # of fitting the protocol's head, and its passes of one image
+    "head_passes": "float64",
     "disturbed": "Int64",  # runs whose clock probe says that the machine changed
     "flops_per_image": "float64",
     "peak_memory_bytes": "Int64",
@@ -163,6 +165,8 @@ def _line(
         "worst_audited": worst["worst_audited"].mean(),
         "train_seconds": costs["train_seconds"].mean(),
         "compile_seconds": costs["compile_seconds"].mean(),
+        "head_seconds": clean["head_seconds"].mean(),
+        "head_passes": clean["head_passes"].mean(),
         "disturbed": runs["disturbed"].sum(min_count=1),
         "flops_per_image": costs["flops_per_image"].mean(),
         "peak_memory_bytes": _whole(costs["peak_memory_bytes"]),

@@ -24,6 +24,7 @@ from reports.differences import Folder, differences, facts, versions
 OF_MACHINE = (  # columns that say nothing about a method where the machines differ
     "train_seconds",
     "compile_seconds",
+    "head_seconds",
     "images_per_second",
     "peak_memory_bytes",
     "data_seconds",

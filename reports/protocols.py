@@ -19,7 +19,7 @@ def shown(specs: Iterable[RunSpec]) -> dict[str, Shown]:
     for spec in specs:
         for name in spec.eval.protocols:
             found.setdefault(name, spec.eval.own_protocols.get(name) or outline.shown(name))
-    return dict(sorted(found.items(), key=lambda item: (bool(item[1].path), item[0])))
+    return dict(sorted(found.items(), key=lambda item: (bool(item[1].path or item[1].base), item[0])))
 
 
 def titles(specs: Iterable[RunSpec]) -> dict[str, str]:

@@ -63,6 +63,8 @@ COLUMNS = {
     "energy_joules": "float64",
     "disturbed": "boolean",
     "calibration_ratio": "float64",
+    "head_seconds": "float64",  # that fitting the protocol's head took, and its passes of one image
+    "head_passes": "float64",
     "eval_seconds": "float64",
     "device": "object",
     "node": "object",  # names a machine, and never decides a class of hardware
@@ -151,7 +153,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         row |= record.train.model_dump(include=COSTS)
     if result is not None:
         row |= result.model_dump(include={"protocol", "attack", "threat_space", "eps", "curve"})
-        row |= {"failed": bool(result.failed), "norm": result.norm}
+        row |= {"failed": bool(result.failed), "norm": result.norm} | _head(record, result.protocol)
     if result is not None and not result.failed:
         lo, hi = wilson(result.correct, result.total)
         row |= {"correct": result.correct, "total": result.total, "lo": lo, "hi": hi}
@@ -194,6 +196,12 @@ def _band(record: Record, protocol: str) -> dict[str, float]:
     bands = [probe.band for probe in record.probes if probe.protocol == protocol]
     accuracies = [correct / total for band in bands for _, correct, total in band if total]
     return {"probe_lo": min(accuracies), "probe_hi": max(accuracies)} if accuracies else {}
+
+
+def _head(record: Record, protocol: str) -> dict[str, float | None]:
+    """What the head of a protocol has cost; its passes are not known of older records."""
+    head = next((probe for probe in record.probes if probe.protocol == protocol), None)
+    return {} if head is None else {"head_seconds": head.seconds, "head_passes": head.passes or None}
 
 
 def _join(*notes: str) -> str:

@@ -1,5 +1,6 @@
 """What the tests of the evaluation share: a small frozen encoder, images, a dictionary for cells, a quick run."""
 
+import copy
 import hashlib
 import importlib
 from pathlib import Path
@@ -72,6 +73,7 @@ class Shelf:
     def __init__(self):
         self.probes: dict[str, tuple[ProbeResult, dict[str, torch.Tensor]]] = {}
         self.results: dict[tuple[str, str, float], EvalResult] = {}
+        self.heads: dict[str, dict] = {}
         self.images: dict[tuple[str, str], torch.Tensor] = {}
 
     def probe(self, protocol):
@@ -79,6 +81,12 @@ class Shelf:
 
     def save_probe(self, probe, tensors):
         self.probes[probe.protocol] = probe, tensors
+
+    def head_state(self, protocol):
+        return self.heads.get(protocol)
+
+    def save_head_state(self, protocol, state):
+        self.heads[protocol] = copy.deepcopy(state)
 
     def result(self, protocol, attack, eps, norm="linf"):
         return self.results.get((protocol, attack, eps if norm == "linf" else (norm, eps)))

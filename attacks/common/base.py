@@ -11,7 +11,7 @@ import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,10 @@ from attacks.common.threat import steepest as steepest
 from bench.spec import Norm, ThreatModel, UsageError, unknown
 from bench.values import parse_setting
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settable = TypeVar("Settable", bound="DataclassInstance")
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> (B,), to be maximized
 Draw = Callable[[Tensor, float, Generator], Tensor]  # clean, eps, generator -> a start in the ball
 
@@ -67,8 +71,8 @@ class BaseAttack(ABC):
         return {"attack": type(self).__module__.rpartition(".")[2], "space": self.space} | norm | settings
 
 
-def configured(attack: BaseAttack, chosen: dict[str, Any]) -> BaseAttack:
-    """The attack with the settings that were chosen, as values or as text; ``chunk`` is the evaluation's to set.
+def configured(attack: Settable, chosen: dict[str, Any]) -> Settable:
+    """The attack, or protocol, with the settings that were chosen, as values or as text; ``chunk`` is not to be chosen.
 
     Raises UsageError for a setting that it does not have, and for a value of another type.
     """
@@ -120,6 +124,28 @@ def predicted(logits: Tensor) -> Tensor:
     [1, -1, -1]
     """
     return logits.argmax(dim=1).masked_fill(~logits.isfinite().all(dim=1), -1)
+
+
+def last_iterate(
+    model: nn.Module,
+    clean: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    step: float,
+    start: Tensor | None = None,
+    loss: Loss = cross_entropy,
+) -> Tensor:
+    """Where ``steps`` ascents of length ``step`` from ``start`` (the clean images, if None) end, whatever an image was
+    on the way: plain PGD, as trainings use it. ``steps`` passes of 2 F. Returns a new tensor, same shape and range."""
+    passes, ball = Passes(model, loss), geometry(threat)
+    images = (clean if start is None else start).detach().clone()
+    for _ in range(steps if len(clean) else 0):
+        _, _, gradient = passes(images, labels, gradients=True)
+        assert gradient is not None
+        images = ball.project(images + step * ball.steepest(gradient), clean)
+    return images
 
 
 def maximize(

@@ -21,7 +21,7 @@ FAILED_CELLS = 3
 @click.argument("source", metavar="FILE.safetensors|package.module:factory")
 @click.option("--architecture", help="of a FILE: resnet18, resnet8, torchvision:NAME or timm:NAME")
 @click.option("--kind", type=click.Choice(["encoder", "classifier"]), default="encoder", show_default=True,
-              help="an encoder gets the probe and both protocols; a classifier's own logits are scored")  # fmt: skip
+              help="an encoder gets heads (--protocols); a classifier's own logits are scored")  # fmt: skip
 @click.option("--normalize", help="a first layer: mean,std, or all means and then all stds of the channels")
 @click.option("--name", help="in every table  [that of the file or the factory]")
 @click.option("--data", default="cifar10", show_default=True,
@@ -32,8 +32,9 @@ FAILED_CELLS = 3
 @click.option("--train-images", type=int, help="for the probe: the first N of a fixed balanced shuffle")
 @click.option("--test-images", type=int, help="the first N of a fixed balanced shuffle")
 @click.option("--attacks", default="pgd,autoattack", show_default=True, help="names, or paths to files, with commas")
+@click.option("--protocols", help="heads of an encoder: slf, multi_patch, alf, aff, knn, paths  [linear,multi_patch]")
 @click.option("--eps", help="radii: 4/255,8/255; l2:0.5 of attacks in l2  [the dataset's]")
-@click.option("--set", "settings", multiple=True, help="attack.key=value")
+@click.option("--set", "settings", multiple=True, help="attack.key=value, or protocol.key=value")
 @click.option("--eval", help="quick, standard or full  [quick on digits, else standard]")
 @click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]")
 @click.option("--threads", type=int, help="CPU threads of torch  [all cores]")
@@ -63,6 +64,7 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     from bench.options import door
     from bench.options.external_request import Request, check_source, parse_normalize
     from bench.options.options import check_targets, options_of, parse_settings
+    from bench.options.protocols import asked_protocols
 
     check_source(source, given["architecture"])
     normalize, kind = given.pop("normalize"), given.pop("kind")
@@ -71,8 +73,13 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     if own["architecture"] is not None:
         check_encoder_name(own["architecture"])
     given["settings"] = parse_settings(given["settings"])
+    heads = given.pop("protocols") or ("linear" if kind == "classifier" else "linear,multi_patch")
+    given["protocols"] = heads
     options = options_of({key: value for key, value in given.items() if value is not None})
-    check_targets(options, rows=[])
+    protocols = asked_protocols(options)
+    if kind == "classifier" and list(protocols) != ["linear"]:
+        raise UsageError(f"expected --protocols linear of a classifier, whose own logits are scored, got {heads}")
+    check_targets(options, [], protocols)
     door.check_scoring(options)
 
     from bench.device import device as devices
@@ -80,13 +87,12 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
 
     device = devices.resolve(options.device)
     scoring = evaluation(options, registry.load("dataset", options.data_spec.name).Dataset(), device)
-    protocols = ("linear",) if kind == "classifier" else ("linear", "multi_patch")
     return Request(
         source=source,
         **own,
         normalize=means_and_stds,
         data=options.data_spec,
-        eval=scoring.model_copy(update={"protocols": protocols}),
+        eval=scoring.model_copy(update={"protocols": tuple(protocols)}),
         device=str(device),
         threads=options.threads,
         out=str(out) if out else None,

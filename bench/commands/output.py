@@ -196,6 +196,20 @@ def too_short(estimates: list["Estimate"], specs: list[RunSpec]) -> list[str]:
     ]
 
 
+def dearest(estimates: list["Estimate"]) -> str:
+    """The protocol that takes most of the evaluation, where there are several."""
+    from bench.runs.plan import duration
+
+    seconds: dict[str, float] = {}
+    for run in estimates:
+        for protocol, taken in run.protocols.items():
+            seconds[protocol] = seconds.get(protocol, 0.0) + taken
+    if len(seconds) < 2:
+        return ""
+    protocol = max(seconds, key=seconds.__getitem__)
+    return f" (most of it {protocol}, {duration(seconds[protocol])})"
+
+
 def summary(estimates: list["Estimate"], jobs: int) -> str:
     """The plan in one line, with so many runs at a time."""
     from bench.runs.plan import duration, total_seconds
@@ -206,6 +220,6 @@ def summary(estimates: list["Estimate"], jobs: int) -> str:
     memory = max(each.peak_memory_bytes for each in estimates) / 2**30
     return (
         f"plan: {len(estimates)} runs with {cells} cells, {jobs} at a time; training {duration(training)}, evaluation "
-        f"about {duration(evaluation)}, in all about {duration(total_seconds(estimates, jobs))}, "
+        f"about {duration(evaluation)}{dearest(estimates)}, in all about {duration(total_seconds(estimates, jobs))}, "
         f"memory of each up to {memory:.1f} GiB"
     )

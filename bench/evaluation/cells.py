@@ -21,7 +21,13 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
     for protocol in spec.protocols:
         cells.append(Cell(protocol, "none", 0.0, test_images))
         if (own := protocol_of(spec, protocol).attacks) is not None:
-            cells += [Cell(protocol, attack, eps, first(spec.pgd_images)) for attack in own for eps in sorted(spec.eps)]
+            alone = [attack for attack in own if attack != "autoattack"]
+            cells += [
+                Cell(protocol, attack, eps, first(spec.pgd_images)) for attack in alone for eps in sorted(spec.eps)
+            ]
+            if {"autoattack"} & set(own) & set(spec.attacks):
+                count = first(spec.autoattack_images.get(protocol))
+                cells.append(Cell(protocol, "autoattack", spec.main_eps, count))
             continue
         for attack in spec.attacks:
             if attack == "none":

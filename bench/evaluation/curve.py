@@ -17,6 +17,7 @@ from bench.evaluation.search import Cell
 from bench.protocols.common.base import Material, protocol_of
 from bench.protocols.common.probe import held_out
 from bench.record import TrainResult
+from bench.spec import ThreatModel
 from bench.storage.files import sha256
 from bench.storage.store import Point, RunFolder, Snapshot
 
@@ -69,8 +70,9 @@ def score(it: Evaluated[RunFolder]) -> tuple[tuple[int, int], tuple[int, int] | 
     fitted, judged = it.train.take(~held), it.train.take(held)
     single = replace(it, test=judged, spec=it.spec.model_copy(update={"restarts": 1}))
     spec = single.spec
-    classifier = single.bare_classifier(PROTOCOL)
-    protocol_of(spec, PROTOCOL).fit(classifier, Material(fitted, it.seed, it.device, chunk_images(spec, PROTOCOL)))
+    classifier, threat = single.bare_classifier(PROTOCOL), ThreatModel(eps=spec.main_eps)
+    material = Material(fitted, it.seed, it.device, chunk_images(spec, PROTOCOL), threat)
+    protocol_of(spec, PROTOCOL).fit(classifier, material)
     cells = [Cell(PROTOCOL, "none", 0.0, len(judged))]
     if spec.over_time == "robust":
         cells.append(Cell(PROTOCOL, "pgd", spec.main_eps, min(IMAGES, len(judged))))

@@ -1,5 +1,6 @@
 """What is evaluated: one encoder, on which images, how, and where its cells are kept."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -22,6 +23,8 @@ class Cells(Protocol):
 
     def probe(self, protocol: str) -> tuple[ProbeResult, dict[str, Tensor]] | None: ...
     def save_probe(self, probe: ProbeResult, tensors: dict[str, Tensor]) -> None: ...
+    def head_state(self, protocol: str) -> dict[str, Any] | None: ...
+    def save_head_state(self, protocol: str, state: dict[str, Any]) -> None: ...
     def result(self, protocol: str, attack: str, eps: float, norm: Norm = "linf") -> EvalResult | None: ...
     def save_result(self, result: EvalResult) -> None: ...
     def adversarial(self, protocol: str, attack: str) -> Tensor | None: ...
@@ -71,7 +74,8 @@ def bare_classifier(
 ) -> Classifier:
     """The protocol's classifier of these images before anything is fitted."""
     asked, size = protocol_of(spec, protocol), test.image_shape[1:]
-    return asked.build(fold_batch_norm(asked.reads(encoder)), size, spec).to(device)
+    read = asked.reads(encoder)
+    return asked.build(copy.deepcopy(read) if asked.tunes else fold_batch_norm(read), size, spec).to(device)
 
 
 def restore(

@@ -1,7 +1,7 @@
 """The folder of a run that is being made: what is saved carries the hash of its code (bench.identity.source)."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.identity.source import AUDIT, CURVE, TRAINING, Sources, attack_part, codes, head_part
 from bench.record import Audit, EvalResult, ProbeResult, TrainResult
@@ -31,6 +31,17 @@ class Signed(RunFolder):
 
     def save_probe(self, probe: ProbeResult, tensors: "dict[str, Tensor]") -> None:
         super().save_probe(self.signed(head_part(probe.protocol), probe), tensors)
+
+    def head_state(self, protocol: str) -> dict[str, Any] | None:
+        """None also where other code has made it: the head is trained from the start."""
+        state = super().head_state(protocol)
+        if state is None or state.pop("code", "") == self.codes[head_part(protocol)]:
+            return state
+        self.forget_head_state(protocol)
+        return None
+
+    def save_head_state(self, protocol: str, state: dict[str, Any]) -> None:
+        super().save_head_state(protocol, state | {"code": self.codes[head_part(protocol)]})
 
     def save_result(self, result: EvalResult) -> None:
         super().save_result(self.signed(attack_part(result.attack), result))

@@ -84,7 +84,7 @@ def head_part(protocol: str) -> str:
 def protocol(spec: RunSpec, name: str, closure: Closure) -> Files:
     """The files of a protocol of the run."""
     own = spec.eval.own_protocols.get(name)
-    return plugin("protocol", own.path or name if own else name, closure)
+    return plugin("protocol", own.plugin(name) if own else name, closure)
 
 
 def attack_part(name: str) -> str:

@@ -13,7 +13,7 @@ from bench.radius import NORMS, parse_radius
 from bench.spec import Norm, UsageError, unknown
 
 if TYPE_CHECKING:
-    from attacks.common.base import BaseAttack
+    from _typeshed import DataclassInstance
 
 
 def asked_radii(options: Options) -> dict[Norm, tuple[float, ...]]:
@@ -82,18 +82,23 @@ def attack_fields(options: Options) -> dict[str, Any]:
         "attacks": tuple(asked),
         "attack_paths": {name: file for name, file in asked.items() if Path(file).suffix == ".py"},
         "attack_norms": {name: kind.norm for name, kind in kinds.items() if kind.norm != "linf"},
-        "attack_settings": {name: settings(name, kinds[name], changed) for name, changed in chosen.items()},
+        "attack_settings": {
+            name: settings(f"the attack {name}", kinds[name], changed) for name, changed in chosen.items()
+        },
         "eps_l2": radii.get("l2", ()),
     }
 
 
-def settings(name: str, kind: "type[BaseAttack]", chosen: dict[str, Any]) -> dict[str, Any]:
-    """The settings that were chosen for an attack, as it takes them and as JSON keeps them. Raises UsageError."""
+def settings(what: str, kind: "type[DataclassInstance]", chosen: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were chosen for an attack or protocol (``what``), as it takes them and as JSON keeps them.
+
+    Raises UsageError.
+    """
     from attacks.common.base import configured
 
     try:
         made = configured(kind(), chosen)
         kept: dict[str, Any] = json.loads(json.dumps({key: getattr(made, key) for key in chosen}, allow_nan=False))
     except (TypeError, ValueError) as error:  # a UsageError too: of ours, or of the attack's own checks
-        raise UsageError(f"the attack {name}: {str(error).partition(chr(10))[0]}") from None
+        raise UsageError(f"{what}: {str(error).partition(chr(10))[0]}") from None
     return kept

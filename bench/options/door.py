@@ -12,7 +12,8 @@ from bench.identity.outline import outline
 from bench.known import check_data, check_device_name
 from bench.options.attacks import check_attacks
 from bench.options.options import Options, Row, check_targets, chosen_rows, parse_seeds, row_cells
-from bench.options.scoring import asked_images, asked_protocols
+from bench.options.protocols import asked_protocols, check_protocols
+from bench.options.scoring import asked_images
 from bench.spec import Budget, DataSpec, UsageError, unknown
 
 
@@ -31,7 +32,7 @@ def check_scoring(options: Options) -> None:
     check_dataset(options.data_spec)
     if options.encoder is not None:
         check_encoder_name(options.encoder)
-    asked_protocols(options)
+    check_protocols(options)
     asked_images(options)
     check_attacks(options)
 
@@ -57,7 +58,7 @@ def check_dataset(spec: DataSpec) -> None:
 
 def check_settings(options: Options, rows: list[Row]) -> None:
     """Raises UsageError for a method that is not run, and a setting that a method of the command does not have."""
-    check_targets(options, rows)
+    check_targets(options, rows, asked_protocols(options))
     for row in rows:
         file = registry.source("method", row.method)
         found = outline(file, "Config") if file is not None else None

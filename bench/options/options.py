@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -206,20 +207,23 @@ def asked_attacks(options: Options) -> dict[str, str]:
     return found
 
 
-def check_targets(options: Options, rows: list[Row]) -> None:
-    """Raises UsageError where --set names no method or attack that is run, or both, or an attack that ranks."""
+def check_targets(options: Options, rows: list[Row], protocols: Collection[str]) -> None:
+    """Raises UsageError where --set names nothing that is run, or two things, or an attack that ranks."""
     targets = {Path(row.method).stem for row in rows} | {row.label for row in rows}
     attacks = asked_attacks(options)
     for target in options.settings:
-        if target in attacks and target in targets:
-            raise UsageError(f"--set {target} means a method and an attack; give one of the two another name")
+        meanings = {"a method": targets, "an attack": attacks, "a protocol": protocols}
+        meant_by = [what for what, names in meanings.items() if target in names]
+        if len(meant_by) > 1:
+            raise UsageError(f"--set {target} means {' and '.join(meant_by)}; give one of the two another name")
         if target in RANKED_ATTACKS and target in attacks:
             raise UsageError(
                 f"--set {target}: the settings of {target} are the same for everybody, since it ranks; copy "
                 f"attacks/{target}.py to a file of another name, and give its path to --attacks"
             )
-        if target != "all" and target not in targets and target not in attacks:
-            raise UsageError("--set: " + unknown("method or attack", target, sorted({*targets, *attacks})))
+        if target != "all" and not meant_by:
+            known = sorted({*targets, *attacks, *protocols})
+            raise UsageError("--set: " + unknown("method, attack or protocol", target, known))
         meant = {Path(row.method).resolve(): row.label for row in rows if Path(row.method).stem == target}
         if len(meant) > 1:
             labels = " and ".join(meant.values())

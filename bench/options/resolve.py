@@ -9,6 +9,7 @@ from bench.device import device as devices
 from bench.encoders.common.build import check_encoder, check_images
 from bench.encoders.common.names import encoder_fields
 from bench.options.options import Options, check_targets, chosen_rows, parse_seeds, row_cells
+from bench.options.protocols import asked_protocols
 from bench.options.scoring import evaluation
 from bench.record import DataInfo
 from bench.spec import Budget, RunSpec
@@ -24,7 +25,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     Where runs are not made ``here``, a device is taken to be there.
     """
     rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
-    check_targets(options, rows)
+    check_targets(options, rows, asked_protocols(options))
     total = Budget.parse(options.total_budget) if options.total_budget else None
     cells = row_cells(options, rows, total, len(seeds))
     device = devices.resolve(options.device) if here else devices.elsewhere(options.device)

@@ -1,33 +1,15 @@
 """How the encoders of a run are scored: from what is asked for to an EvalSpec."""
 
-from pathlib import Path
 from typing import Any
 
 from bench import registry
-from bench.identity.outline import shown
 from bench.options.attacks import asked_radii, attack_fields
 from bench.options.options import Options, parse_seconds
-from bench.shown import Shown
+from bench.options.protocols import asked_protocols, own_protocols, protocol_classes, protocol_settings
 from bench.spec import EvalSpec, Level, UsageError, unknown
 
 # How many images a quick evaluation attacks; of the class, as to build an EvalSpec takes long for a command's start.
 USUAL = {name: EvalSpec.model_fields[name].default for name in ("pgd_images", "autoattack_images", "curve_images")}
-
-
-def asked_protocols(options: Options) -> dict[str, str]:
-    """Name -> what --protocols says for it, a name or a path to a .py file, in their order. Raises UsageError."""
-    words = list(dict.fromkeys(part.strip() for part in options.protocols.split(",") if part.strip()))
-    if not words:
-        known = ", ".join(registry.names("protocol"))
-        raise UsageError(f"expected at least one protocol, got none; known: {known}")
-    asked: dict[str, str] = {}
-    for word in words:
-        registry.source("protocol", word)  # raises for an unknown one
-        name = Path(word).stem if word.endswith(".py") else word
-        if name in asked:
-            raise UsageError(f"expected protocols of different names, got {asked[name]} and {word}; rename a file")
-        asked[name] = word
-    return asked
 
 
 def quick_images(protocols: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +17,7 @@ def quick_images(protocols: dict[str, Any]) -> dict[str, Any]:
     others = {
         name: protocol
         for name, protocol in protocols.items()
-        if name not in USUAL["autoattack_images"] and protocol.attacks is None
+        if name not in USUAL["autoattack_images"] and "autoattack" in (protocol.attacks or ("autoattack",))
     }
     autoattack = {name: 32 if protocol.dear else 64 for name, protocol in others.items()}
     curve = {name: 100 for name, protocol in others.items() if protocol.dear}
@@ -85,10 +67,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     level: Level = options.eval or dataset.level
     eps: tuple[float, ...] = asked_radii(options).get("linf") or dataset.eps
     attacks = attack_fields(options)
-    protocols = {name: registry.load("protocol", word).Protocol for name, word in asked_protocols(options).items()}
-    if level == "full":
-        beside = [protocol.beside for protocol in protocols.values() if protocol.beside]
-        protocols |= {name: registry.load("protocol", name).Protocol for name in beside if name not in protocols}
+    protocols = protocol_classes(options, level)
     quick = quick_images(protocols)
     main = [each for each in eps if abs(each - dataset.main_eps) < 1e-9]
     if options.attack_images and level != "quick":
@@ -113,26 +92,11 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         main_eps=main[0] if main else max(eps),
         protocols=tuple(protocols),
         own_protocols=own_protocols(options, protocols),
+        protocol_settings=protocol_settings(options, level, dataset, protocols),
         crops=dataset.crops,
         search=options.search,
         **levels[level],
     )
-
-
-def own_protocols(options: Options, protocols: dict[str, Any]) -> dict[str, Shown]:
-    """What the runs say of protocols that are not of the folder, or whose source does not say it; name -> class."""
-    paths = {name: str(Path(each).resolve()) for name, each in asked_protocols(options).items() if each.endswith(".py")}
-    found = {
-        name: Shown(
-            title=protocol.title or name,
-            ranked=protocol.ranked,
-            own_attacks=protocol.attacks is not None,
-            paper=protocol.paper,
-            path=paths.get(name, ""),
-        )
-        for name, protocol in protocols.items()
-    }
-    return {name: each for name, each in found.items() if each != shown(name)}
 
 
 def passes_at_once(device: Any, side: int | None) -> int:

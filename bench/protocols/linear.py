@@ -8,6 +8,7 @@ from bench.protocols.common.probe import LinearProtocol
 class Protocol(LinearProtocol):
     """The 4,096-wide layer, as CF-AMC-SSL (arXiv:2501.03507); the probe is that of protocol 1.2."""
 
-    title: ClassVar[str] = "Linear probe"
+    title: ClassVar[str] = "SLF (linear probe)"
+    also: ClassVar[str] = "slf"
     ranked: ClassVar[bool] = True
     beside: ClassVar[str] = "linear_backbone"

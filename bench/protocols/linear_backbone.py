@@ -4,16 +4,14 @@ from typing import ClassVar
 
 from torch import nn
 
+from bench.protocols.common.classifier import backbone_of
 from bench.protocols.common.probe import LinearProtocol
 
 
 class Protocol(LinearProtocol):
     """Shown beside ``linear``, and never ranked."""
 
-    title: ClassVar[str] = "Linear probe (backbone)"
+    title: ClassVar[str] = "SLF (backbone)"
 
     def reads(self, encoder: nn.Module) -> nn.Module:
-        """What comes before the feature layer."""
-        backbone = encoder.backbone
-        assert isinstance(backbone, nn.Module)
-        return backbone
+        return backbone_of(encoder)

@@ -20,7 +20,7 @@ class Protocol(LinearProtocol):
         return spec.crops
 
     def settings(self, spec: EvalSpec) -> dict[str, Any]:
-        return {"crops": spec.crops, "crop_seed": spec.crop_seed}
+        return super().settings(spec) | {"crops": spec.crops, "crop_seed": spec.crop_seed}
 
     def build(self, encoder: nn.Module, size: tuple[int, int], spec: EvalSpec) -> Classifier:
         boxes = fixed_boxes(spec.crops, size, spec.crop_seed)

@@ -53,6 +53,7 @@ class Estimate(Data):
     peak_memory_bytes: int
     cells: int
     updates: int  # that the budget will hold
+    protocols: dict[str, float] = {}  # seconds of its evaluation by protocol: the head, the attacks and their audit
 
     @property
     def seconds(self) -> float:
@@ -70,15 +71,17 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
     else:
         training, updates = measured.updates * measured.update_seconds, measured.updates
     robust = STANDING[measured.adversary] * min(1.0, updates / LEARNING_UPDATES) ** 2
-    evaluation = START_SECONDS
     cells = plan_cells(spec.eval, measured.test_images)
+    seconds = {name: head_seconds(spec.eval, name, measured) for name in spec.eval.protocols}
     for cell in cells:
         a, b = measured.passes[cell.protocol]
         eps = cell.eps if cell.norm == "linf" else spec.eval.main_eps  # what stands in l2 is not known before
-        evaluation += cell_seconds(cell.attack, eps, cell.images, spec.eval, robust, a, b)
+        seconds[cell.protocol] += cell_seconds(cell.attack, eps, cell.images, spec.eval, robust, a, b)
         protocol = protocol_of(spec.eval, cell.protocol)
         if cell.attack == "autoattack" and protocol.ranked and "pgd" in spec.eval.attacks:
-            evaluation += audit_seconds(protocol.dear, cell.images, measured.test_images, spec.eval, robust, a, b)
+            audited = audit_seconds(protocol.dear, cell.images, measured.test_images, spec.eval, robust, a, b)
+            seconds[cell.protocol] += audited
+    evaluation = START_SECONDS + sum(seconds.values())
     if spec.eval.over_time != "off":
         evaluation += curve_seconds(measured.train_images, spec.eval, robust, *measured.passes[PROTOCOL])
     return Estimate(
@@ -90,7 +93,15 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
         peak_memory_bytes=measured.peak_memory_bytes,
         cells=len(cells),
         updates=int(updates),
+        protocols=seconds,
     )
+
+
+def head_seconds(spec: EvalSpec, protocol: str, measured: Measured) -> float:
+    """Expected seconds of fitting a protocol's head: its passes, in batches large enough that their number is all."""
+    from bench.protocols.common.base import protocol_of
+
+    return protocol_of(spec, protocol).fit_passes(measured.train_images) * measured.passes[protocol][1]
 
 
 def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, robust: float, a: float, b: float) -> float:

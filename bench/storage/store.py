@@ -3,7 +3,7 @@
     OUT/manifest.json, .lock                what was asked, where it was made; who writes here (see bench.storage.lock)
     OUT/runs/<method>-s<seed>/run.json      a Record without its parts: settings, environment, status
                              /train.json, encoder.safetensors; checkpoints/ until training is finished
-                             /probes/<protocol>.json, <protocol>.safetensors
+                             /probes/<protocol>.json, <protocol>.safetensors; heads/ until a head is trained
                              /results/<protocol>-<attack>-<eps>.json               l2_<eps> of an attack in l2
                              /adversarial/<protocol>-<attack>-<hash>.safetensors   what the ranked attacks returned
                              /audit.json                                           an Audits
@@ -282,6 +282,25 @@ class RunFolder:
         """The tensors first: a probe that is there is complete."""
         save_tensors(self.place(f"probes/{probe.protocol}.safetensors"), tensors)
         save(self.place(f"probes/{probe.protocol}.json"), probe.model_copy(update={"sha256": sha256(tensors)}))
+        self.forget_head_state(probe.protocol)
+
+    def head_state(self, protocol: str) -> dict[str, Any] | None:
+        """The newest state of a head whose training has not ended; one that is damaged counts as missing."""
+        from bench.storage.checkpoint import load_checkpoint
+
+        return load_checkpoint(self.path / "heads" / protocol)[0]
+
+    def save_head_state(self, protocol: str, state: dict[str, Any]) -> None:
+        """The next generation of it."""
+        from bench.storage.checkpoint import save_checkpoint
+
+        save_checkpoint(self.place(f"heads/{protocol}"), state)
+
+    def forget_head_state(self, protocol: str) -> None:
+        """Remove what a head that is finished needs no more."""
+        from bench.storage.checkpoint import remove_checkpoints
+
+        remove_checkpoints(self.path / "heads" / protocol)
 
     def result(self, protocol: str, attack: str, eps: float, norm: Norm = "linf") -> EvalResult | None:
         """A cell that was measured."""

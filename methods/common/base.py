@@ -82,6 +82,7 @@ class BaseConfig:
     attack_batch_norm: BatchNormMode = setting("batch", "sound")
     leak_attack_gradients: bool = setting(False, "sound")  # of PGD: the update adds the gradients of all its steps
     horizon: Horizon = setting("scaled", "sound")  # of the schedule; batches: as if a replay were no update
+    schedule_share: float = setting(1.0, "sound")  # of the schedule that the budget covers; below 1 it stops on the way
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -99,6 +100,7 @@ class BaseConfig:
         self.check("lr", self.lr > 0, "above 0")
         self.check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         self.check("warm_up", 0 <= self.warm_up < 1, "in [0, 1)")
+        self.check("schedule_share", 0 < self.schedule_share <= 1, "in (0, 1]")
         for name in ("weight_decay", "trust"):
             self.check(name, getattr(self, name) >= 0, "of at least 0")
 
@@ -202,7 +204,7 @@ class BaseMethod(nn.Module):
 
     def schedule(self, progress: float) -> float:
         """What every learning rate is multiplied by when ``progress``, in [0, 1], of the stage is spent."""
-        return warmed(progress, self.config.warm_up, self.config.schedule_waves)
+        return warmed(progress * self.config.schedule_share, self.config.warm_up, self.config.schedule_waves)
 
     @property
     def adversary(self) -> str:

@@ -80,7 +80,7 @@ class TestBadInput:
             (["--budget", "1up", "--set", "simclr.temperature=hot"], "expected temperature as float, got 'hot'"),
             (["--budget", "1up", "--set", "simclr.batch=1"], "expected batch of at least 2"),
             (["--budget", "1up", "--set", "simclr"], "expected --set method.key=value"),
-            (["--budget", "1up", "--set", "simclrr.batch=8"], "unknown method or attack 'simclrr'"),
+            (["--budget", "1up", "--set", "simclrr.batch=8"], "unknown method, attack or protocol 'simclrr'"),
             (["--budget", "1up", "--set", "simclr.batch=1000000"], "expected a batch of at most 1500"),
             (["--budget", "1up", "--train-images", "0"], "train_images"),
             (["--budget", "1up", "--train-images", "9999"], "expected at most 1500 train images"),

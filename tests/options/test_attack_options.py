@@ -100,8 +100,8 @@ REFUSED = [
     ({"settings": ("own_attack.stps=7",)}, "the attack own_attack: unknown setting 'stps'; did you mean 'steps'"),
     ({"settings": ("own_attack.chunk=7",)}, "the attack own_attack: unknown setting 'chunk'; known: steps, decay"),
     ({"settings": ("own_attack.space=crop",)}, "the attack own_attack: unknown setting 'space'"),
-    ({"settings": ("own.steps=7",)}, "unknown method or attack 'own'; known: l2, own_attack, pgd, simclr"),
-    ({"settings": ("fgsm.steps=7",)}, "unknown method or attack 'fgsm'"),
+    ({"settings": ("own.steps=7",)}, "unknown method, attack or protocol 'own'; known: l"),
+    ({"settings": ("fgsm.steps=7",)}, "unknown method, attack or protocol 'fgsm'"),
     ({"settings": ("pgd.steps=50",)}, "the settings of pgd are the same for everybody, since it ranks; copy"),
     ({"attacks": "pgd,noise", "eps": None, "settings": ("noise.drws=50",)}, "the attack noise: unknown setting 'drws'"),
 ]  # fmt: skip
@@ -182,5 +182,5 @@ def test_an_evaluation_of_anybodys_model_takes_the_same() -> None:
     given |= {"kind": "classifier", "data": "synthetic", "device": "cpu"}
     found = gather("bench.cli:main", None, **given, attacks=f"pgd,{L2}", eps="l2:0.5", settings=("l2.steps=3",))
     assert (found.eval.attack_settings, found.eval.eps_l2) == ({"l2": {"steps": 3}}, (0.5,))
-    with pytest.raises(UsageError, match="unknown method or attack 'simclr'"):
+    with pytest.raises(UsageError, match="unknown method, attack or protocol 'simclr'"):
         gather("bench.cli:main", None, **given, attacks="pgd", eps=None, settings=("simclr.batch=3",))

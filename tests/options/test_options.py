@@ -78,7 +78,7 @@ def test_methods_pick_among_the_rows(suite, methods, expected):
         ({"methods": "emp_ssl-fast"}, "unknown row 'emp_ssl-fast'; did you mean 'emp_ssl-slow'"),
         ({"methods": ","}, "expected at least one row, got ','"),
         ({"total_budget": ("10up",)}, "a total budget in time, as the rows state their own training, got 10up"),
-        ({"settings": ("simclr.lr=1",)}, "unknown method or attack 'simclr'"),
+        ({"settings": ("simclr.lr=1",)}, "unknown method, attack or protocol 'simclr'"),
         ({"precision": "fp16"}, "precision"),
         ({"eval_budget": "20ep"}, "expected --eval-budget in time, such as 20m, got 20ep"),
     ],

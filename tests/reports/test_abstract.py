@@ -59,7 +59,7 @@ def test_methods_of_several_budgets_are_named_once():
         "1 method (good) was trained on digits (1437 training images), once for each"
     )
     assert "budget of 1 min and 5 min, with seed 0" in said["What was run"]
-    assert "Linear probe at 1m: the highest ranked robust accuracy is 50.0 %" in said["What came out"]
+    assert "SLF (linear probe) at 1m: the highest ranked robust accuracy is 50.0 %" in said["What came out"]
     assert said["What can be claimed"].startswith("No two lines can be compared")
 
 
@@ -75,8 +75,8 @@ def test_the_best_come_with_their_intervals():
     best = board.iloc[0]
     lo, hi = (f"{100 * best[name]:.1f}" for name in ("worst_lo", "worst_hi"))
     assert said["What came out"] == (
-        f"Linear probe: the highest ranked robust accuracy is 60.0 % (95 % interval over images {lo} to {hi}, mean of "
-        "5 seeds), of good, which no test tells apart from close; the highest clean accuracy is 60.0 % (95 % interval "
+        f"SLF (linear probe): the highest ranked robust accuracy is 60.0 % (95 % interval over images {lo} to {hi}, "
+        "mean of 5 seeds), of good, which no test tells apart from close; the highest clean accuracy is 60.0 % (95 % interval "
         f"over images {lo} to {hi}, mean of 5 seeds), of good (not tested against the others)."
     )
 
@@ -97,7 +97,7 @@ def test_of_several_seeds_encoders_are_compared_at_every_one():
 
 def test_nothing_is_called_best_that_an_audit_took_out():
     said, _ = told(*of(verdict="FAIL"))
-    assert said["What came out"] == "Linear probe: no robust accuracy is ranked."
+    assert said["What came out"] == "SLF (linear probe): no robust accuracy is ranked."
     assert "What can be claimed" not in said
     assert said["The audit"] == (
         "Of 3 robust accuracies 0 passed, 0 passed with a flag, and 3 were taken out of the ranking "
@@ -205,7 +205,9 @@ def test_without_an_audit_nothing_is_ranked():
     spec = found[0].spec.model_copy(update={"eval": found[0].spec.eval.model_copy(update={"audit": "off"})})
     said, _ = told(asked, [found[0].model_copy(update={"spec": spec, "audits": []})])
     assert said["The audit"] == "No audit was made: no robust accuracy is ranked."
-    assert said["What came out"].startswith("Linear probe: no robust accuracy is ranked; the highest clean accuracy is")
+    assert said["What came out"].startswith(
+        "SLF (linear probe): no robust accuracy is ranked; the highest clean accuracy is"
+    )
 
 
 def test_nothing_measured_gives_no_number():

@@ -175,7 +175,7 @@ def test_the_pareto_front_follows_axes_and_legend(visit, file):
     page = visit(file)
     caption = page.locator("#tradeoff figcaption")
     assert front(page) == ["cf_amc_ssl", "simclr"]
-    assert "Linear probe: cf_amc_ssl, simclr." in caption.inner_text()
+    assert "SLF (linear probe): cf_amc_ssl, simclr." in caption.inner_text()
     page.get_by_role("button", name="cf_amc_ssl").click()
     assert page.locator("g[data-method=cf_amc_ssl]").count() == 0
     assert "cf_amc_ssl" not in front(page)
@@ -208,7 +208,7 @@ def test_a_number_that_is_not_ranked_is_open_and_never_on_the_front(visit, file)
         "simclr_adv",
     ):
         page.get_by_role("button", name=name, exact=True).click()
-    assert "Linear probe: no shown method is ranked" in page.locator("#tradeoff figcaption").inner_text()
+    assert "SLF (linear probe): no shown method is ranked" in page.locator("#tradeoff figcaption").inner_text()
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])

@@ -133,7 +133,7 @@ def test_what_the_numbers_stand_on_is_said(folder, page):
 
 
 def test_a_number_without_a_passed_audit_is_struck_through(source):
-    (line,) = re.findall(r'<tr [^>]*data-protocol="Linear probe".*?</tr>', source, re.S)[7:8]
+    (line,) = re.findall(r'<tr [^>]*data-protocol="SLF \(linear probe\)".*?</tr>', source, re.S)[7:8]
     assert "simclr_free" in line
     assert re.search(r"<s>23\.4</s>", line)
     assert line.count("<s>") == 2

@@ -55,11 +55,11 @@ def test_the_first_page_says_what_was_run_and_what_follows_from_it(read):
         "cifar10[2000/1000] (a subset)",
         "not comparable",
         "What was run. 9 methods (simclr, simclr_adv, ",
-        "What came out. Linear probe: the highest ranked robust accuracy is ",
+        "What came out. SLF (linear probe): the highest ranked robust accuracy is ",
         "What can be claimed. Told apart are ",
         "The images are a subset of the data set",
         "The audit. Of ",
-        "Linear probe on cifar10[2000/1000] (a subset), eps 8/255, n = 64, budget 1m, quick evaluation",
+        "SLF (linear probe) on cifar10[2000/1000] (a subset), eps 8/255, n = 64, budget 1m, quick evaluation",
     ):
         assert said in text
 

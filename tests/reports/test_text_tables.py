@@ -131,8 +131,8 @@ def test_the_caption_says_what_the_numbers_stand_on():
     asked = manifest(("cf_amc_ssl",), data=CIFAR, eps=(8 / 255,))
     board = board_of(asked, records(asked))
     said = "cifar10[2000/1000] (a subset), eps 8/255, n = 64, budget 1m, quick evaluation, not comparable."
-    assert plain_latex(f"Linear probe on {said}") in latex(asked, board)
-    assert plain_markdown(f"Linear probe on {said}") in markdown(asked, board)
+    assert plain_latex(f"SLF (linear probe) on {said}") in latex(asked, board)
+    assert plain_markdown(f"SLF (linear probe) on {said}") in markdown(asked, board)
     for package in ("booktabs", "graphicx", "ulem"):
         assert f"]{{{package}}}" in latex(asked, board) or f"usepackage{{{package}}}" in latex(asked, board)
 

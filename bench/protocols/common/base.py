@@ -1,32 +1,39 @@
 """What every protocol says: how it is shown, what an image costs, how it is fitted, stored and made again."""
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from attacks.common.base import predicted
+from attacks.common.base import configured, predicted
 from bench import registry
 from bench.data.images import ImageSet
 from bench.protocols.common.classifier import Classifier, extract
-from bench.spec import EvalSpec
+from bench.protocols.common.draft import Draft, Passes
+from bench.spec import EvalSpec, ThreatModel
 
 
 @dataclass(frozen=True)
 class Material:
     """What a protocol is fitted on: training images of the size of those that are evaluated, and one seed.
 
-    ``chunk``: images for one pass. ``kept``: features of whole images, shared by the protocols that read the same.
+    ``chunk``: images for one pass. ``threat``: what an attack may do to the training images, where a head is trained on
+    those that it moves: the ball of the main eps. ``kept``: features of whole images, shared by the protocols that read
+    the same. ``draft``: where a training keeps what it has reached. ``passes``: what the fit costs.
     """
 
     train: ImageSet
     seed: int
     device: torch.device
     chunk: int
+    threat: ThreatModel
     kept: list[Tensor] = field(default_factory=list)
+    draft: Draft = field(default_factory=Draft)
+    passes: Passes = field(default_factory=Passes)
 
     @property
     def labels(self) -> Tensor:
@@ -38,16 +45,26 @@ class Material:
 
         They may hold what is not finite.
         """
-        if type(classifier) is not Classifier:  # it looks at something else than the whole image
-            return extract(classifier, self.train.images, self.device, self.chunk)
-        self.kept[:] = self.kept or [extract(classifier, self.train.images, self.device, self.chunk)]
-        return self.kept[0]
+        before = self.passes.total
+        whole = type(classifier) is Classifier  # else it looks at something else than the whole image
+        if whole and self.kept:
+            features = self.kept[0]
+            self.passes.total += len(self.train)  # a head costs the same, whoever has read them before
+        else:
+            features = extract(classifier, self.train.images, self.device, self.chunk)
+            self.kept.extend([features] * whole)
+        if self.draft.states:
+            self.passes.total = before  # what a stop has made necessary once more costs nothing
+        return features
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """How a fit came about. ``facts``: fields of a ProbeResult. ``others``: penalty -> another probe to measure the
-    number's dependence on it with (protocol 1.2); none where there is no penalty."""
+    """How a fit came about.
+
+    ``facts``: fields of a ProbeResult. ``others``: another penalty or learning rate than the one that was chosen -> the
+    probe, or the whole classifier, that it gives: how much the number hangs on it is measured (protocol 1.2).
+    """
 
     facts: dict[str, Any]
     others: dict[float, nn.Module] = field(default_factory=dict)
@@ -70,8 +87,9 @@ def facts_of(probe: nn.Module, features: Tensor, material: Material, **more: Any
     return found | more
 
 
+@dataclass(frozen=True, kw_only=True)
 class BaseProtocol(ABC):
-    """How the features of a frozen encoder become predictions. ``Protocol()`` works, and holds no state.
+    """How the features of an encoder become predictions. ``Protocol()`` works; its fields are its settings.
 
     The classifier is a function of the pixels alone, in float32, and a gradient reaches them: attacks need it.
     """
@@ -80,6 +98,10 @@ class BaseProtocol(ABC):
     ranked: ClassVar[bool] = False  # whether its numbers are ranked, and therefore audited
     dear: ClassVar[bool] = False  # whether an image costs so much that quick levels and audits look at fewer
     beside: ClassVar[str] = ""  # the protocol that a full evaluation shows beside this one
+    also: ClassVar[str] = ""  # another name that --protocols takes, as the field says it
+    quick: ClassVar[dict[str, Any]] = {}  # settings of a quick evaluation; --set comes on top
+    judged: ClassVar[int | None] = None  # held-out images that choose among its heads, at most; None: a fifth of all
+    tunes: ClassVar[bool] = False  # whether the fit changes the encoder: it gets a copy, and counts its passes itself
     paper: ClassVar[str] = ""  # whose numbers it repeats; it then stands beside theirs in the report
     # the attacks that it has instead of those of the run, at every eps that is asked for: name -> settings
     attacks: ClassVar[dict[str, dict[str, Any]] | None] = None
@@ -89,8 +111,20 @@ class BaseProtocol(ABC):
         return 1
 
     def settings(self, spec: EvalSpec) -> dict[str, Any]:
-        """What of the evaluation's settings decides its outcomes, JSON-able: part of the hash of every cell."""
-        return {}
+        """What of its own and the evaluation's settings decides its outcomes, JSON-able: part of every cell's hash."""
+        return asdict(self)
+
+    def fit_passes(self, images: int) -> float:
+        """Passes of one image (1 F each; a gradient of the input or of the weights is one more) that ``fit`` takes on
+        so many training images; counted in the fit, and known before for the plan."""
+        return float(images)
+
+    def choice(self, held_out: list[tuple[float, int, int]]) -> float:
+        """The value that its rule takes where these (value, correct, total) were counted on held-out training images.
+
+        NaN where it chooses nothing.
+        """
+        return math.nan
 
     def reads(self, encoder: nn.Module) -> nn.Module:
         """The part of the encoder whose features it reads: images (B, C, H, W) -> (B, F)."""
@@ -121,7 +155,8 @@ class BaseProtocol(ABC):
 def protocol_of(spec: EvalSpec, name: str) -> BaseProtocol:
     """The protocol of this name in an evaluation: of the folder, or of a file of the user's. Raises UsageError."""
     own = spec.own_protocols.get(name)
-    return load_protocol(own.path or name if own else name)
+    protocol = load_protocol(own.plugin(name) if own else name)
+    return configured(protocol, spec.protocol_settings.get(name, {}))
 
 
 @cache

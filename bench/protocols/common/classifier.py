@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data.pixels import Pixels
+from bench.encoders.common.base import FeatureEncoder
 from bench.random import stream
 from methods.common.augment import crop_boxes, interpolation
 
@@ -81,6 +82,11 @@ class OfCrops(nn.Module):
     def forward(self, crops: Tensor) -> Tensor:
         logits: Tensor = self.classifier.probe(self.classifier.features_of_crops(crops))
         return logits
+
+
+def backbone_of(encoder: nn.Module) -> nn.Module:
+    """The part of an encoder that comes before its feature layer; all of one that has none, as those of others."""
+    return encoder.backbone if isinstance(encoder, FeatureEncoder) else encoder
 
 
 def fixed_boxes(count: int, size: tuple[int, int], seed: int) -> Tensor:

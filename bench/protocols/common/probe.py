@@ -63,9 +63,7 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Fit:
         weight, bias = search.solve(penalty)
         correct = int(predicted(x[held] @ weight.T + bias).eq(labels[held]).sum())
         counts.append((penalty, correct, judged))
-    best = max(correct / total for _, correct, total in counts)
-    error = math.sqrt(best * (1 - best) / counts[0][2])
-    penalty = next(penalty for penalty, correct, total in counts if correct / total >= best - error)
+    penalty = largest_within_error(counts)
     final = Problem(x, labels, classes)
     layers: dict[float, nn.Linear] = {}
     norms: dict[float, float] = {}
@@ -77,8 +75,19 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Fit:
     return Fit(chosen, penalty, norms[penalty], scale, counts, layers)
 
 
+def largest_within_error(held_out: list[tuple[float, int, int]]) -> float:
+    """The largest penalty within one standard error of the best accuracy; (penalty, correct, total) of each."""
+    best = max(correct / total for _, correct, total in held_out)
+    error = math.sqrt(best * (1 - best) / held_out[0][2])
+    return max(penalty for penalty, correct, total in held_out if correct / total >= best - error)
+
+
+@dataclass(frozen=True)
 class LinearProtocol(BaseProtocol):
     """A protocol whose probe is one linear layer; as it is, that of protocol 1.2."""
+
+    def choice(self, held_out: list[tuple[float, int, int]]) -> float:
+        return largest_within_error(held_out) if held_out else math.nan
 
     def fit(self, classifier: Classifier, material: Material) -> Fitted:
         features = material.features(classifier)

@@ -18,7 +18,6 @@ import pytest
 import torch
 from audit_fixtures import subject
 from evaluation_fixtures import QUICK, Shelf, evaluated, run, tiny_encoder
-from plugins import knn
 
 import bench
 from bench.audit.checks.probe import probe_band
@@ -28,7 +27,7 @@ from bench.spec import EvalSpec, UsageError
 from bench.storage.files import unsealed
 
 ROOT = Path(__file__).parents[2]
-FILE = ROOT / "tests" / "plugins" / "knn.py"
+FILE = ROOT / "tests" / "plugins" / "prototypes.py"
 COMMAND = [sys.executable, "tests/chaos/small.py"]  # AutoAttack of few steps
 TINY = ["--data", "digits", "--train-images", "64", "--test-images", "20", "--threads", "1", "--device", "cpu"]
 TINY += ["--methods", "simclr", "--budget", "2up", "--set", "all.batch=16", "--eps", "0.005"]
@@ -78,26 +77,26 @@ def test_it_is_run_killed_resumed_audited_verified_and_shown(tmp_path):
     out = tmp_path / "out"
     run_it = ["run", *TINY, "--protocols", f"linear,{FILE}", "--out", str(out)]
     of_run = out / "runs" / "simclr-s0"
-    killed((of_run / "probes" / "knn.json").is_file, *run_it)
-    probe = (of_run / "probes" / "knn.json").read_bytes()
+    killed((of_run / "probes" / "prototypes.json").is_file, *run_it)
+    probe = (of_run / "probes" / "prototypes.json").read_bytes()
     assert not (out / "leaderboard.csv").exists()
     finished(*run_it)
-    assert (of_run / "probes" / "knn.json").read_bytes() == probe  # fitted once
+    assert (of_run / "probes" / "prototypes.json").read_bytes() == probe  # fitted once
     audits = {each["protocol"]: each for each in stored(of_run / "audit.json")["audits"]}
-    checks = {each["id"]: each for each in audits["knn"]["checks"]}
+    checks = {each["id"]: each for each in audits["prototypes"]["checks"]}
     assert {id for id, each in checks.items() if each["verdict"] == "NOT_RUN"} == set()
     assert not any(id.startswith("M") for id in checks)  # of the mean over crops
     lines = list(csv.DictReader(io.StringIO((out / "leaderboard.csv").read_text())))
-    assert {line["protocol"] for line in lines} == {"linear", "knn"}
+    assert {line["protocol"] for line in lines} == {"linear", "prototypes"}
     assert all(line["worst"] and line["audit"] in ("PASS", "FLAG", "FAIL") for line in lines)
     rows = bench.load(out).results
-    assert {"none", "pgd", "autoattack", "worst"} == set(rows.loc[rows["protocol"] == "knn", "attack"])
+    assert {"none", "pgd", "autoattack", "worst"} == set(rows.loc[rows["protocol"] == "prototypes", "attack"])
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Nearest neighbours" in page
+    assert "Nearest class mean" in page
     assert (out / "report.pdf").stat().st_size > 10_000
     said = finished("verify", str(out))
     assert re.match(r"0 differences in 6 recomputed numbers", said), said
-    file = next((of_run / "results").glob("knn-none-*.json"))
+    file = next((of_run / "results").glob("prototypes-none-*.json"))
     result = stored(file)
     assert result["outcomes"].count("1") > 5  # of 20; by chance it were 2
 
@@ -115,59 +114,49 @@ def tree(tmp_path):
 
 @pytest.mark.ci
 def test_a_file_in_the_folder_is_listed_and_run_by_its_name(tree):
-    assert "knn              A soft vote of all training images" in finished("list", "protocols", root=tree)
+    assert "prototypes       Each class is the mean" in finished("list", "protocols", root=tree)
     out = tree / "out"
-    finished("run", *TINY, "--protocols", "knn", "--attacks", "pgd", "--audit", "off", "--out", str(out), root=tree)
+    asked = ["--protocols", "prototypes", "--attacks", "pgd", "--audit", "off", "--out", str(out)]
+    finished("run", *TINY, *asked, root=tree)
     rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
-    assert {row["protocol"] for row in rows} == {"knn"}
+    assert {row["protocol"] for row in rows} == {"prototypes"}
     assert "own_protocols" not in (out / "manifest.json").read_text()  # what its source says is enough
-    assert "Nearest neighbours" in (out / "report.html").read_text(encoding="utf-8")
+    assert "Nearest class mean" in (out / "report.html").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- in this process
 
-OWN = QUICK.model_copy(
-    update={"protocols": ("linear", "knn"), "own_protocols": {"knn": Shown("Nearest neighbours", True, path=str(FILE))}}
-)
+SHOWN = Shown("Nearest class mean", True, path=str(FILE))
+OWN = QUICK.model_copy(update={"protocols": ("linear", "prototypes"), "own_protocols": {"prototypes": SHOWN}})
 
 
 def test_the_stored_classifier_is_the_one_that_was_scored():
     shelf = run(OWN)
-    model = evaluated(shelf, OWN).stored_classifier("knn")
-    clean = shelf.results["knn", "none", 0.0].outcomes
+    model = evaluated(shelf, OWN).stored_classifier("prototypes")
+    clean = shelf.results["prototypes", "none", 0.0].outcomes
     pictures, labels = evaluated(shelf).test.pictures(slice(None), "cpu"), evaluated(shelf).test.labels
     assert "".join(map(str, model(pictures).argmax(1).eq(labels).int().tolist())) == clean
-    assert set(shelf.probes["knn"][1]) == {"features", "labels"}
-    assert shelf.probes["knn"][0].band == []
-    fallen = shelf.results["knn", "pgd", 0.02]
+    assert set(shelf.probes["prototypes"][1]) == {"means"}
+    assert shelf.probes["prototypes"][0].band == []
+    fallen = shelf.results["prototypes", "pgd", 0.02]
     assert fallen.correct < clean.count("1")  # a gradient reaches the pixels
     assert fallen.config.keys() == shelf.results["linear", "pgd", 0.02].config.keys()
 
 
-def test_the_vote_is_the_softmax_over_all_training_images():
-    generator = torch.Generator().manual_seed(0)
-    features, labels = torch.randn(6, 5, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2])
-    votes = knn.Votes(torch.nn.functional.normalize(features, dim=1), torch.nn.functional.one_hot(labels, 4).bool())
-    asked = torch.randn(3, 5, generator=generator)
-    near = torch.nn.functional.cosine_similarity(asked[:, None], features[None], dim=2).div(knn.TEMPERATURE).softmax(1)
-    share = torch.stack([near[:, labels == each].sum(dim=1) for each in range(4)], dim=1)
-    assert torch.allclose(votes(asked).softmax(dim=1), share, atol=1e-6)
-
-
 def test_the_check_of_the_penalty_says_why_it_does_not_apply():
-    probe = run(OWN.model_copy(update={"curve": (), "eps": (0.02,)})).probes["knn"][0]
+    probe = run(OWN.model_copy(update={"curve": (), "eps": (0.02,)})).probes["prototypes"][0]
     asked = EvalSpec(audit="full", own_protocols=OWN.own_protocols)
-    found = probe_band(subject(eps=0.1, protocol="knn", probe=probe, band=probe.band, spec=asked))
+    found = probe_band(subject(eps=0.1, protocol="prototypes", probe=probe, band=probe.band, spec=asked))
     assert (found.verdict, found.note) == ("N/A", "the head has no penalty that could decide")
 
 
 def test_other_tensors_are_refused():
-    protocol = protocol_of(OWN, "knn")
+    protocol = protocol_of(OWN, "prototypes")
     classifier = protocol.build(tiny_encoder(), (16, 16), OWN)
-    with pytest.raises(UsageError, match="expected features and labels of training images, got bias, weight"):
+    with pytest.raises(UsageError, match="expected the means of the classes, got bias, weight"):
         protocol.restore(classifier, {"weight": torch.zeros(1), "bias": torch.zeros(1)})
-    with pytest.raises(UsageError, match="expected a weight and a bias of a linear probe, got features"):
-        protocol_of(OWN, "linear").restore(classifier, {"features": torch.zeros(1)})
+    with pytest.raises(UsageError, match="expected a weight and a bias of a linear probe, got means"):
+        protocol_of(OWN, "linear").restore(classifier, {"means": torch.zeros(1)})
 
 
 def test_a_spec_without_own_protocols_is_written_as_before():
@@ -196,4 +185,4 @@ def test_shelves_have_what_every_other_protocol_has():
     """Whole images are read once, also for a protocol of the user's."""
     shelf = Shelf()
     run(OWN.model_copy(update={"curve": (), "eps": (0.02,)}), shelf)
-    assert {name: probe.feature_width for name, (probe, _) in shelf.probes.items()} == {"linear": 24, "knn": 24}
+    assert {name: probe.feature_width for name, (probe, _) in shelf.probes.items()} == {"linear": 24, "prototypes": 24}
