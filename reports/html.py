@@ -49,6 +49,7 @@ BOARD = {  # title -> (what it says, whether the larger number comes first)
     "Audited %": ("the worst case with the audit's own attacks", True),
     "Seeds": ("and the sd of the worst case over them", True),
     "Train s": ("on the clock", False),
+    "Head s": ("of fitting the protocol's head, and its passes of one image", False),
     "Passes": ("forward and backward passes per image and epoch", False),
     "GB": ("peak memory in training", False),
     "kJ": ("energy of training", False),
@@ -205,6 +206,7 @@ def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int], names: Mapp
         "Audited %": _cell(percent(line["worst_audited"]), line["worst_audited"]),
         "Seeds": _cell(whole(line["seeds"]), line["seeds"], sd),
         "Train s": _cell(number(line["train_seconds"], ".1f"), line["train_seconds"], _disturbed(line["disturbed"])),
+        "Head s": _cell(number(line["head_seconds"], ".1f"), line["head_seconds"], _passes(line["head_passes"])),
         "Passes": _number_cell(cost, "passes", ".1f"),
         "GB": _cell(number(line["peak_memory_bytes"], ".2f", 1e9), line["peak_memory_bytes"]),
         "kJ": _number_cell(cost, "energy_joules", ".1f", 1e3),
@@ -216,6 +218,10 @@ def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int], names: Mapp
 def _cell(text: str, order: Any, small: str = "", **looks: Any) -> dict[str, Any]:
     plain = {"bold": False, "struck": False, "colour": None, "badge": "", "strip": None}
     return plain | {"text": text, "order": "" if order is None else str(order), "small": small} | looks
+
+
+def _passes(count: Any) -> str:
+    return "" if count is None or pd.isna(count) else f"{count:,.0f} passes"
 
 
 def _images(count: Any) -> str:

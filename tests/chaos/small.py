@@ -1,4 +1,4 @@
-"""``bench`` with an AutoAttack of few steps and without measuring the plan, so that an attempt takes seconds.
+"""``bench`` with an AutoAttack of few steps, a state of a head kept after each epoch, and no measuring of the plan.
 
 As a program it is a command; the processes that it starts import it too, as multiprocessing does with every main
 program. A server of processes that has imported it makes such commands by a fork (tests/chaos/fork.py). Importing it
@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 from attacks import autoattack
 from bench import cli
+from bench.evaluation import heads
 from bench.runs import measuring
 
 load_package = autoattack.load_package
@@ -29,6 +30,7 @@ def few_steps():
 
 
 autoattack.load_package = few_steps
+heads.SAVE_EVERY = 0.0
 measuring.measure_plan = lambda *given: []
 
 

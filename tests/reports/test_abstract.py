@@ -76,8 +76,8 @@ def test_the_best_come_with_their_intervals():
     lo, hi = (f"{100 * best[name]:.1f}" for name in ("worst_lo", "worst_hi"))
     assert said["What came out"] == (
         f"SLF (linear probe): the highest ranked robust accuracy is 60.0 % (95 % interval over images {lo} to {hi}, "
-        "mean of 5 seeds), of good, which no test tells apart from close; the highest clean accuracy is 60.0 % (95 % interval "
-        f"over images {lo} to {hi}, mean of 5 seeds), of good (not tested against the others)."
+        "mean of 5 seeds), of good, which no test tells apart from close; the highest clean accuracy is 60.0 % (95 % "
+        f"interval over images {lo} to {hi}, mean of 5 seeds), of good (not tested against the others)."
     )
 
 
