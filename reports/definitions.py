@@ -32,6 +32,13 @@ def definitions(main_eps: float) -> list[list[str]]:
             "standing. PASS or FLAG (a warning) is ranked. FAIL, NOT_RUN and off are shown struck through and are not.",
         ],
         [
+            "The best known attack",
+            "Beside the ranked number stands what is left of it, image by image, under every attack on the image that "
+            "ran in its ball: the same norm, this eps or a smaller one, attacks of the user's own and images that the "
+            "audit broke among them. It is counted on the images of the ranked number; an attack that saw fewer of "
+            "them counts on those it saw. Rows differ in what was tried on them, so it ranks nothing.",
+        ],
+        [
             "The intervals",
             "95 % Wilson intervals over test images. Seeds share their images, so several seeds narrow no interval: it "
             "belongs to the mean accuracy over the images of one seed. Each speaks of its own line: all lines share "

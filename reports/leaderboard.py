@@ -52,6 +52,8 @@ COLUMNS = {
     "audit": "object",
     "audit_level": "object",
     "worst_audited": "float64",
+    "best_known": "float64",  # per image the worst of every attack there, on the images of ``worst``, else of PGD
+    "best_known_n": "Int64",
     "train_seconds": "float64",
     "compile_seconds": "float64",
     "disturbed": "Int64",  # runs whose clock probe says that the machine changed
@@ -161,6 +163,8 @@ def _line(
         "audit": audit,
         "audit_level": _names(worst["audit_level"]),
         "worst_audited": worst["worst_audited"].mean(),
+        "best_known": (pgd if worst.empty else worst)["best_known"].mean(),
+        "best_known_n": (pgd if worst.empty else worst)["best_known_n"].min(),
         "train_seconds": costs["train_seconds"].mean(),
         "compile_seconds": costs["compile_seconds"].mean(),
         "disturbed": runs["disturbed"].sum(min_count=1),

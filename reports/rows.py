@@ -13,6 +13,7 @@ import pandas as pd
 
 from bench.record import EvalResult, Manifest, Record, TrainResult
 from reports import codes
+from reports.best_known import best_known
 from reports.disturbed import clock_probe, machine_medians
 from reports.protocols import own_attacks
 from reports.stats import wilson
@@ -34,6 +35,8 @@ COLUMNS = {
     "accuracy": "float64",
     "lo": "float64",
     "hi": "float64",
+    "best_known": "float64",  # of the same images: those that stand under every attack at this threat
+    "best_known_n": "Int64",
     "curve": "boolean",
     "flips": "Int64",  # of an attack searched in TF32: images broken in it alone, and attacked again in float32
     "failed": "boolean",  # the attack: the note says why there is no number
@@ -157,6 +160,8 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         row |= {"correct": result.correct, "total": result.total, "lo": lo, "hi": hi}
         row |= {"accuracy": result.correct / result.total if result.total else None, "eval_seconds": result.seconds}
         row |= {"config_hash": result.config_hash or None}
+        if result.total and result.attack != "none" and (known := best_known(record, result)) is not None:
+            row |= {"best_known": known / result.total, "best_known_n": result.total}
         if spec.eval.search != "fp32" and result.attack not in DERIVED:
             row |= {"flips": result.flips}
         if result.attack == "worst" and math.isclose(result.eps, manifest.main_eps):
