@@ -166,7 +166,7 @@ class EvalResult(Data):
 class Check(Data):
     """One check of the audit (protocol 3): what was found, against which bound, on how many images, at what cost."""
 
-    id: str  # S1 ... S16, A1 ... A22, M1 ... M6
+    id: str  # S1 ... S16, A1 ... A23, M1 ... M6
     verdict: Verdict
     value: float | None = None
     threshold: str = ""  # in words, as printed
