@@ -47,6 +47,10 @@ COLUMNS = {
     "probe_lo": "float64",  # and the least and the most accuracy of the probe band
     "probe_hi": "float64",
     "attack_spread": "float64",  # of the audit's check A6: the most minus the least accuracy over attack seeds
+    "feature_shift": "float64",  # of the encoder, on all rows of its run: mean over images, in distances between them
+    "feature_shift_median": "float64",
+    "feature_cosine": "float64",  # mean, between centred features before and after
+    "feature_n": "Int64",
     "budget": "object",
     "train_seconds": "float64",
     "compile_seconds": "float64",
@@ -150,6 +154,10 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         "code": codes.cell(record, result),
         "status": record.status,
     }
+    if record.shift is not None:
+        shift = record.shift
+        row |= {"feature_shift": shift.mean, "feature_shift_median": shift.median}
+        row |= {"feature_cosine": shift.cosine_mean, "feature_n": shift.images}
     if record.train is not None:
         row |= record.train.model_dump(include=COSTS)
     if result is not None:
