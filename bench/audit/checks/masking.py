@@ -9,14 +9,15 @@ from bench.audit.checks.subject import AuditCheck, Subject
 from bench.record import Check
 from bench.spec import AuditLevel
 
-GAP, GAP_P = 0.15, 0.01  # [P]: calibrated on tests/zoo
+GAP, GAP_P = 0.10, 0.01  # [P]: calibrated on tests/zoo
 
 
 def masking(subject: Subject) -> Check:
-    """Accuracy under PGD minus that under AutoAttack, on all images that both saw: WARN above 15 points for sure.
+    """Accuracy under PGD minus that under AutoAttack, on all images that both saw: WARN above 10 points for sure.
 
     For sure is by the exact binomial test of the images against that share, one-sided, p < .01: of 64 images it takes
-    18, of 1,000 it takes 178. On CIFAR runs with 8 points and more were suspects (arXiv:2604.22853).
+    13, of 1,000 it takes 124. On CIFAR, with PGD-50, runs of 8 points and more were suspects (arXiv:2604.22853); the
+    PGD of the ranked set has 20 steps, so a little more is left to AutoAttack.
     """
     from scipy import stats
 
