@@ -125,6 +125,26 @@ class ProbeResult(Data):
         return self.penalty or self.learning_rate
 
 
+class EncoderShift(Data):
+    """How far the features move within the l-inf ball, before any head (bench.evaluation.embedding).
+
+    Shifts are in mean distances between the clean features of different images, and of the furthest point that was
+    met; a cosine is that between centred features before and after. None where nothing can be said: the note says why.
+    """
+
+    eps: float
+    images: int
+    mean: float | None = None  # of the relative shift over images
+    median: float | None = None
+    cosine_mean: float | None = None
+    cosine_median: float | None = None
+    spread: float | None = None  # mean distance between the clean features of two images
+    seconds: float
+    config: dict[str, Any] = {}
+    note: str = ""
+    code: str = ""
+
+
 class EvalResult(Data):
     """One attack at one eps under one protocol. ``outcomes``: '1' where the image stands, in the fixed test order."""
 
@@ -177,7 +197,7 @@ class EvalResult(Data):
 class Check(Data):
     """One check of the audit (protocol 3): what was found, against which bound, on how many images, at what cost."""
 
-    id: str  # S1 ... S16, A1 ... A22, M1 ... M6
+    id: str  # S1 ... S16, A1 ... A23, M1 ... M6
     verdict: Verdict
     value: float | None = None
     threshold: str = ""  # in words, as printed
@@ -220,6 +240,7 @@ class Audit(Data):
 class Record(Data):
     """Everything that is known of one run; ``train`` is None before training has ended."""
 
+    unwritten = ("shift",)
     spec: RunSpec
     adversary: str = "none"
     supervised: bool = False  # trained with labels: a ceiling, never ranked
@@ -232,6 +253,7 @@ class Record(Data):
     results: list[EvalResult] = []
     failed: list[EvalResult] = []  # cells whose attack failed: they have no number, and the same command tries again
     audits: list[Audit] = []
+    shift: EncoderShift | None = None
     status: Status | Literal["pending"] = "pending"
     message: str = ""
     missing: str = ""  # cells and checks that a finished run is still to have: the same command goes on with them

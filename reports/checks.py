@@ -53,6 +53,11 @@ CHECKS = {
     "A20": ("Probe band", "Robustness does not hang on the penalty of the linear probe."),
     "A21": ("Test set unseen", "The test images chose nothing, and at most 1 % of them are training images too."),
     "A22": ("Eight bits", "How the number changes when adversarial images are rounded to real 8-bit pictures."),
+    "A23": (
+        "Masked gradients",
+        "PGD leaves hardly more images standing than AutoAttack. Far more than on healthy encoders tells that "
+        "gradients mislead it: then the curve over eps, which PGD draws, is not to be believed.",
+    ),
     "M1": ("Fixed crops", "All images are cut by one list of crops: the order or company of an image changes nothing."),
     "M2": ("Declared space", "The adversary stands at the image; one that moves every crop is never in this column."),
     "M3": ("Same crops", "The attack saw the crops that the score is counted on."),

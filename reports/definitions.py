@@ -32,6 +32,20 @@ def definitions(main_eps: float) -> list[list[str]]:
             "standing. PASS or FLAG (a warning) is ranked. FAIL, NOT_RUN and off are shown struck through and are not.",
         ],
         [
+            "The best known attack",
+            "Beside the ranked number stands what is left of it, image by image, under every attack on the image that "
+            "ran in its ball: the same norm, this eps or a smaller one, attacks of the user's own and images that the "
+            "audit broke among them. It is counted on the images of the ranked number; an attack that saw fewer of "
+            "them counts on those it saw. Rows differ in what was tried on them, so it ranks nothing.",
+        ],
+        [
+            "The shift of the features",
+            "What an adversary can do to an encoder before any head is fitted: PGD (20 steps of eps/4, one random "
+            f"start, no labels) moves the features of each image as far as it can in the l-inf ball at eps {eps}. The "
+            "distance is told in mean distances between the clean features of two images. It is measured once for each "
+            "encoder on the first 64 test images (quick) or 1,000, and ranks nothing.",
+        ],
+        [
             "The intervals",
             "95 % Wilson intervals over test images. Seeds share their images, so several seeds narrow no interval: it "
             "belongs to the mean accuracy over the images of one seed. Each speaks of its own line: all lines share "

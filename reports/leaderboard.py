@@ -52,6 +52,12 @@ COLUMNS = {
     "audit": "object",
     "audit_level": "object",
     "worst_audited": "float64",
+    "best_known": "float64",  # per image the worst of every attack there, on the images of ``worst``, else of PGD
+    "best_known_n": "Int64",
+    "feature_shift": "float64",  # of the encoder, before any head: the same under every protocol
+    "feature_shift_median": "float64",
+    "feature_cosine": "float64",
+    "feature_n": "Int64",
     "train_seconds": "float64",
     "compile_seconds": "float64",
     "head_seconds": "float64",  # of fitting the protocol's head, and its passes of one image
@@ -163,6 +169,10 @@ def _line(
         "audit": audit,
         "audit_level": _names(worst["audit_level"]),
         "worst_audited": worst["worst_audited"].mean(),
+        "best_known": (pgd if worst.empty else worst)["best_known"].mean(),
+        "best_known_n": (pgd if worst.empty else worst)["best_known_n"].min(),
+        **{name: runs[name].mean() for name in ("feature_shift", "feature_shift_median", "feature_cosine")},
+        "feature_n": runs["feature_n"].min(),
         "train_seconds": costs["train_seconds"].mean(),
         "compile_seconds": costs["compile_seconds"].mean(),
         "head_seconds": clean["head_seconds"].mean(),

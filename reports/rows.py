@@ -13,6 +13,7 @@ import pandas as pd
 
 from bench.record import EvalResult, Manifest, Record, TrainResult
 from reports import codes
+from reports.best_known import best_known
 from reports.disturbed import clock_probe, machine_medians
 from reports.protocols import own_attacks
 from reports.stats import wilson
@@ -34,6 +35,8 @@ COLUMNS = {
     "accuracy": "float64",
     "lo": "float64",
     "hi": "float64",
+    "best_known": "float64",  # of the same images: those that stand under every attack at this threat
+    "best_known_n": "Int64",
     "curve": "boolean",
     "flips": "Int64",  # of an attack searched in TF32: images broken in it alone, and attacked again in float32
     "failed": "boolean",  # the attack: the note says why there is no number
@@ -44,6 +47,10 @@ COLUMNS = {
     "probe_lo": "float64",  # and the least and the most accuracy of the probe band
     "probe_hi": "float64",
     "attack_spread": "float64",  # of the audit's check A6: the most minus the least accuracy over attack seeds
+    "feature_shift": "float64",  # of the encoder, on all rows of its run: mean over images, in distances between them
+    "feature_shift_median": "float64",
+    "feature_cosine": "float64",  # mean, between centred features before and after
+    "feature_n": "Int64",
     "budget": "object",
     "train_seconds": "float64",
     "compile_seconds": "float64",
@@ -149,6 +156,10 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         "code": codes.cell(record, result),
         "status": record.status,
     }
+    if record.shift is not None:
+        shift = record.shift
+        row |= {"feature_shift": shift.mean, "feature_shift_median": shift.median}
+        row |= {"feature_cosine": shift.cosine_mean, "feature_n": shift.images}
     if record.train is not None:
         row |= record.train.model_dump(include=COSTS)
     if result is not None:
@@ -159,6 +170,8 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         row |= {"correct": result.correct, "total": result.total, "lo": lo, "hi": hi}
         row |= {"accuracy": result.correct / result.total if result.total else None, "eval_seconds": result.seconds}
         row |= {"config_hash": result.config_hash or None}
+        if result.total and result.attack != "none" and (known := best_known(record, result)) is not None:
+            row |= {"best_known": known / result.total, "best_known_n": result.total}
         if spec.eval.search != "fp32" and result.attack not in DERIVED:
             row |= {"flips": result.flips}
         if result.attack == "worst" and math.isclose(result.eps, manifest.main_eps):

@@ -219,4 +219,5 @@ def probe_hash(folder: RunFolder, protocol: str) -> str:
 def seconds(record: Record, audits: Iterable[Audit]) -> float:
     """Time that the evaluation and these audits have taken."""
     taken = sum(probe.seconds for probe in record.probes) + sum(result.seconds for result in record.results)
+    taken += record.shift.seconds if record.shift else 0.0
     return taken + sum(check.seconds for each in audits for check in each.checks)

@@ -15,6 +15,7 @@ from bench.identity.source import (
     AUDIT,
     CURVE,
     MODEL,
+    SHIFT,
     TRAINING,
     Sources,
     attack_part,
@@ -128,7 +129,15 @@ def outdated(run: RunFolder, now: Sources) -> list[Outdated]:
         files = changed(known, now.get(part, {})) if known else ()
         return [Outdated(run.spec.row, part, tuple(files), touched)]
 
-    everything = ("audit.json", "curve.json", *cells, *probe_files(run), *run.names("snapshots"), "beat.json")
+    everything = (
+        "audit.json",
+        "shift.json",
+        "curve.json",
+        *cells,
+        *probe_files(run),
+        *run.names("snapshots"),
+        "beat.json",
+    )
     training = (*everything, CHECKPOINTS, "encoder.safetensors", "train.json")
     found: list[Outdated] = []
     if run.spec.foreign:
@@ -154,6 +163,8 @@ def outdated(run: RunFolder, now: Sources) -> list[Outdated]:
     transfer = [name for name in run.names("adversarial") if "-transfer-" in name]
     for audit in record.audits:
         found += other(AUDIT, audit.code, *transfer, "audit.json")
+    if record.shift is not None:
+        found += other(SHIFT, record.shift.code, "shift.json")
     if is_there(run.path / "curve.json"):
         with contextlib.suppress(Damaged):
             found += other(CURVE, read(Curve, run.path / "curve.json").code, "curve.json")
@@ -185,7 +196,7 @@ def set_aside(run: RunFolder, found: Iterable[Outdated]) -> None:
         aside = next(name for n in itertools.count(1) if not is_there(run.path / (name := f"{ASIDE}/{n}")))
         record = run.record([])
         if is_there(run.path / "run.json"):
-            alone = record.model_copy(update={"train": None, "probes": [], "results": [], "audits": []})
+            alone = record.model_copy(update={"train": None, "probes": [], "results": [], "audits": [], "shift": None})
             save(run.place(f"{aside}/run.json"), alone)
             run.save_record(record.model_copy(update={"status": "pending", "message": ""}))
         run.set_aside(aside, list(dict.fromkeys(name for each in found for name in each.touched)))

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bench.identity.source import AUDIT, CURVE, TRAINING, Sources, attack_part, codes, head_part
-from bench.record import Audit, EvalResult, ProbeResult, TrainResult
+from bench.identity.source import AUDIT, CURVE, SHIFT, TRAINING, Sources, attack_part, codes, head_part
+from bench.record import Audit, EncoderShift, EvalResult, ProbeResult, TrainResult
 from bench.spec import RunSpec
 from bench.storage.files import save
 from bench.storage.store import Curve, Point, RunFolder
@@ -12,7 +12,7 @@ from bench.storage.store import Curve, Point, RunFolder
 if TYPE_CHECKING:
     from torch import Tensor
 
-Made = TypeVar("Made", TrainResult, ProbeResult, EvalResult, Audit)
+Made = TypeVar("Made", TrainResult, ProbeResult, EvalResult, Audit, EncoderShift)
 
 
 class Signed(RunFolder):
@@ -48,6 +48,9 @@ class Signed(RunFolder):
 
     def save_audits(self, audits: list[Audit]) -> None:
         super().save_audits([self.signed(AUDIT, each) for each in audits])
+
+    def save_shift(self, shift: EncoderShift) -> None:
+        super().save_shift(self.signed(SHIFT, shift))
 
     def save_curve(self, points: list[Point]) -> None:
         save(self.place("curve.json"), Curve(points=points, code=self.codes[CURVE]))

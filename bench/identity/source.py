@@ -20,6 +20,7 @@ from bench.known import of_library
 from bench.spec import RunSpec, UsageError
 
 TRAINING, MODEL, AUDIT, CURVE = "training", "model", "audit", "curve"  # and "head linear", "attack pgd", ...
+SHIFT = "feature shift"
 Sources = dict[str, Files]  # part of a run -> its files
 
 
@@ -71,6 +72,7 @@ def parts(spec: RunSpec, closure: Closure) -> Sources:
         found[AUDIT] = closure("bench.audit.audit", *(f"bench.audit.checks.{name}" for name in checks))
         for name in spec.eval.protocols:
             found[AUDIT] |= protocol(spec, name, closure)
+    found[SHIFT] = closure("bench.evaluation.embedding")
     if spec.eval.over_time != "off" and not spec.foreign:
         found[CURVE] = closure("bench.evaluation.curve", "attacks.pgd") | protocol(spec, "linear", closure)
     return found

@@ -18,6 +18,7 @@ from bench.device import device as devices
 from bench.distributed.ranks import ALONE, Ranks
 from bench.engines.team import Crew
 from bench.evaluation.curve import MARKS, curve
+from bench.evaluation.embedding import encoder_shift
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.examples import examples
@@ -121,7 +122,7 @@ def execute(
         missing = [evaluate(it, crew or in_this_process)]
         if crew is not None:
             crew.dismiss()
-        missing += [audit(it)]
+        missing += [encoder_shift(it), audit(it)]
         examples(it)
         curve(it, result)
     except Interrupted:

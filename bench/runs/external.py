@@ -14,6 +14,7 @@ from bench.audit.audit import audit
 from bench.data.images import ImageSet, checked_info, data_info, load_data, remarks
 from bench.device import device as devices
 from bench.encoders.common.names import encoder_fields
+from bench.evaluation.embedding import encoder_shift
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.examples import examples
@@ -100,7 +101,10 @@ def score(
         folder.save_probe(*own_logits(width, train))
     try:
         it: Evaluated[RunFolder] = Evaluated(module, train, test, spec.eval, spec.seed, device, folder, report)
-        missing = [evaluate(it), audit_folder(it, folder)]
+        missing = [evaluate(it)]
+        if request.kind == "encoder":  # a classifier is its own head
+            missing.append(encoder_shift(it))
+        missing.append(audit_folder(it, folder))
         examples(it)
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")

@@ -53,7 +53,8 @@ def parts(run: RunFolder) -> Iterator[tuple[Callable[[], object], list[str]]]:
         yield partial(read, Record, run.path / "run.json"), ["run.json"]
     yield run.audits, ["audit.json"]
     yield run.curve, ["curve.json"]
-    everything = ["curve.json", *(name for kind in (*CELLS, "snapshots") for name in run.names(kind))]
+    yield run.shift, ["shift.json"]
+    everything = ["curve.json", "shift.json", *(name for kind in (*CELLS, "snapshots") for name in run.names(kind))]
     yield run.trained, ["train.json", "encoder.safetensors", "audit.json", *everything]
     for mark in [int(name[10:-5]) for name in run.names("snapshots") if name.endswith(".json")]:
         yield partial(run.snapshot, mark), [f"snapshots/{mark}.json", f"snapshots/{mark}.safetensors"]

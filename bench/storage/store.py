@@ -7,6 +7,7 @@
                              /results/<protocol>-<attack>-<eps>.json               l2_<eps> of an attack in l2
                              /adversarial/<protocol>-<attack>-<hash>.safetensors   what the ranked attacks returned
                              /audit.json                                           an Audits
+                             /shift.json                                           an EncoderShift
                              /examples/<protocol>.json                             an Examples: pictures for the report
                              /snapshots/<percent>.json, <percent>.safetensors      the encoder on the way
                              /curve.json                                           a Curve: what they are worth
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import Field, ValidationError
 
 from bench.names import eps_name
-from bench.record import Audit, EvalResult, Manifest, ProbeResult, Record, TrainResult
+from bench.record import Audit, EncoderShift, EvalResult, Manifest, ProbeResult, Record, TrainResult
 from bench.spec import Data, Name, Norm, RunSpec, Sha256, UsageError
 from bench.storage.disk import DiskError, is_there, listed, move, put_aside, remove_file, write_bytes
 from bench.storage.files import Damaged, load_tensors, read, save, save_tensors, sealed, sha256
@@ -166,6 +167,7 @@ class RunFolder:
             "results": [each for each in cells if not each.failed],
             "failed": [each for each in cells if each.failed],
             "audits": audits.audits if audits else [],
+            "shift": self._read(EncoderShift, "shift.json", damaged),
         }
         try:
             return Record(**dict(own or Record(spec=self.spec)) | parts)
@@ -174,8 +176,8 @@ class RunFolder:
 
     def save_record(self, record: Record) -> None:
         """Settings, environment and status; the parts have files of their own."""
-        alone = record.model_copy(update={"train": None, "probes": [], "results": [], "failed": [], "audits": []})
-        save(self.place("run.json"), alone)
+        parts: dict[str, Any] = {"train": None, "probes": [], "results": [], "failed": [], "audits": [], "shift": None}
+        save(self.place("run.json"), record.model_copy(update=parts))
 
     def place(self, name: str) -> Path:
         """Where a file of this run is written. Raises DiskError where the folder of all runs was there and is not."""
@@ -232,7 +234,8 @@ class RunFolder:
         record = self.record([])
         updates = record.train.updates if record.train else newest_value(self.path / "checkpoints", "updates")
         cells = sum(1 + len(result.stages) for result in record.results)
-        return (updates or 0) + len(record.probes) + cells + len(record.audits) + len(self.curve([]))
+        others = len(record.probes) + len(record.audits) + len(self.curve([])) + (record.shift is not None)
+        return (updates or 0) + cells + others
 
     def beat(self) -> Beat | None:
         """How far the training was when it was last heard of; None where that is not known."""
@@ -341,6 +344,14 @@ class RunFolder:
     def save_audits(self, audits: list[Audit]) -> None:
         """All of them, in one file."""
         save(self.place("audit.json"), Audits(audits=audits))
+
+    def shift(self) -> EncoderShift | None:
+        """How far the features move, once it was measured."""
+        return self._read(EncoderShift, "shift.json")
+
+    def save_shift(self, shift: EncoderShift) -> None:
+        """That of the trained encoder."""
+        save(self.place("shift.json"), shift)
 
     def examples(self, damaged: list[Damaged] | None = None) -> list[Examples]:
         """The pictures of each protocol; ``damaged`` as in ``record``."""

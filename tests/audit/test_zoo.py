@@ -6,9 +6,9 @@ import pytest
 import torch
 from zoo import broken, healthy
 
-from bench.audit.checks import multi_patch, soundness, structural
+from bench.audit.checks import masking, multi_patch, soundness, structural
 
-CHECKS = structural.CHECKS | soundness.CHECKS | multi_patch.CHECKS
+CHECKS = structural.CHECKS | soundness.CHECKS | masking.CHECKS | multi_patch.CHECKS
 # A21 judges the log of the probe and the training images, which are no part of a stored model
 CORE = [id for id, (level, _) in CHECKS.items() if level == "core" and id != "A21"]
 ATTACKS_NUMBER = [id for id in CORE if id.startswith("A") and id not in ("A16", "A17")]

@@ -74,6 +74,7 @@ class TestParts:
             "attack none",
             "attack pgd",
             "attack fgsm",
+            "feature shift",
         ]
         assert "methods/emp_ssl.py" in found["training"]
         assert "bench/datasets/synthetic.py" in found["training"]

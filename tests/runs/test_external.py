@@ -83,6 +83,7 @@ def test_a_linear_classifier_gets_its_exact_robustness_image_by_image(models, tw
     assert found == {eps: exactly_robust(weight, test.images[:], test.labels, eps) for eps in (0.0, 0.05, 0.1)}
     assert 0 < found[0.05].count("1") < found[0.0].count("1")
     assert (record.status, record.supervised, record.train) == ("finished", True, None)
+    assert record.shift is None  # a classifier is its own head
     assert "trained elsewhere" in record.message
     assert record.probes[0].note == "the classifier's own logits: no probe was fitted"
     assert events[0] == {"event": "opened", "out": request.out}
@@ -251,6 +252,8 @@ def evaluated_file(weights, tmp_path):
 
 def test_a_file_is_verified_from_the_copy_in_its_folder(evaluated_file):
     out, run = evaluated_file
+    assert run.shift().images == 10
+    assert run.shift().mean > 0
     assert verify(out) == (1, [])  # the clean number; without AutoAttack there is no ranked pair
     stored = run.path / "encoder.safetensors"
     tensors = load_tensors(stored)

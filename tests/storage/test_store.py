@@ -10,7 +10,7 @@ from store_fixtures import DATA, RECORD, SPEC, TRAINED, files, manifest, one_lin
 
 from bench.audit.audit import runs_of
 from bench.engines import codes_of, images_of
-from bench.record import Audit, Check, Record
+from bench.record import Audit, Check, EncoderShift, Record
 from bench.spec import UsageError
 from bench.storage import disk, store
 from bench.storage.disk import Disk, DiskError
@@ -140,6 +140,7 @@ PARTS = {
     "probes/linear.json": "probes",
     "results/linear-pgd-0.100000.json": "results",
     "audit.json": "audits",
+    "shift.json": "shift",
 }
 
 
@@ -150,6 +151,7 @@ def test_a_damaged_part_is_raised_or_left_out(run, name):
     run.save_probe(probe(), {"w": torch.ones(1)})
     run.save_result(result())
     run.save_audits([Audit(protocol="linear", level="core", eps=0.1, checks=[Check(id="S2", verdict="PASS")])])
+    run.save_shift(EncoderShift(eps=0.1, images=64, mean=0.5, seconds=1.0))
     whole = run.record()
     spoil(run.path / name)
     with pytest.raises(Damaged, match=name) as error:

@@ -264,7 +264,7 @@ def shuffled_labels() -> Subject:
 
 BROKEN = {
     "input quantisation": Broken(lambda: around(Quantized), ("A1",)),
-    "logits x 1e4": Broken(lambda: around(Scaled, audited=FEW), ("A1", "A19")),
+    "logits x 1e4": Broken(lambda: around(Scaled, audited=FEW), ("A1", "A19", "A23")),
     "input noise": Broken(lambda: around(Noisy, audited=FEW), ("S10",)),
     "softmax output": Broken(lambda: around(Probabilities, audited=FEW), ("S9",)),
     "test-time optimisation": Broken(lambda: around(Purified, audited=FEW), ("S11",)),
