@@ -161,7 +161,7 @@ def build_subject(it: Evaluated[RunFolder], record: Record, protocol: str) -> Su
         results={
             (r.attack, spec.main_eps if math.isclose(r.eps, spec.main_eps) else r.eps): r
             for r in record.results
-            if r.protocol == protocol
+            if r.protocol == protocol and r.norm == "linf"
         },
         adversarial={attack: images.to(device) for attack, images in kept.items() if images is not None},
         robust=any(both),

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from pydantic import Field
+
 from bench.fairness import LEARNING_UPDATES
 from bench.spec import Data, EvalSpec, RunSpec
 
@@ -53,7 +55,9 @@ class Estimate(Data):
     peak_memory_bytes: int
     cells: int
     updates: int  # that the budget will hold
-    protocols: dict[str, float] = {}  # seconds of its evaluation by protocol: the head, the attacks and their audit
+    protocols: dict[str, float] = Field(
+        default_factory=dict
+    )  # seconds of its evaluation by protocol: the head, the attacks and their audit
 
     @property
     def seconds(self) -> float:
@@ -81,7 +85,7 @@ def estimate(spec: RunSpec, measured: Measured) -> Estimate:
         if cell.attack == "autoattack" and protocol.ranked and "pgd" in spec.eval.attacks:
             audited = audit_seconds(protocol.dear, cell.images, measured.test_images, spec.eval, robust, a, b)
             seconds[cell.protocol] += audited
-    evaluation = START_SECONDS + sum(seconds.values())
+    evaluation = START_SECONDS + sum(seconds.values()) + shift_seconds(spec.eval, measured)
     if spec.eval.over_time != "off":
         evaluation += curve_seconds(measured.train_images, spec.eval, robust, *measured.passes[PROTOCOL])
     return Estimate(
@@ -102,6 +106,14 @@ def head_seconds(spec: EvalSpec, protocol: str, measured: Measured) -> float:
     from bench.protocols.common.base import protocol_of
 
     return protocol_of(spec, protocol).fit_passes(measured.train_images) * measured.passes[protocol][1]
+
+
+def shift_seconds(spec: EvalSpec, measured: Measured) -> float:
+    """Expected seconds of the largest shift of the features (bench.evaluation.embedding)."""
+    from bench.evaluation.embedding import IMAGES, MOST, STEPS
+
+    images = min(IMAGES.get(spec.level, MOST), measured.test_images)
+    return 2 * (STEPS + 1) * images * min(slope for _, slope in measured.passes.values())
 
 
 def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, robust: float, a: float, b: float) -> float:
