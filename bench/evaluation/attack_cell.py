@@ -19,6 +19,7 @@ from bench.evaluation.cells import plan_cells
 from bench.evaluation.evaluated import Evaluated, chunk_images, passes_per_image, silent
 from bench.evaluation.search import Cell, Search, Team, in_this_process, listening
 from bench.evaluation.traces import Before, blame
+from bench.names import family
 from bench.protocols.common.base import protocol_of
 from bench.protocols.common.classifier import Classifier
 from bench.record import EvalResult
@@ -139,10 +140,10 @@ def build_attack(cell: Cell, spec: EvalSpec) -> BaseAttack:
     own = protocol_of(spec, cell.protocol).attacks or {}
     if cell.attack in own:
         return replace(attack, chunk=chunk_images(spec, cell.protocol), **own[cell.attack])
-    if cell.attack == "autoattack":
+    if family(cell.attack) == "autoattack":
         return replace(attack, batch=max(1, spec.autoattack_batch // passes_per_image(spec, cell.protocol)))  # type: ignore[call-arg]
     attack = replace(attack, chunk=chunk_images(spec, cell.protocol))
-    if cell.attack == "pgd":
+    if family(cell.attack) == "pgd":
         return replace(attack, restarts=spec.restarts)  # type: ignore[call-arg]
     return attack
 

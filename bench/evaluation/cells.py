@@ -3,7 +3,7 @@
 from typing import Literal
 
 from bench.evaluation.search import Cell
-from bench.names import eps_name
+from bench.names import eps_name, family
 from bench.protocols.common.base import protocol_of
 from bench.record import EvalResult
 from bench.spec import EvalSpec
@@ -26,10 +26,12 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
         for attack in spec.attacks:
             if attack == "none":
                 continue
-            if attack == "autoattack":
-                cells.append(Cell(protocol, attack, spec.main_eps, first(spec.autoattack_images.get(protocol))))
-                continue
             norm = spec.attack_norms.get(attack, "linf")
+            if family(attack) == "autoattack":
+                count = first(spec.autoattack_images.get(protocol))
+                only = (spec.main_eps,) if norm == "linf" else sorted(spec.radii(norm))
+                cells += [Cell(protocol, attack, eps, count, norm=norm) for eps in only]
+                continue
             # .75 * .1 is not .075, and a point of the curve beside an eps that was asked for is that one
             curve = [float(f"{factor * spec.main_eps:.12g}") for factor in spec.curve] if attack == "pgd" else []
             asked_for = spec.radii(norm)
@@ -42,7 +44,7 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
                     else min(first(spec.pgd_images), spec.curve_images.get(protocol, CURVE_IMAGES))
                 )
                 cells.append(Cell(protocol, attack, eps, count, not asked, norm))
-    return sorted(cells, key=lambda cell: (cell.attack != "none") + (cell.attack == "autoattack"))
+    return sorted(cells, key=lambda cell: (cell.attack != "none") + (family(cell.attack) == "autoattack"))
 
 
 def failed_result(cell: Cell, space: Literal["image", "crop"], stages: EvalResult | None, reason: str) -> EvalResult:

@@ -5,8 +5,8 @@ from typing import Any
 
 from bench import registry
 from bench.identity.outline import shown
-from bench.options.attacks import asked_radii, attack_fields
-from bench.options.options import Options, parse_seconds
+from bench.options.attacks import attack_fields
+from bench.options.options import Options, asked_threats, parse_seconds
 from bench.shown import Shown
 from bench.spec import EvalSpec, Level, UsageError, unknown
 
@@ -83,7 +83,7 @@ def asked_images(options: Options, usual: dict[str, Any] = QUICK_IMAGES) -> dict
 def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     """How the encoders of this run are scored: the level's depth, the dataset's eps and crops. Raises UsageError."""
     level: Level = options.eval or dataset.level
-    eps: tuple[float, ...] = asked_radii(options).get("linf") or dataset.eps
+    eps: tuple[float, ...] = asked_threats(options).radii.get("linf") or dataset.eps
     attacks = attack_fields(options)
     protocols = {name: registry.load("protocol", word).Protocol for name, word in asked_protocols(options).items()}
     if level == "full":

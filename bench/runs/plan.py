@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.fairness import LEARNING_UPDATES
+from bench.names import family
 from bench.spec import Data, EvalSpec, RunSpec
 
 Report = Callable[[dict[str, Any]], None]
@@ -101,9 +102,9 @@ def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, robust: f
     standing = images * max(0.0, 1 - (1 - robust) * eps / spec.main_eps) if robust else 0.0
     if attack == "none":
         return a + b * images
-    if attack == "autoattack":
+    if family(attack) == "autoattack":
         return AUTOATTACK_PASSES * (a + b * standing) * (standing >= 1) + 4 * EARLY_PASSES * (a + b * images)
-    restarts = spec.restarts if attack == "pgd" else 1
+    restarts = spec.restarts if family(attack) == "pgd" else 1
     return 41 * restarts * (a + b * standing) + EARLY_PASSES * (a + b * images)
 
 
