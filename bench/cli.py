@@ -64,7 +64,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--search", help="precision of the attacks' own passes, on a GPU: fp32 or tf32; float32 decides  [fp32]"
         ),
         click.option("--eps", help="radii of evaluation: 4/255,8/255; l2:0.5 of attacks in l2  [the dataset's]"),
-        click.option("--threats", help="linf:8/255,l2:0.5: in l2 also pgd and autoattack, if asked for  [as --eps]"),
+        click.option(
+            "--threats", help="linf:8/255,l2:0.5,corruptions: balls, in l2 for pgd and autoattack too  [--eps]"
+        ),
         click.option(
             "--protocols",
             help="names of `bench list protocols`, or .py files, with commas  [linear, multi_patch, published_eval]",

@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.radius import NORMS
 from bench.spec import NAME, Norm, UsageError
 
+CORRUPTIONS = "corruptions"  # among threats and attacks: an average case, made in bench.evaluation.corrupted
 INSIDE = 300  # bytes of the longest path inside the folder of a run: runs/<name>/adversarial/<cell>-<hash>.safetensors
 
 

@@ -13,6 +13,7 @@ from bench.spec import UsageError
 EXTRAS = {
     "parquet": "pyarrow",
     "timm": "timm",
+    "corruptions": "imagecorruptions-imaug",
     "ray": "ray",
     "slurm": "submitit",
     "tensorboard": "tensorboard",

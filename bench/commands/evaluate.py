@@ -33,7 +33,7 @@ FAILED_CELLS = 3
 @click.option("--test-images", type=int, help="the first N of a fixed balanced shuffle")
 @click.option("--attacks", default="pgd,autoattack", show_default=True, help="names, or paths to files, with commas")
 @click.option("--eps", help="radii: 4/255,8/255; l2:0.5 of attacks in l2  [the dataset's]")
-@click.option("--threats", help="linf:8/255,l2:0.5: in l2 also pgd and autoattack, if asked for  [as --eps]")
+@click.option("--threats", help="linf:8/255,l2:0.5,corruptions: balls, in l2 for pgd and autoattack too  [--eps]")
 @click.option("--set", "settings", multiple=True, help="attack.key=value")
 @click.option("--eval", help="quick, standard or full  [quick on digits, else standard]")
 @click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]")

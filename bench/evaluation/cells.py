@@ -3,7 +3,7 @@
 from typing import Literal
 
 from bench.evaluation.search import Cell
-from bench.names import eps_name, family
+from bench.names import CORRUPTIONS, eps_name, family
 from bench.protocols.common.base import protocol_of
 from bench.record import EvalResult
 from bench.spec import EvalSpec
@@ -44,6 +44,8 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
                     else min(first(spec.pgd_images), spec.curve_images.get(protocol, CURVE_IMAGES))
                 )
                 cells.append(Cell(protocol, attack, eps, count, not asked, norm))
+        if spec.corruption_images:
+            cells.append(Cell(protocol, CORRUPTIONS, 0.0, first(spec.corruption_images)))
     return sorted(cells, key=lambda cell: (cell.attack != "none") + (family(cell.attack) == "autoattack"))
 
 

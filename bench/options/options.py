@@ -16,7 +16,7 @@ from bench.text import read_text
 SUITES = Path(__file__).parents[1] / "suites"
 MOST_SEEDS = 10_000
 RANKED_ATTACKS = ("pgd", "autoattack")
-TAKEN = ("all", "audit", "clean", "pgd_only", "transfer", "worst")  # by what stands beside attacks
+TAKEN = ("all", "audit", "clean", "corruptions", "pgd_only", "transfer", "worst")  # by what stands beside attacks
 
 
 class Row(Data):

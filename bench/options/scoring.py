@@ -13,6 +13,8 @@ from bench.spec import EvalSpec, Level, UsageError, unknown
 # How many images a quick evaluation attacks; of the class, as to build an EvalSpec takes long for a command's start.
 USUAL = {name: EvalSpec.model_fields[name].default for name in ("pgd_images", "autoattack_images", "curve_images")}
 
+CORRUPTION_IMAGES: dict[Level, int] = {"quick": 100, "standard": 1000, "full": 1000}  # each in 75 forms
+
 
 def asked_protocols(options: Options) -> dict[str, str]:
     """Name -> what --protocols says for it, a name or a path to a .py file, in their order. Raises UsageError."""
@@ -113,6 +115,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         main_eps=main[0] if main else max(eps),
         protocols=tuple(protocols),
         own_protocols=own_protocols(options, protocols),
+        corruption_images=CORRUPTION_IMAGES[level] if asked_threats(options).corruptions else 0,
         crops=dataset.crops,
         search=options.search,
         **levels[level],

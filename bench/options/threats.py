@@ -4,11 +4,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from bench.names import check_apart
+from bench.data.corruptions import check_size
+from bench.names import CORRUPTIONS, check_apart
 from bench.radius import parse_radius
 from bench.spec import EvalSpec, Norm, UsageError
-
-CORRUPTIONS = "corruptions"
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,8 @@ def check_radii(norms: Mapping[str, Norm | None], radii: Mapping[Norm, tuple[flo
 
 
 def check_images(spec: EvalSpec, shape: tuple[int, ...]) -> None:
-    """Raises UsageError for a radius in l2 that no two images of (C, H, W) pixels in [0, 1] are apart."""
+    """Raises UsageError for threats that images of (C, H, W) pixels in [0, 1] do not allow: a radius in l2 that no two
+    of them are apart, and corruptions of small ones."""
     diameter = math.sqrt(math.prod(shape))
     if spec.eps_l2 and max(spec.eps_l2) > diameter:
         size = " x ".join(map(str, shape))
@@ -76,3 +76,5 @@ def check_images(spec: EvalSpec, shape: tuple[int, ...]) -> None:
             f"expected radii in l2 of at most {diameter:.4g}, which is how far apart two images of {size} pixels can "
             f"be, got {max(spec.eps_l2):g}"
         )
+    if spec.corruption_images:
+        check_size(shape)
