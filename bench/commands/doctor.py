@@ -14,6 +14,7 @@ EXTRAS = {
     "parquet": "pyarrow",
     "timm": "timm",
     "corruptions": "imagecorruptions-imaug",
+    "minnorm": "adv-lib",
     "ray": "ray",
     "slurm": "submitit",
     "tensorboard": "tensorboard",

@@ -6,8 +6,9 @@ from bench.evaluation.search import Cell
 from bench.names import CORRUPTIONS, eps_name, family
 from bench.protocols.common.base import protocol_of
 from bench.record import EvalResult
-from bench.spec import EvalSpec
+from bench.spec import EvalSpec, Norm
 
+UNBOUNDED: dict[Norm, float] = {"linf": 1.0, "l2": 1e4}  # a ball that holds all images, up to 4,096 pixels a side
 CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
 
 
@@ -27,6 +28,9 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
             if attack == "none":
                 continue
             norm = spec.attack_norms.get(attack, "linf")
+            if attack in spec.minimum_norm:
+                cells.append(Cell(protocol, attack, UNBOUNDED[norm], first(spec.pgd_images), norm=norm))
+                continue
             if family(attack) == "autoattack":
                 count = first(spec.autoattack_images.get(protocol))
                 only = (spec.main_eps,) if norm == "linf" else sorted(spec.radii(norm))

@@ -58,6 +58,7 @@ def attack_fields(options: Options) -> dict[str, Any]:
         "attack_norms": {name: kind.norm for name, kind in kinds.items() if kind.norm != "linf"},
         "attack_settings": {name: settings(name, kinds[name], changed) for name, changed in chosen.items()},
         "eps_l2": radii.get("l2", ()),
+        "minimum_norm": tuple(name for name, kind in kinds.items() if kind.minimum),
     }
 
 

@@ -27,6 +27,7 @@ DRAWS = {"A3": (100, 101), "A14": (500, 101)}  # full: images at most, passes of
 NOISE = (100, 1000)  # A13, the same for those that stand
 FORMS = len(TYPES) * len(SEVERITIES)  # of an image that is corrupted
 CORRUPT_SECONDS = 0.003  # to make one of them at 32 pixels, the mean over the types on one core
+MINIMUM_PASSES = 400  # of every image under FMN
 START_SECONDS = 8.0  # imports, data and probes of one run
 CURVE_POINTS = 5  # snapshots, and the trained encoder
 CURVE_IMAGES = 200  # that PGD attacks at each of them
@@ -107,6 +108,8 @@ def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, robust: f
         return a + b * images
     if attack == CORRUPTIONS:
         return FORMS * (a + (b + CORRUPT_SECONDS) * images)
+    if attack in spec.minimum_norm:
+        return MINIMUM_PASSES * (a + b * images)
     if family(attack) == "autoattack":
         return AUTOATTACK_PASSES * (a + b * standing) * (standing >= 1) + 4 * EARLY_PASSES * (a + b * images)
     restarts = spec.restarts if family(attack) == "pgd" else 1

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import importlib.util
 import json
 import random
 import sys
@@ -23,6 +24,8 @@ from attacks.common.threat import geometry
 from bench.spec import ThreatModel, UsageError
 
 NAMES = sorted(path.stem for path in Path(attacks.__path__[0]).glob("*.py") if path.stem != "__init__")
+if importlib.util.find_spec("adv_lib") is None:  # an extra
+    NAMES = [name for name in NAMES if not name.startswith("fmn")]
 THREAT = ThreatModel(eps=0.01)  # under which some images of the scene stand, so that no attack ends early
 
 
