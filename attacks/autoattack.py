@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from attacks.common.base import ALL, BaseAttack, Share, predicted
 from attacks.common.package import load_package, package_version, traceless
+from attacks.common.threat import geometry
 from bench.spec import ThreatModel, UsageError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -80,7 +81,7 @@ class Stage(BaseAttack):
         batch = min(self.batch, len(images))
         with traceless(model, images.device), torch.no_grad():
             try:
-                return run(self, model, images, labels, threat.eps, seed, batch)
+                return run(self, model, images, labels, threat, seed, batch)
             except torch.cuda.OutOfMemoryError:
                 if self.share is not ALL:  # the other ranks cannot go on without this one
                     raise
@@ -100,14 +101,17 @@ def ensemble(classes: int) -> tuple[list[str], int]:
     return [name for name in STANDARD if name != "apgd-t" or classes >= 4], min(9, classes - 1)
 
 
-def run(stage: Stage, model: nn.Module, images: Tensor, labels: Tensor, eps: float, seed: int, batch: int) -> Tensor:
+def run(
+    stage: Stage, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, seed: int, batch: int
+) -> Tensor:
     """One attack of the package, as its run_standard_evaluation calls it. images: (N, C, H, W) -> the same shape."""
 
     def logits(x: Tensor) -> Tensor:
         return model(x).float()  # type: ignore[no-any-return]  # half precision inside the model is the model's affair
 
     package = load_package()
-    attack = package.AutoAttack(logits, norm="Linf", eps=eps, seed=seed, version="standard", device=images.device)
+    ball = {"norm": threat.norm.capitalize(), "eps": threat.eps}  # Linf, L2
+    attack = package.AutoAttack(logits, **ball, seed=seed, version="standard", device=images.device)
     warn = logging.getLogger("auto-attack").warning
     logger = SimpleNamespace(log=warn, warning=warn)  # the authors' own logs by ``log``, which would print
     classes = logits(images[:1]).shape[1]
@@ -128,14 +132,20 @@ def run(stage: Stage, model: nn.Module, images: Tensor, labels: Tensor, eps: flo
 
     adversarial = images.clone()
     standing = correct(model, images, labels, batch).nonzero().flatten()
-    broken = 0
+    broken = lost = 0
     for ids in stage.share.mine(standing.split(batch)) if len(standing) else ():  # no images split into an empty batch
         moved = current.perturb(images[ids], labels[ids])
         fooled = predicted(logits(moved)) != labels[ids]
         fooled &= moved.flatten(1).isfinite().all(dim=1)  # gradients that are NaN make pixels that are: no image
+        if threat.norm != "linf":  # which the package leaves by rounding; in l-inf it stays inside
+            moved, outside = geometry(threat).project(moved, images[ids]), fooled
+            fooled = fooled & (predicted(logits(moved)) != labels[ids])
+            lost += int((outside & ~fooled).sum())
         adversarial[ids[fooled]] = moved[fooled].detach()
         broken += int(fooled.sum())
         log.info("%s: %d of %d images broken", stage.name, broken, len(standing))
+    if lost:
+        log.warning("%s: images that broke outside of the ball alone, and stand: %d", stage.name, lost)
     adversarial = stage.share.whole(adversarial, images)
     broken = int((adversarial != images).flatten(1).any(dim=1).sum())
     if stage.name == "square":

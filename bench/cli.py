@@ -65,6 +65,9 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--eps", help="radii of evaluation: 4/255,8/255; l2:0.5 of attacks in l2  [the dataset's]"),
         click.option(
+            "--threats", help="linf:8/255,l2:0.5,corruptions: balls, in l2 for pgd and autoattack too  [--eps]"
+        ),
+        click.option(
             "--protocols",
             help="names of `bench list protocols`, or .py files, with commas  [linear, multi_patch, published_eval]",
         ),

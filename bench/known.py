@@ -7,6 +7,11 @@ import re
 
 from bench.spec import DataSpec, UsageError
 
+TYPES = (  # of corruptions, in the order of Hendrycks & Dietterich (2019)
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
+    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
+)  # fmt: skip
+SEVERITIES = (1, 2, 3, 4, 5)
 LIBRARIES = ("torchvision", "timm")  # of encoders, as timm:NAME
 
 

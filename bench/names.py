@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.radius import NORMS
 from bench.spec import NAME, Norm, UsageError
 
+CORRUPTIONS = "corruptions"  # among threats and attacks: an average case, made in bench.evaluation.corrupted
 INSIDE = 300  # bytes of the longest path inside the folder of a run: runs/<name>/adversarial/<cell>-<hash>.safetensors
 
 
@@ -40,6 +42,15 @@ def eps_name(eps: float, norm: Norm = "linf") -> str:
     ('0.031373', 'l2_0.500000')
     """
     return f"{eps:.6f}" if norm == "linf" else f"{norm}_{eps:.6f}"
+
+
+def family(attack: str) -> str:
+    """The attack of which this is the form in another norm, and whose settings and images it has; else its own name.
+
+    >>> family("autoattack_l2"), family("pgd_crop"), family("l2")
+    ('autoattack', 'pgd_crop', 'l2')
+    """
+    return next((attack.removesuffix(f"_{norm}") for norm in NORMS if attack.endswith(f"_{norm}")), attack)
 
 
 def check_apart(radii: Iterable[float]) -> None:

@@ -16,7 +16,10 @@ from torch import Tensor
 from bench.cores import cores
 from bench.record import Environment
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pyautoattack")  # they make the numbers
+PACKAGES = (  # they make the numbers; the last that of corrupted images
+    *("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pyautoattack"),
+    *("imagecorruptions-imaug", "opencv-python", "scikit-image"),
+)
 GAMMA = 0x9E3779B97F4A7C15 - 2**64  # the constants of splitmix64, as signed integers
 MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 

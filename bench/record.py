@@ -148,13 +148,14 @@ class EncoderShift(Data):
 class EvalResult(Data):
     """One attack at one eps under one protocol. ``outcomes``: '1' where the image stands, in the fixed test order."""
 
-    unwritten = ("norm", "stopped")
+    unwritten = ("norm", "stopped", "distances")
     protocol: Name
     attack: Name
     threat_space: Literal["image", "crop"]
     norm: Norm = "linf"
     eps: float
     outcomes: str = Field(pattern="^[01]*$")
+    distances: list[float | None] = []  # of an attack without an eps: to what broke each image; None where nothing did
     curve: bool = False  # drawn for the curve over eps, not asked for with --eps
     seconds: float
     config: dict[str, Any] = {}
@@ -168,6 +169,11 @@ class EvalResult(Data):
     failed: str = ""  # why there is no number: what the attack did; outcomes are then those of the stages before it
     note: str = ""
     code: str = ""
+
+    @property
+    def apart(self) -> bool:
+        """Whether this is no attack at an eps, and stands in tables of its own: corruptions, and distances."""
+        return self.attack == "corruptions" or bool(self.distances)
 
     @property
     def bound(self) -> str:

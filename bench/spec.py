@@ -106,7 +106,16 @@ class DataSpec(Data):
 class EvalSpec(Data):
     """How an encoder is scored (protocol of the project, sections 1.1 to 1.6)."""
 
-    unwritten = ("attack_paths", "attack_norms", "attack_settings", "eps_l2", "own_protocols", "protocol_settings")
+    unwritten = (
+        "attack_paths",
+        "attack_norms",
+        "attack_settings",
+        "eps_l2",
+        "own_protocols",
+        "protocol_settings",
+        "corruption_images",
+        "minimum_norm",
+    )
     level: Level = "quick"
     attacks: tuple[Name, ...] = ("pgd", "autoattack")
     attack_paths: dict[Name, str] = {}  # of .py files of the user's own
@@ -114,6 +123,10 @@ class EvalSpec(Data):
     attack_settings: dict[Name, dict[str, Any]] = {}  # --set
     eps: tuple[float, ...] = (0.05, 0.1)  # of attacks in l-inf
     eps_l2: tuple[float, ...] = ()  # of attacks in l2
+    minimum_norm: tuple[Name, ...] = ()  # those of the attacks that have no eps
+    corruption_images: int = Field(
+        default=0, ge=0
+    )  # under every corruption (bench.data.corruptions); 0: none asked for
     main_eps: float = 0.1
     protocols: tuple[Name, ...] = ("linear", "multi_patch")
     crops: int = Field(default=16, gt=0)  # n of multi_patch

@@ -23,7 +23,7 @@ from bench.storage.store import (
     load_records,
     write_text,
 )
-from reports import html, inert, pdf, plots, text_tables
+from reports import html, inert, pdf, plots, text_tables, threats
 from reports.codes import apart
 from reports.curves import curves
 from reports.differences import Folder
@@ -99,6 +99,11 @@ def _write(
         if points:
             write_text(out / "curves.csv", csv(view.stored(over)))
         over = view.comparable(over)
+    for name, made in (("corruptions.csv", threats.corrupted), ("distances.csv", threats.distances)):
+        with _part(name, warnings):
+            beside = made(manifest, records)
+            if len(beside) or is_there(out / name):
+                write_text(out / name, csv(view.stored(beside)))
     with _part("claims.csv", warnings):
         found = pairs(records, manifest.main_eps, ranked_lines(board))
         write_text(out / "claims.csv", csv(found))

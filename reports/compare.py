@@ -155,9 +155,9 @@ def compare(a: Folder, b: Folder) -> Comparison:
 
 
 def _results(record: Record) -> dict[tuple[str, str, Norm, float], EvalResult]:
-    """What was asked for and the ranked number, in the order of the tables; not what is drawn for a curve alone."""
+    """What was asked for and the ranked number, in the order of the tables; not what is drawn for a curve, or apart."""
     ranked = [result for result in derived(record) if result.attack == "worst"]
-    found = [result for result in [*record.results, *ranked] if not result.curve and result.total]
+    found = [result for result in [*record.results, *ranked] if not (result.curve or result.apart) and result.total]
     return {(r.protocol, r.attack, r.norm, r.eps): r for r in sorted(found, key=place)}
 
 

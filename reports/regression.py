@@ -123,7 +123,7 @@ def series_of(method: str, records: Sequence[Record | None]) -> list[Series]:
         put(place, record.status if record else "missing", "status")
         if record is None:
             continue
-        for result in record.results:
+        for result in (result for result in record.results if not result.apart):
             put(place, result.correct, metric_of(result), where(result), result.total)
         for probe in record.probes:
             for penalty, correct, total in probe.held_out:

@@ -93,7 +93,8 @@ def rows(manifest: Manifest, records: Sequence[Record]) -> pd.DataFrame:
     lines: list[dict[str, Any]] = []
     medians = machine_medians(records)
     for record in sorted(records, key=lambda record: (methods.index(record.spec.row), record.spec.seed)):
-        results = sorted([*record.results, *derived(record), *record.failed], key=place)
+        attacked = (result for result in record.results if not result.apart)  # the others: see reports.threats
+        results = sorted([*attacked, *derived(record), *record.failed], key=place)
         cells = [_row(manifest, record, result) for result in results] or [_row(manifest, record)]
         probe = clock_probe(record, medians)
         lines += [cell | probe for cell in cells]

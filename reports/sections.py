@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.record import Manifest, Record
 from bench.spec import Norm, format_eps, format_radius
-from reports import codes
+from reports import codes, threats
 from reports import protocols as known
 from reports.cells import interval, number, percent, table
 from reports.claims import hardware_class
@@ -38,6 +38,7 @@ def body(
             f"the cells of a line differ in their number of images, n is the range.{_searched(rows)}",
             "tables": _attacks(manifest, rows),
         },
+        *threats.sections(manifest, records),
         {
             "title": "Encoders before any head",
             "text": "How far the features of a test image can be moved within the ball at the main eps, without "

@@ -38,11 +38,13 @@ class BaseAttack(ABC):
     """Settings of an attack; ``Attack()`` works.
 
     ``norm`` says in which ball it stays, and so with which radii it runs. ``space`` says what moves: the picture, or
-    each crop on its own.
+    each crop on its own. ``minimum``: it looks for the nearest misclassified image, has no eps, and runs once in a ball
+    that holds every image; the evaluation keeps its distances.
     """
 
     norm: ClassVar[Norm] = "linf"
     space: ClassVar[Literal["image", "crop"]] = "image"
+    minimum: ClassVar[bool] = False
     unwritten: ClassVar[tuple[str, ...]] = ()  # later settings: at their default not described, so hashes stay
     chunk: int | None = 250  # images per call, a setting because draws depend on it; None: the attack batches by itself
 

@@ -1,10 +1,17 @@
-"""The package of AutoAttack's authors: found when it is needed, and kept from leaving traces in the process."""
+"""Packages that attack: found when they are needed, and kept from leaving traces in the process.
+
+That of AutoAttack's authors, and adv-lib, of which FMN is taken.
+"""
 
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
+import warnings
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,3 +60,38 @@ def package_version() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return f"{name} {importlib.metadata.version(name)}"
     raise UsageError("autoattack needs its package; install it with: pip install pyautoattack")
+
+
+# ---------------------------------------------------------------- FMN
+
+NO_FMN = (
+    "fmn needs adv-lib: pip install 'robust-ssl-bench[minnorm]', or pip install --no-deps adv-lib tqdm, which is enough"
+)
+
+
+@cache
+def load_fmn() -> Any:
+    """The function ``fmn`` of adv-lib, from its own file. Raises UsageError if it is not installed.
+
+    The package around it imports visdom, which draws in a browser and which FMN does not use.
+    """
+    found = importlib.util.find_spec("adv_lib")
+    if found is None or not found.submodule_search_locations:
+        raise UsageError(NO_FMN)
+    file = Path(found.submodule_search_locations[0]) / "attacks" / "fast_minimum_norm.py"
+    spec = importlib.util.spec_from_file_location("adv_lib_fast_minimum_norm", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(NO_FMN)
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of distutils, by which it compares versions
+        spec.loader.exec_module(module)
+    return module.fmn
+
+
+def fmn_version() -> str:
+    """Name and version of the package of FMN, without loading it. Raises UsageError if there is none."""
+    try:
+        return f"adv-lib {importlib.metadata.version('adv-lib')}"
+    except importlib.metadata.PackageNotFoundError:
+        raise UsageError(NO_FMN) from None

@@ -110,9 +110,10 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
 def settings_differ(results: list[EvalResult], spec: RunSpec, protocol: str) -> list[str]:
     """A sentence for each result that was made with another setting of its attack than --set asks for."""
     differences = []
-    for result in (result for result in results if result.protocol == protocol):
+    chosen = [r for r in results if r.protocol == protocol and r.attack in spec.eval.attack_settings]
+    for result in chosen:
         attack = registry.load("attack", spec.eval.attack_paths.get(result.attack, result.attack)).Attack()
-        for name, value in spec.eval.attack_settings.get(result.attack, {}).items():
+        for name, value in spec.eval.attack_settings[result.attack].items():
             made_with = result.config.get(name, getattr(attack, name))
             if made_with != value:
                 made = f"made with {name} {made_with}, asked for with {value}"

@@ -13,6 +13,8 @@ from bench.spec import UsageError
 EXTRAS = {
     "parquet": "pyarrow",
     "timm": "timm",
+    "corruptions": "imagecorruptions-imaug",
+    "minnorm": "adv-lib",
     "ray": "ray",
     "slurm": "submitit",
     "tensorboard": "tensorboard",

@@ -34,6 +34,7 @@ FAILED_CELLS = 3
 @click.option("--attacks", default="pgd,autoattack", show_default=True, help="names, or paths to files, with commas")
 @click.option("--protocols", help="heads of an encoder: slf, multi_patch, alf, aff, knn, paths  [linear,multi_patch]")
 @click.option("--eps", help="radii: 4/255,8/255; l2:0.5 of attacks in l2  [the dataset's]")
+@click.option("--threats", help="linf:8/255,l2:0.5,corruptions: balls, in l2 for pgd and autoattack too  [--eps]")
 @click.option("--set", "settings", multiple=True, help="attack.key=value, or protocol.key=value")
 @click.option("--eval", help="quick, standard or full  [quick on digits, else standard]")
 @click.option("--audit", help="checks of the ranked numbers: off, core or full  [core at quick, else full]")
@@ -73,7 +74,7 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     if own["architecture"] is not None:
         check_encoder_name(own["architecture"])
     given["settings"] = parse_settings(given["settings"])
-    heads = given.pop("protocols") or ("linear" if kind == "classifier" else "linear,multi_patch")
+    heads = given.pop("protocols", None) or ("linear" if kind == "classifier" else "linear,multi_patch")
     given["protocols"] = heads
     options = options_of({key: value for key, value in given.items() if value is not None})
     protocols = asked_protocols(options)

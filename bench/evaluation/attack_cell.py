@@ -4,6 +4,7 @@ The order of a stage: who still stands is attacked, chunk by chunk (bench.evalua
 then what the attack left behind in the model is looked for and put back (bench.evaluation.traces); then it is a result.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor
 
 from attacks.common.base import BaseAttack, config_hash, configured
+from attacks.common.threat import geometry
 from bench import registry
 from bench.evaluation.cells import plan_cells
 from bench.evaluation.evaluated import Evaluated, chunk_images, passes_per_image, silent
 from bench.evaluation.search import Cell, Search, Team, in_this_process, listening
 from bench.evaluation.traces import Before, blame
+from bench.names import family
 from bench.protocols.common.base import protocol_of
 from bench.protocols.common.classifier import Classifier
 from bench.record import EvalResult
@@ -76,11 +79,16 @@ def attack_cell(
         standing = torch.tensor([outcome == "1" for outcome in earlier.outcomes])
     stages = attack.stages(it.test.classes, cell.images)
     missing = [name for name in stages if name not in dict(done)]
+    distances = torch.full((cell.images if attack.minimum else 0,), torch.inf, dtype=torch.float64)
     for name in missing:
         began = time.monotonic()
         with listening(cell, it.report) as warnings:
             search, attacked_so_far = build_search(it, classifier, stages[name], cell), 0
             for ids, stands, flipped, moved in team(search, cell, name, it.test, standing):
+                if attack.minimum:
+                    given, broken = ids[standing[ids]], ~stands[standing[ids]]
+                    away = geometry(search.threat).distance(moved, it.test.pictures(given, "cpu"))
+                    distances[given[broken]] = away[broken].double()
                 if start.kept is not None:  # who has fallen before keeps the picture that broke it
                     attacked = ids[standing[ids]]
                     within = attacked < len(start.kept)
@@ -104,6 +112,7 @@ def attack_cell(
             eps=cell.eps,
             outcomes="".join("1" if stands else "0" for stands in standing.tolist()),
             curve=cell.curve,
+            distances=[None if math.isinf(distance) else distance for distance in distances.tolist()],
             seconds=seconds,
             config=config,
             config_hash=config_hash(config),
@@ -139,10 +148,10 @@ def build_attack(cell: Cell, spec: EvalSpec) -> BaseAttack:
     own = protocol_of(spec, cell.protocol).attacks or {}
     if cell.attack in own:
         return replace(attack, chunk=chunk_images(spec, cell.protocol), **own[cell.attack])
-    if cell.attack == "autoattack":
+    if family(cell.attack) == "autoattack":
         return replace(attack, batch=max(1, spec.autoattack_batch // passes_per_image(spec, cell.protocol)))  # type: ignore[call-arg]
     attack = replace(attack, chunk=chunk_images(spec, cell.protocol))
-    if cell.attack == "pgd":
+    if family(cell.attack) == "pgd":
         return replace(attack, restarts=spec.restarts)  # type: ignore[call-arg]
     return attack
 

@@ -3,11 +3,12 @@
 from typing import Literal
 
 from bench.evaluation.search import Cell
-from bench.names import eps_name
+from bench.names import CORRUPTIONS, eps_name, family
 from bench.protocols.common.base import protocol_of
 from bench.record import EvalResult
-from bench.spec import EvalSpec
+from bench.spec import EvalSpec, Norm
 
+UNBOUNDED: dict[Norm, float] = {"linf": 1.0, "l2": 1e4}  # a ball that holds all images, up to 4,096 pixels a side
 CURVE_IMAGES = 300  # of the curve over eps, where the level does not say otherwise
 
 
@@ -32,10 +33,15 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
         for attack in spec.attacks:
             if attack == "none":
                 continue
-            if attack == "autoattack":
-                cells.append(Cell(protocol, attack, spec.main_eps, first(spec.autoattack_images.get(protocol))))
-                continue
             norm = spec.attack_norms.get(attack, "linf")
+            if attack in spec.minimum_norm:
+                cells.append(Cell(protocol, attack, UNBOUNDED[norm], first(spec.pgd_images), norm=norm))
+                continue
+            if family(attack) == "autoattack":
+                count = first(spec.autoattack_images.get(protocol))
+                only = (spec.main_eps,) if norm == "linf" else sorted(spec.radii(norm))
+                cells += [Cell(protocol, attack, eps, count, norm=norm) for eps in only]
+                continue
             # .75 * .1 is not .075, and a point of the curve beside an eps that was asked for is that one
             curve = [float(f"{factor * spec.main_eps:.12g}") for factor in spec.curve] if attack == "pgd" else []
             asked_for = spec.radii(norm)
@@ -48,7 +54,9 @@ def plan_cells(spec: EvalSpec, test_images: int) -> list[Cell]:
                     else min(first(spec.pgd_images), spec.curve_images.get(protocol, CURVE_IMAGES))
                 )
                 cells.append(Cell(protocol, attack, eps, count, not asked, norm))
-    return sorted(cells, key=lambda cell: (cell.attack != "none") + (cell.attack == "autoattack"))
+        if spec.corruption_images:
+            cells.append(Cell(protocol, CORRUPTIONS, 0.0, first(spec.corruption_images)))
+    return sorted(cells, key=lambda cell: (cell.attack != "none") + (family(cell.attack) == "autoattack"))
 
 
 def failed_result(cell: Cell, space: Literal["image", "crop"], stages: EvalResult | None, reason: str) -> EvalResult:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from bench.evaluation.attack_cell import Start, attack_cell, build_attack
 from bench.evaluation.cells import failed_result, plan_cells
+from bench.evaluation.corrupted import corrupted_cell
 from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.heads import fitted_classifier
 from bench.evaluation.search import Cell, Team, in_this_process
 from bench.evaluation.traces import AttackError, Before
+from bench.names import CORRUPTIONS
 from bench.protocols.common.base import protocol_of
 
 KEPT = 1000  # images of each ranked attack, for the audit and for whoever checks the number
@@ -67,7 +69,11 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
             try:
                 if cell.attack == "pgd" and (cell.protocol, cell.curve) in unsure:
                     raise AttackError("pgd failed at a smaller eps, and what it breaks there counts here")
-                for result in attack_cell(it, classifiers[cell.protocol], cell, start, team, at_first):
+                classifier = classifiers[cell.protocol]
+                stages = attack_cell(it, classifier, cell, start, team, at_first)
+                if cell.attack == CORRUPTIONS:
+                    stages = corrupted_cell(it, classifier, cell, earlier)
+                for result in stages:
                     spent = before + result.seconds
                     if returned is not None:  # the images first: where there is a result, they are complete
                         stored = cells.save_adversarial(cell.protocol, cell.attack, returned)

@@ -92,7 +92,7 @@ class Search:
 
     def _perturb(self, model: nn.Module, images: Tensor, labels: Tensor, number: int, **attacked: Tensor) -> Tensor:
         """What the attack returns for copies of the images, verified against the images as they are."""
-        threat = ThreatModel(eps=self.eps, norm=self.norm, space=self.attack.space)
+        threat = self.threat
         generator = stream(self.seed, "attack", self.name, number)
         try:
             moved = self.attack.perturb(model, images.clone(), labels.clone(), threat, generator, **attacked)
@@ -111,6 +111,11 @@ class Search:
                 raise
             said = str(error) if isinstance(error, TrainMode) else one_line(error)
             raise AttackError(f"after the attack {self.label}: {said}") from error
+
+    @property
+    def threat(self) -> ThreatModel:
+        """What the attack may do."""
+        return ThreatModel(eps=self.eps, norm=self.norm, space=self.attack.space)
 
     def ask(self, test: ImageSet) -> None:
         """A pass with gradients and one without, and no attack: what the model does to itself, it does here."""

@@ -17,6 +17,7 @@ from bench import registry
 from bench.identity.closure import PACKAGES, ROOT, SHOWN, Closure, Files
 from bench.identity.outline import outline
 from bench.known import of_library
+from bench.names import CORRUPTIONS
 from bench.spec import RunSpec, UsageError
 
 TRAINING, MODEL, AUDIT, CURVE = "training", "model", "audit", "curve"  # and "head linear", "attack pgd", ...
@@ -65,6 +66,8 @@ def parts(spec: RunSpec, closure: Closure) -> Sources:
         found[attack_part(name)] = (
             pgd if name == "pgd" else closure("bench.evaluation.evaluate") | plugin("attack", file, closure)
         )
+    if spec.eval.corruption_images:
+        found[attack_part(CORRUPTIONS)] = closure("bench.evaluation.evaluate")
     if spec.eval.audit != "off":
         checks = sorted(
             file.stem for file in (ROOT / "bench" / "audit" / "checks").glob("*.py") if file.stem[0] not in "._"

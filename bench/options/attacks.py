@@ -1,44 +1,18 @@
 """The attacks of a command: their files, norms and radii, and what --set changes in them, refused at the door."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import registry
 from bench.identity.outline import Outline, outline
-from bench.names import check_apart
-from bench.options.options import Options, asked_attacks
-from bench.radius import NORMS, parse_radius
+from bench.options.options import Options, asked_attacks, asked_threats
+from bench.options.threats import check_radii
+from bench.radius import NORMS
 from bench.spec import Norm, UsageError, unknown
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-
-def asked_radii(options: Options) -> dict[Norm, tuple[float, ...]]:
-    """The radii of --eps by their norm, from the smallest; a norm of which none is given is not there. UsageError."""
-    found: dict[Norm, list[float]] = {}
-    for part in (options.eps or "").split(","):
-        if part.strip():
-            norm, eps = parse_radius(part)
-            found.setdefault(norm, []).append(eps)
-    if options.eps and min((eps for radii in found.values() for eps in radii), default=0) == 0:
-        raise UsageError(f"expected eps above 0, got {options.eps!r}; clean accuracy is always measured")
-    for radii in found.values():
-        check_apart(radii)
-    return {norm: tuple(sorted(set(radii))) for norm, radii in found.items()}
-
-
-def check_radii(norms: Mapping[str, Norm | None], radii: Mapping[Norm, tuple[float, ...]]) -> None:
-    """Raises UsageError for an attack (name -> its norm, None where that is not known) without a radius, and for
-    radii of a norm without an attack. In l-inf the data set has radii of its own."""
-    for name, norm in norms.items():
-        if norm is not None and norm not in ("linf", *radii):
-            raise UsageError(f"expected radii in {norm} for the attack {name}, got none; add some to --eps: {norm}:0.5")
-    for norm in radii:
-        if norm != "linf" and not {norm, None} & set(norms.values()):
-            raise UsageError(f"expected an attack in {norm} for the radii in {norm}, got {', '.join(norms)}")
 
 
 # ---------------------------------------------------------------- without torch
@@ -48,7 +22,7 @@ def check_attacks(options: Options) -> None:
     """Raises UsageError for attacks, radii and settings of attacks that cannot be, as far as their source says so."""
     outlines = {name: read(file) for name, file in asked_attacks(options).items()}
     norms = {name: norm_of(found) for name, found in outlines.items()}
-    check_radii(norms, asked_radii(options))
+    check_radii(norms, asked_threats(options).radii)
     for name, found in outlines.items():
         known = None if found is None else [field for field in found.fields if field != "chunk"]
         for key in options.settings.get(name, {}):
@@ -75,7 +49,7 @@ def attack_fields(options: Options) -> dict[str, Any]:
     """What an EvalSpec says of the attacks. Raises UsageError for what only a loaded attack can tell."""
     asked = asked_attacks(options)
     kinds = {name: registry.load("attack", file).Attack for name, file in asked.items()}
-    radii = asked_radii(options)
+    radii = asked_threats(options).radii
     check_radii({name: kind.norm for name, kind in kinds.items()}, radii)
     chosen = {name: options.settings[name] for name in asked if name in options.settings}
     return {
@@ -86,6 +60,7 @@ def attack_fields(options: Options) -> dict[str, Any]:
             name: settings(f"the attack {name}", kinds[name], changed) for name, changed in chosen.items()
         },
         "eps_l2": radii.get("l2", ()),
+        "minimum_norm": tuple(name for name, kind in kinds.items() if kind.minimum),
     }
 
 

@@ -7,11 +7,12 @@ are asked. What only a loaded plug-in, the images or the device can tell comes l
 from pathlib import Path
 
 from bench import registry
+from bench.data.corruptions import check_package
 from bench.encoders.common.names import check_encoder_name
 from bench.identity.outline import outline
 from bench.known import check_data, check_device_name
 from bench.options.attacks import check_attacks
-from bench.options.options import Options, Row, check_targets, chosen_rows, parse_seeds, row_cells
+from bench.options.options import Options, Row, asked_threats, check_targets, chosen_rows, parse_seeds, row_cells
 from bench.options.protocols import asked_protocols, check_protocols
 from bench.options.scoring import asked_images
 from bench.spec import Budget, DataSpec, UsageError, unknown
@@ -35,6 +36,8 @@ def check_scoring(options: Options) -> None:
     check_protocols(options)
     asked_images(options)
     check_attacks(options)
+    if asked_threats(options).corruptions:
+        check_package()
 
 
 def check_dataset(spec: DataSpec) -> None:

@@ -10,13 +10,14 @@ from pydantic import Field, ValidationError
 
 from bench import registry
 from bench.names import check_labels, named
+from bench.options.threats import Threats, parse_threats
 from bench.spec import NAME, AuditLevel, Budget, Data, DataSpec, Level, Precision, UsageError, unknown
 from bench.text import read_text
 
 SUITES = Path(__file__).parents[1] / "suites"
 MOST_SEEDS = 10_000
 RANKED_ATTACKS = ("pgd", "autoattack")
-TAKEN = ("all", "audit", "clean", "pgd_only", "transfer", "worst")  # by what stands beside attacks
+TAKEN = ("all", "audit", "clean", "corruptions", "pgd_only", "transfer", "worst")  # by what stands beside attacks
 
 
 class Row(Data):
@@ -51,6 +52,7 @@ class Options(Data):
     attack_images: str | None = None  # pgd=100,curve=50,autoattack=32,autoattack.multi_patch=16: of a quick evaluation
     search: Literal["fp32", "tf32"] = "fp32"  # precision of the attacks' own passes
     eps: str | None = None
+    threats: str | None = None  # linf:8/255,l2:0.5,corruptions
     protocols: str = "linear,multi_patch,published_eval"
     eval: Level | None = None
     audit: AuditLevel | None = None  # None: core at quick, full above
@@ -194,7 +196,10 @@ def parse_names(kind: registry.Kind, text: str) -> list[str]:
 
 
 def asked_attacks(options: Options) -> dict[str, str]:
-    """Name -> that in attacks/, or the absolute path of a .py file, of the attacks of --attacks. Raises UsageError."""
+    """Name -> that in attacks/, or the absolute path of a .py file, of the attacks of --attacks. Raises UsageError.
+
+    After them their forms in the other norms of --threats: of ``pgd`` for l2 that is ``pgd_l2``.
+    """
     found: dict[str, str] = {}
     for given in parse_names("attack", options.attacks):
         file = given.endswith(".py")
@@ -204,7 +209,13 @@ def asked_attacks(options: Options) -> dict[str, str]:
         if file and name in TAKEN:
             raise UsageError(f"expected an attack file of another name, got {given}: {name} means something in tables")
         found[name] = str(Path(given).resolve()) if file else given
-    return found
+    forms = [f"{name}_{norm}" for norm in asked_threats(options).brought for name in found]
+    return found | {name: name for name in forms if name in registry.names("attack")}
+
+
+def asked_threats(options: Options) -> Threats:
+    """The threats of --threats and --eps. Raises UsageError."""
+    return parse_threats(options.eps, options.threats)
 
 
 def check_targets(options: Options, rows: list[Row], protocols: Collection[str]) -> None:

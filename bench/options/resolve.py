@@ -11,6 +11,7 @@ from bench.encoders.common.names import encoder_fields
 from bench.options.options import Options, check_targets, chosen_rows, parse_seeds, row_cells
 from bench.options.protocols import asked_protocols
 from bench.options.scoring import evaluation
+from bench.options.threats import check_images as check_threats
 from bench.record import DataInfo
 from bench.spec import Budget, RunSpec
 from bench.text import say
@@ -40,6 +41,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     info = checked_info(train_set, test_set)
     for remark in remarks(info):
         say(remark, err=True)
+    check_threats(scoring, test_set.image_shape)
     channels, _, side = train_set.image_shape
     sizes = {test_set.image_shape[1:]: "images to evaluate on"}
     specs: list[RunSpec] = []

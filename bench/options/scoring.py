@@ -3,13 +3,15 @@
 from typing import Any
 
 from bench import registry
-from bench.options.attacks import asked_radii, attack_fields
-from bench.options.options import Options, parse_seconds
+from bench.options.attacks import attack_fields
+from bench.options.options import Options, asked_threats, parse_seconds
 from bench.options.protocols import asked_protocols, own_protocols, protocol_classes, protocol_settings
 from bench.spec import EvalSpec, Level, UsageError, unknown
 
 # How many images a quick evaluation attacks; of the class, as to build an EvalSpec takes long for a command's start.
 USUAL = {name: EvalSpec.model_fields[name].default for name in ("pgd_images", "autoattack_images", "curve_images")}
+
+CORRUPTION_IMAGES: dict[Level, int] = {"quick": 100, "standard": 1000, "full": 1000}  # each in 75 forms
 
 
 def quick_images(protocols: dict[str, Any]) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def asked_images(options: Options, usual: dict[str, Any] = QUICK_IMAGES) -> dict
 def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     """How the encoders of this run are scored: the level's depth, the dataset's eps and crops. Raises UsageError."""
     level: Level = options.eval or dataset.level
-    eps: tuple[float, ...] = asked_radii(options).get("linf") or dataset.eps
+    eps: tuple[float, ...] = asked_threats(options).radii.get("linf") or dataset.eps
     attacks = attack_fields(options)
     protocols = protocol_classes(options, level)
     quick = quick_images(protocols)
@@ -93,6 +95,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
         protocols=tuple(protocols),
         own_protocols=own_protocols(options, protocols),
         protocol_settings=protocol_settings(options, level, dataset, protocols),
+        corruption_images=CORRUPTION_IMAGES[level] if asked_threats(options).corruptions else 0,
         crops=dataset.crops,
         search=options.search,
         **levels[level],

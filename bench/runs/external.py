@@ -24,6 +24,7 @@ from bench.identity.again import check_run
 from bench.identity.signed import Signed
 from bench.identity.source import sources
 from bench.options.external_request import Request
+from bench.options.threats import check_images
 from bench.random import environment
 from bench.record import Record, Setting, TrainResult
 from bench.runs.conduct import make_manifest, opened
@@ -50,6 +51,7 @@ def evaluate_foreign(request: Request, report: Report) -> None:
     info = checked_info(train, test)
     for remark in remarks(info):
         report({"event": "remark", "message": remark})
+    check_images(request.eval, test.image_shape)
     module = load_module(request.source, request.architecture, test.image_shape[0], request.normalize)
     devices.place(module, device)
     width = check_module(module, request.kind, test, device, request.source)

@@ -11,7 +11,9 @@ from typing import Any
 
 from pydantic import Field
 
+from bench.data.corruptions import SEVERITIES, TYPES
 from bench.fairness import LEARNING_UPDATES
+from bench.names import CORRUPTIONS, family
 from bench.spec import Data, EvalSpec, RunSpec
 
 Report = Callable[[dict[str, Any]], None]
@@ -25,6 +27,9 @@ AUDIT_PASSES = {"core": (40, 346), "full": (290, 789)}  # of an audited image, a
 ZERO_PASSES = 20  # of an audited image where the number is 0, which few checks judge
 DRAWS = {"A3": (100, 101), "A14": (500, 101)}  # full: images at most, passes of each
 NOISE = (100, 1000)  # A13, the same for those that stand
+FORMS = len(TYPES) * len(SEVERITIES)  # of an image that is corrupted
+CORRUPT_SECONDS = 0.003  # to make one of them at 32 pixels, the mean over the types on one core
+MINIMUM_PASSES = 400  # of every image under FMN
 START_SECONDS = 8.0  # imports, data and probes of one run
 CURVE_POINTS = 5  # snapshots, and the trained encoder
 CURVE_IMAGES = 200  # that PGD attacks at each of them
@@ -124,9 +129,13 @@ def cell_seconds(attack: str, eps: float, images: int, spec: EvalSpec, robust: f
     standing = images * max(0.0, 1 - (1 - robust) * eps / spec.main_eps) if robust else 0.0
     if attack == "none":
         return a + b * images
-    if attack == "autoattack":
+    if attack == CORRUPTIONS:
+        return FORMS * (a + (b + CORRUPT_SECONDS) * images)
+    if attack in spec.minimum_norm:
+        return MINIMUM_PASSES * (a + b * images)
+    if family(attack) == "autoattack":
         return AUTOATTACK_PASSES * (a + b * standing) * (standing >= 1) + 4 * EARLY_PASSES * (a + b * images)
-    restarts = spec.restarts if attack == "pgd" else 1
+    restarts = spec.restarts if family(attack) == "pgd" else 1
     return 41 * restarts * (a + b * standing) + EARLY_PASSES * (a + b * images)
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import autoattack, fgsm, noise, pgd
+from attacks import autoattack, autoattack_l2, fgsm, noise, pgd, pgd_l2
 from attacks.common import package
 from attacks.common.base import random_start
+from bench.evaluation.search import verify
 from bench.spec import ThreatModel, UsageError
 
 
@@ -27,38 +28,40 @@ def correct(model, images, labels):
 # ---------------------------------------------------------------- linear models: the worst case is known
 
 
-def linear_model(classes, seed=0):
-    """Frozen linear model on (3, 4, 4) images; the weights of a class sum to zero, so that no class is favoured."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(48, classes, bias=False)).requires_grad_(False)
-    weight = torch.randn(classes, 48, generator=generator(seed))
+def linear_model(classes, seed=0, side=4):
+    """Frozen linear model on (3, side, side) images; the weights of a class sum to zero: no class is favoured."""
+    pixels = 3 * side**2
+    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes, bias=False)).requires_grad_(False)
+    weight = torch.randn(classes, pixels, generator=generator(seed))
     model[1].weight.copy_(weight - weight.mean(1, keepdim=True))
     return model.eval()
 
 
-def slack(model, images, labels, eps):
-    """What the worst perturbation leaves of the margin, min over j of z_y - z_j - eps ||w_y - w_j||_1: (B,).
+def slack(model, images, labels, eps, norm="linf"):
+    """What the worst perturbation leaves of the margin, min over j of z_y - z_j - eps ||w_y - w_j||: (B,).
 
-    arXiv:1412.6572, sec. 5. Images lie in [.3, .7] and eps is below .3, so that the box never binds.
-    Negative: some perturbation succeeds.
+    The norm is the dual one: l1 of l-inf (arXiv:1412.6572, sec. 5), l2 of l2. Images lie in [.3, .7] and eps is below
+    .3, so that the box never binds. Negative: some perturbation succeeds.
     """
+    dual = {"linf": 1, "l2": 2}[norm]
     logits, weight = model(images), model[1].weight
     left = []
     for z, y in zip(logits, labels.tolist(), strict=True):
         others = [j for j in range(len(weight)) if j != y]
-        left.append(min(z[y] - z[j] - eps * (weight[y] - weight[j]).abs().sum() for j in others))
+        left.append(min(z[y] - z[j] - eps * torch.linalg.norm(weight[y] - weight[j], dual) for j in others))
     return torch.stack(left)
 
 
-def linear_scene(classes, count, eps):
+def linear_scene(classes, count, eps, norm="linf", side=4):
     """Model, images, labels (one in twenty is wrong) and which images are robust; none within 1e-4 of the border.
 
     1e-4 of a logit is a hundred times the rounding of a logit here.
     """
-    model = linear_model(classes)
-    images = 0.3 + 0.4 * torch.rand(count + 20, 3, 4, 4, generator=generator(1))
+    model = linear_model(classes, side=side)
+    images = 0.3 + 0.4 * torch.rand(count + 20, 3, side, side, generator=generator(1))
     labels = model(images).argmax(1)
     labels[::20] = (labels[::20] + 1) % classes
-    margin = slack(model, images, labels, eps)
+    margin = slack(model, images, labels, eps, norm)
     clear = (margin.abs() > 1e-4).nonzero().flatten()[:count]
     assert len(clear) == count
     return model, images[clear], labels[clear], margin[clear] > 0
@@ -107,6 +110,64 @@ def test_autoattack_is_exact_on_linear_models(classes, count, eps, caplog):
     attacks = "apgd-ce, apgd-t, fab-t, square" if classes >= 4 else "apgd-ce, fab-t, square"
     reduced = f"autoattack on {classes} classes is reduced to {attacks} with {classes - 1} target classes"
     assert said == ([] if classes == 10 else [reduced])
+
+
+def test_pgd_in_l2_reaches_the_exact_optimum_of_a_linear_model():
+    """Two classes: the l2 ball lowers the margin by exactly eps * ||w0 - w1||_2, away from the box."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).requires_grad_(False)
+    model[1].weight.copy_(linear_model(2)[1].weight)
+    reduction = 0.3 * (model[1].weight[0] - model[1].weight[1]).norm()
+    model[1].bias.copy_(torch.stack([reduction + 1, torch.zeros(())]))  # class 0 stands, so that no image stops early
+    images, labels = torch.full((8, 3, 4, 4), 0.5), torch.zeros(8, dtype=torch.long)
+    threat = ThreatModel(norm="l2", eps=0.3)
+    # a step shortens what is left of the start by 1 / 1.25: to a millionth after 60, to a hundredth after the usual 20
+    for steps, part in ((60, 1e-5), (20, 1e-3)):
+        adversarial = pgd_l2.Attack(restarts=1, steps=steps).perturb(model, images, labels, threat, generator())
+        drop = torch.sub(*(model(x).diff(dim=1).neg().squeeze(1) for x in (images, adversarial)))
+        torch.testing.assert_close(drop, reduction.expand(8), rtol=part, atol=0)
+
+
+def test_pgd_in_l2_is_exact_on_two_classes():
+    eps = 0.12
+    model, images, labels, robust = linear_scene(2, 1000, eps, "l2")
+    assert 200 < int(robust.sum()) < 800  # both outcomes are common
+    attack = pgd_l2.Attack(steps=60, restarts=1)
+    adversarial = attack.perturb(model, images, labels, ThreatModel(norm="l2", eps=eps), generator())
+    assert torch.equal(correct(model, adversarial, labels), robust)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("classes", "count"), [(10, 100), (3, 40)])
+def test_autoattack_in_l2_is_exact_on_linear_models_and_stays_in_the_ball(classes, count):
+    eps = 0.06
+    model, images, labels, robust = linear_scene(classes, count, eps, "l2", side=6)  # its Square needs 5
+    assert 0.2 * count < int(robust.sum()) < 0.8 * count
+    threat = ThreatModel(norm="l2", eps=eps)
+    adversarial = autoattack_l2.Attack().perturb(model, images, labels, threat, generator())
+    assert torch.equal(correct(model, adversarial, labels), robust)
+    verify(adversarial, images, threat, "autoattack_l2")
+
+
+def test_what_breaks_outside_of_the_l2_ball_alone_stands_and_is_named(monkeypatch, caplog):
+    """The first image breaks at a distance of 1.5 radii, the second at half of one."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).requires_grad_(False)
+    model[1].weight.copy_(torch.stack([torch.zeros(48), torch.eye(48)[0]]))
+    model[1].bias.copy_(torch.tensor([0.65, 0.0]))  # class 1 from a first pixel of .65 on
+    images = torch.full((2, 3, 4, 4), 0.5)
+    images[1, 0, 0, 0] = 0.6
+
+    def far(self, x, y):
+        moved = x.clone()
+        moved[:, 0, 0, 0] += 0.2
+        return moved
+
+    monkeypatch.setattr(pyautoattack.autoattack.APGDAttack, "perturb", far)
+    stage = autoattack_l2.Attack().stages(10, 2)["apgd-ce"]
+    threat = ThreatModel(norm="l2", eps=0.1)
+    adversarial = stage.perturb(model, images, torch.zeros(2, dtype=torch.long), threat, generator())
+    assert correct(model, adversarial, torch.zeros(2, dtype=torch.long)).tolist() == [True, False]
+    verify(adversarial, images, threat, "autoattack_l2")
+    assert "apgd-ce: images that broke outside of the ball alone, and stand: 1" in caplog.text
 
 
 # ---------------------------------------------------------------- AutoAttack: the package itself

@@ -65,7 +65,8 @@ def test_autoattack_neither_attacks_what_has_no_answer_nor_returns_pixels_that_a
     monkeypatch.setattr(autoattack, "load_package", lambda: Package)
     Package.checks = type("", (), {n: staticmethod(lambda *a, **o: None) for n in vars(Package.checks)})
     stage = autoattack.Stage("apgd-ce", 3, 3)
-    assert torch.equal(autoattack.run(stage, NotFinite(first=0).eval(), images, labels, 0.1, 0, 3), images)
+    model = NotFinite(first=0).eval()
+    assert torch.equal(autoattack.run(stage, model, images, labels, ThreatModel(eps=0.1), 0, 3), images)
 
 
 class Sometimes(nn.Module):

@@ -9,11 +9,10 @@ import pytest
 from bench import registry
 from bench.commands.evaluate import gather
 from bench.identity.outline import outline
-from bench.options.attacks import asked_radii, attack_fields
+from bench.options.attacks import attack_fields
 from bench.options.door import check
-from bench.options.options import Options, asked_attacks, load_suite, options_of, parse_settings
+from bench.options.options import asked_attacks, load_suite, options_of, parse_settings
 from bench.options.resolve import resolve
-from bench.radius import parse_radius
 from bench.spec import EvalSpec, RunSpec, UsageError
 
 PLUGINS = Path(__file__).parents[1] / "plugins"
@@ -30,35 +29,6 @@ def own(folder, text, name="mine.py"):
     head = "from dataclasses import dataclass\nfrom typing import ClassVar\nfrom attacks import fgsm, noise, pgd\n"
     file.write_text(f'"""Mine."""\n{head}{text}')
     return str(file)
-
-
-def test_radii_of_both_norms_are_told_apart() -> None:
-    assert asked_radii(Options(eps="l2:1.5,8/255, l2:128/255,0.1")) == {
-        "linf": (8 / 255, 0.1),
-        "l2": (128 / 255, 1.5),
-    }
-    assert asked_radii(Options(eps="l2:0.5")) == {"l2": (0.5,)}  # l-inf is then the data set's
-    assert asked_radii(Options()) == {}
-    assert parse_radius("linf:8/255") == ("linf", 8 / 255)
-
-
-@pytest.mark.parametrize(
-    ("eps", "message"),
-    [
-        ("l2:0", "expected eps above 0, got 'l2:0'"),
-        (",", "expected eps above 0, got ','"),
-        ("l1:0.5", "unknown norm 'l1'; known: linf, l2"),
-        ("l2:x", "expected a radius in l2 such as l2:0.5 or l2:128/255, got 'l2:x'"),
-        ("l2:-1", "expected a radius in l2 of at least 0, got l2:-1"),
-        ("l2:inf", "got l2:inf"),
-        ("l2:nan", "got l2:nan"),
-        ("linf:8", r"expected eps in \[0, 1\], got 8; did you mean 8/255"),
-        ("l2:0.5,l2:0.50000001", "expected eps that differ"),
-    ],
-)
-def test_a_radius_that_is_none_is_refused(eps: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        asked_radii(Options(eps=eps))
 
 
 def test_files_and_names_are_attacks_by_their_names() -> None:

@@ -146,7 +146,7 @@ def test_on_a_linear_encoder_it_is_robust_logistic_regression():
     best = minimize(parts, [0.0] * 19, jac=True, method="L-BFGS-B", bounds=[(0, None)] * 18 + [(None, None)],
                     options={"maxiter": 5000, "ftol": 1e-13, "gtol": 1e-9}).fun  # fmt: skip
     classifier = Classifier(nn.Flatten()).eval()
-    alf = adversarial_linear.Protocol(epochs=40, learning_rates=(1.0,))
+    alf = adversarial_linear.Protocol(epochs=40, learning_rates=(0.1,))
     alf.fit(classifier, material(data, eps))
     weight, bias = classifier.probe.weight.double(), classifier.probe.bias.double()
     reached = robust_loss(weight[1] - weight[0], bias[1] - bias[0]).item()

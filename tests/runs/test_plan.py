@@ -34,6 +34,18 @@ class TestCells:
     def test_clean_accuracy_is_one_pass(self) -> None:
         assert cell_seconds("none", 0.0, 300, SPEC, 0.4, 1e-3, 1e-4) == pytest.approx(0.031)
 
+    def test_corruptions_are_75_passes_and_what_it_takes_to_make_the_images(self) -> None:
+        assert cell_seconds("corruptions", 0.0, 100, SPEC, 0.4, 1e-3, 1e-4) == pytest.approx(75 * (1e-3 + 100 * 31e-4))
+
+    def test_an_attack_without_an_eps_takes_every_image_to_its_last_step(self) -> None:
+        spec = SPEC.model_copy(update={"minimum_norm": ("fmn",)})
+        assert cell_seconds("fmn", 1.0, 300, spec, 0.4, 1e-3, 1e-4) == pytest.approx(400 * 0.031)
+
+    def test_a_form_in_another_norm_costs_what_its_attack_costs(self) -> None:
+        for name in ("pgd", "autoattack"):
+            of_form, of_attack = (cell_seconds(each, 0.1, 64, SPEC, 0.5, 1e-3, 1e-4) for each in (f"{name}_l2", name))
+            assert of_form == of_attack
+
     def test_pgd_is_41_passes_of_what_stands(self) -> None:
         """20 steps of 2 F, one last forward; 30 % of 300 images stand, the rest falls within 10 passes."""
         seconds = cell_seconds("pgd", 0.1, 300, SPEC, 0.3, 1e-3, 1e-4)
