@@ -271,7 +271,7 @@ class TestPlan:
         """
         arguments = ["--methods", "emp_ssl_adv", "--data", "digits", "--threads", "1", "--device", "cpu"]
         arguments += ["--budget", "10up", "--attacks", "pgd", "--protocols", "linear", "--test-images", "32"]
-        arguments += ["--eps", "0.1", "--set", "pgd.steps=2"]
+        arguments += ["--eps", "0.1"]
 
         def planned() -> float:
             capsys.readouterr()

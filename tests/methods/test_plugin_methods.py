@@ -63,7 +63,7 @@ def command(file: Path, out: Path, *more: str) -> int:
     """Exit code of a tiny run of a method's file."""
     small = [word for name, value in SETTINGS.items() for word in ("--set", f"all.{name}={value}")]
     data = ["--data", "digits", "--train-images", "60", "--test-images", "20", "--threads", "1", "--device", "cpu"]
-    scoring = ["--attacks", "pgd", "--protocols", "linear", "--audit", "off", "--eps", "0.1", "--set", "pgd.steps=5"]
+    scoring = ["--attacks", "pgd", "--protocols", "linear", "--audit", "off", "--eps", "0.1"]
     return bench("run", "--methods", str(file), "--budget", "12up", *data, *scoring, *small, "--out", str(out), *more)
 
 
