@@ -4,10 +4,12 @@ import copy
 import hashlib
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
+from attacks.common.package import load_package
 from bench import registry
 from bench.data.images import ImageSet
 from bench.encoders.common.base import FeatureEncoder
@@ -21,7 +23,17 @@ from bench.storage import store
 CPU = torch.device("cpu")
 SYNTHETIC = registry.load("dataset", "synthetic").Dataset()
 TRAIN, TEST = SYNTHETIC.load(Path(), "train").first(60), SYNTHETIC.load(Path(), "test").first(20)
-QUICK = EvalSpec(attacks=("pgd",), eps=(0.01, 0.02), main_eps=0.02, curve=(0.25, 0.5, 1.5), crops=3, pgd_images=None)
+FEW_STEPS = {"pgd": {"steps": 5}}  # where the strength of the attack is no subject
+QUICK = EvalSpec(
+    attacks=("pgd",),
+    attack_settings=FEW_STEPS,
+    eps=(0.01, 0.02),
+    main_eps=0.02,
+    curve=(0.25, 0.5, 1.5),
+    crops=3,
+    pgd_images=None,
+    band_images=8,
+)
 
 
 def generator(seed=0):
@@ -57,6 +69,20 @@ def build_classifier(protocol, encoder, size, crops, crop_seed):
     """The classifier of a protocol before anything is fitted."""
     spec = EvalSpec(crops=crops, crop_seed=crop_seed)
     return protocol_of(spec, protocol).build(encoder, size, spec)
+
+
+def short_package(load=load_package):
+    """The authors' AutoAttack with all of its stages, each short; at full length: test_attack_oracles.py."""
+    package = load()
+
+    class Short(package.AutoAttack):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            self.apgd.n_iter = 20
+            self.apgd_targeted.n_iter = self.fab.n_iter = 5
+            self.square.n_queries = 50
+
+    return SimpleNamespace(AutoAttack=Short, checks=package.checks)
 
 
 def state_hash(module):

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 
+from evaluation_fixtures import FEW_STEPS
 from rich.console import Console
 
 from bench.runs.child_main import main
@@ -14,7 +15,15 @@ from bench.spec import Budget, DataSpec, EvalSpec, RunSpec
 from bench.storage.signals import EXIT_INTERRUPTED
 from bench.storage.store import RunFolder
 
-EVAL = EvalSpec(attacks=("pgd",), protocols=("linear",), eps=(0.05,), main_eps=0.05, curve=(0.5,), band_images=4)
+EVAL = EvalSpec(
+    attacks=("pgd",),
+    attack_settings=FEW_STEPS,
+    protocols=("linear",),
+    eps=(0.05,),
+    main_eps=0.05,
+    curve=(0.5,),
+    band_images=4,
+)
 CELLS = [("linear", "none", 0.0), ("linear", "pgd", 0.025), ("linear", "pgd", 0.05)]
 
 

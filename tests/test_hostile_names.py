@@ -120,6 +120,7 @@ def test_a_manifest_with_a_hostile_name_is_refused_in_one_line(tmp_path, capsys,
         assert [path.name for path in (tmp_path / str(number)).iterdir()] == [MANIFEST]
 
 
+@pytest.mark.ci  # by default the tests of each part have some of them
 def test_free_text_comes_alive_nowhere(tmp_path, capsys):
     """30 names in every field that stays free text, through the tables, the figures, the PDF and the terminal."""
     asked = manifest(("simclr", "cf_amc_ssl"), seeds=15)

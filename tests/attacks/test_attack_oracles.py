@@ -96,8 +96,8 @@ def test_pgd_and_fgsm_are_exact_on_two_classes_and_nothing_exceeds_them():
     ("classes", "count", "eps"),
     [
         pytest.param(10, 200, 0.01, marks=pytest.mark.ci),
-        pytest.param(5, 100, 0.01, marks=pytest.mark.ci),
-        (3, 40, 0.02),
+        pytest.param(5, 100, 0.01, marks=pytest.mark.slow),
+        pytest.param(3, 40, 0.02, marks=pytest.mark.slow),
         pytest.param(2, 200, 0.015, marks=pytest.mark.ci),
     ],
 )

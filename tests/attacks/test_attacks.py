@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation_fixtures import short_package
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -91,10 +92,15 @@ def correct(model, images, labels):
 # ---------------------------------------------------------------- every file of the folder
 
 
+@pytest.fixture
+def short_stages(monkeypatch):
+    monkeypatch.setattr(autoattack, "load_package", short_package)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.ci) if "autoattack" in name else name for name in NAMES]
 )
-def test_attack_obeys_the_threat_model_leaves_no_trace_and_repeats(name):
+def test_attack_obeys_the_threat_model_leaves_no_trace_and_repeats(name, short_stages):
     model, images, labels = scene(name)
     threat = threat_of(name)
     model.requires_grad_(True)  # harder than what the harness promises: FAB would leave gradients here

@@ -267,7 +267,7 @@ def test_the_stage_asks_every_number_once_and_counts_what_stored_images_break(ou
 
 @pytest.mark.ci
 def test_a_stage_that_is_stopped_anywhere_ends_with_the_same_audits(made, staged, tmp_path):
-    for stop in (2, 3, 5):  # between the three sources, and between the three targets
+    for stop in (2, 5):  # between the three sources, and between the three targets
         other = shutil.copytree(made, tmp_path / str(stop))
         events = []
 
@@ -300,6 +300,7 @@ def test_a_source_that_has_changed_is_tried_again_and_one_that_failed_is_none(do
     assert found(out)["emp_ssl-s0"].note.startswith("no other method in this run; 0 sources")
 
 
+@pytest.mark.ci
 def test_run_all_finds_every_run_finished_and_does_the_stage_all_the_same(out, capsys):
     assert run_all(out, SPECS, Display(), None, LocalEngine(out, SAVE_EVERY, None)) == []
     assert "NOT_RUN" not in {each.verdict for each in found(out).values()}

@@ -85,6 +85,7 @@ load(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.ci
 def test_what_a_killed_decoding_has_left_is_never_believed(tmp_path, decodings):
     root = write_images(tmp_path / "set", 400)
     killed = subprocess.run([sys.executable, "-c", KILL, root], env=os.environ | {"PYTHONPATH": PATH}, check=False)

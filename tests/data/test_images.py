@@ -250,6 +250,7 @@ class TestPermutation:
         assert permutation(50, 1, 2).dtype == torch.int64
 
 
+@pytest.mark.ci
 def test_heavy_libraries_are_loaded_when_needed():
     code = "import bench.data.images, sys; print({'torchvision', 'sklearn', 'PIL', 'pyarrow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -136,8 +136,9 @@ class TestFlops:
 
 
 class TestWarmUp:
-    @pytest.mark.parametrize("name", ["simclr", "simclr_adv", "simclr_free", "emp_ssl_adv", "cf_amc_ssl"])
-    @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "resumed"])
+    @pytest.mark.parametrize(
+        ("name", "fresh"), [("simclr", True), ("emp_ssl_adv", True), ("simclr_adv", False), ("cf_amc_ssl", False)]
+    )
     def test_leaves_everything_as_it_was(self, tiny, digits, name, fresh):
         method = tiny(name)
         if not fresh:

@@ -24,7 +24,7 @@ VIT = ROOT / "tests" / "plugins" / "small_vit.py"
 SETTINGS = ("batch=16", "feature_width=16", "hidden_width=16", "embedding_width=8")
 RUN = ["run", "--methods", "simclr", "--encoder", str(VIT), "--data", "digits", "--device", "cpu", "--threads", "1"]
 RUN += ["--train-images", "64", "--test-images", "20", "--attacks", "pgd", "--protocols", "linear,multi_patch"]
-RUN += [f"--set=all.{setting}" for setting in SETTINGS]
+RUN += [f"--set=all.{setting}" for setting in SETTINGS] + ["--eps", "0.1"]
 
 
 MADE = "class Encoder(BaseEncoder):\n    width = 4\n    def __init__(self, channels):\n        super().__init__()\n"
@@ -51,7 +51,7 @@ def kill_in_training(arguments, run):
 def resumed(tmp_path_factory):
     """The folder of a run that was killed in the training and went on by the same command."""
     out = tmp_path_factory.mktemp("vit") / "out"
-    arguments = [*RUN, "--budget", "200up", "--checkpoint-every", "0.01s", "--out", str(out)]
+    arguments = [*RUN, "--budget", "120up", "--checkpoint-every", "0.01s", "--out", str(out)]
     kill_in_training(arguments, out / "runs" / "simclr-s0")
     assert not (out / "runs" / "simclr-s0" / "train.json").exists()
     assert bench(*arguments) == 0
@@ -60,7 +60,7 @@ def resumed(tmp_path_factory):
 
 def test_it_is_trained_and_goes_on_after_a_kill(resumed):
     (record,) = load_records(resumed)
-    assert (record.status, record.train.updates, record.train.preemptions) == ("finished", 200, 1)
+    assert (record.status, record.train.updates, record.train.preemptions) == ("finished", 120, 1)
     passes = record.train.forward_per_image, record.train.backward_input_per_image
     assert (*passes, record.train.backward_weight_per_image) == (2, 2, 2)
     assert (record.spec.encoder, record.spec.encoder_path) == ("small_vit", str(VIT))
@@ -86,7 +86,7 @@ def test_another_file_under_its_name_is_refused_and_made_again_where_that_is_ask
     own = tmp_path / "small_vit.py"
     shutil.copy(VIT, own)
     given = [str(own) if each == str(VIT) else each for each in RUN]
-    given += ["--budget", "2up", "--protocols", "linear", "--eps", "0.1", "--out", str(tmp_path / "out")]
+    given += ["--budget", "2up", "--protocols", "linear", "--out", str(tmp_path / "out")]
     assert bench(*given) == 0
     own.write_text(own.read_text(encoding="utf-8") + "\nMORE = 1\n", encoding="utf-8")
     capsys.readouterr()
@@ -157,7 +157,7 @@ def test_in_the_folder_of_encoders_it_has_a_name_and_nothing_else_is_touched(tmp
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(VIT, tmp_path / "bench" / "encoders")
     given = ["small_vit" if each == str(VIT) else each for each in RUN]
-    given += ["--budget", "1up", "--protocols", "linear", "--eps", "0.1", "--out", "out"]
+    given += ["--budget", "1up", "--protocols", "linear", "--out", "out"]
     for arguments, code in ((["list", "encoders"], 0), ([*RUN, "--budget", "1up"], 2), (given, 0)):
         command = [sys.executable, "-m", "bench", *arguments]
         there = dict(os.environ, PYTHONPATH=str(tmp_path))

@@ -7,14 +7,11 @@ import signal
 
 import pytest
 import torch
-from process_fixtures import CELLS, Shown, handlers_given_back, in_process, own_method, spec, task, weights
+from process_fixtures import CELLS, handlers_given_back, in_process, own_method, spec, task, weights
 
 from bench.device import clock_probe as calibration
 from bench.engines.child import run_child
-from bench.engines.local import LocalEngine
 from bench.fairness import disturbed, remarks
-from bench.runs.child_main import SAVE_EVERY
-from bench.runs.conduct import run_all
 from bench.spec import Budget, DataSpec
 from bench.storage import disk
 from bench.storage.disk import Disk, DiskError
@@ -176,7 +173,7 @@ def undisturbed(tmp_path_factory):
     return weights(out, run)
 
 
-@pytest.mark.parametrize("name", ["run.json", "state.json", "train.json", "linear-pgd"])
+@pytest.mark.parametrize("name", ["state.json", "linear-pgd"])  # in training and in the evaluation
 def test_a_full_disk_is_one_line_and_the_same_task_goes_on(tmp_path, monkeypatch, capsys, undisturbed, name):
     run = spec("10up")
     monkeypatch.setattr(disk, "DISK", FullFrom(name))
@@ -197,20 +194,6 @@ def test_a_disk_error_of_the_child_is_one_of_the_parent(tmp_path):
     (tmp_path / "runs" / "emp_ssl-s0").write_text("in the way")
     with pytest.raises(DiskError, match=r"cannot .*emp_ssl-s0"):
         run_child(task(tmp_path, spec()), lambda event: None, tmp_path / "log.txt")
-
-
-@pytest.mark.ci
-def test_a_folder_that_vanishes_in_training_is_a_disk_error_and_is_not_made_again(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-
-    def once(run, event):
-        if event["event"] == "train" and out.exists():
-            out.rename(tmp_path / "elsewhere")
-
-    with pytest.raises(DiskError, match=f"the folder {out} has vanished; with it back, the same command goes on"):
-        run_all(out, [spec("2000up"), spec(seed=1)], Shown(once), None, LocalEngine(out, SAVE_EVERY, None))
-    assert not out.exists()
 
 
 # ---------------------------------------------------------------- methods that fail

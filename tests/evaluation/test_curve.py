@@ -227,6 +227,7 @@ def test_a_damaged_encoder_takes_its_snapshots_and_its_curve_with_it(run):
     assert (run.curve(), run.names("snapshots")) == ([], [])
 
 
+@pytest.mark.ci
 def test_a_run_takes_its_snapshots_and_draws_its_curve(tmp_path):
     from bench.runs.execute import execute
     from bench.spec import Budget, DataSpec, RunSpec

@@ -180,7 +180,8 @@ def test_steps_are_part_of_the_config_hash(monkeypatch):
         attack = types.SimpleNamespace(Attack=lambda steps=steps: pgd.Attack(steps=steps))
         monkeypatch.setattr(registry, "load", lambda kind, name, attack=attack: attack)
         cell = Cell("linear", "pgd", 0.01, 4)
-        result = run_cell(evaluated(None), Classifier(tiny_encoder()).eval(), cell)
+        spec = QUICK.model_copy(update={"attack_settings": {}})
+        result = run_cell(evaluated(None, spec), Classifier(tiny_encoder()).eval(), cell)
         assert result.config["steps"] == steps
         hashes.add(result.config_hash)
     assert len(hashes) == 2
@@ -206,7 +207,8 @@ def test_published_eval_has_the_papers_own_pgd_and_probe():
 def test_published_eval_attacks_every_image_at_every_eps_and_takes_the_last_iterate(monkeypatch):
     """As the textbook has it; the ranked PGD leaves out what has fallen at a smaller eps, and keeps the best."""
     seen = spy(monkeypatch, "pgd")
-    shelf = run(QUICK.model_copy(update={"protocols": ("published_eval",), "eps": (0.02, 0.1), "main_eps": 0.1}))
+    radii = {"eps": (0.02, 0.1), "main_eps": 0.1}
+    shelf = run(QUICK.model_copy(update={"protocols": ("published_eval",), "attack_settings": {}} | radii))
     assert shelf.results["published_eval", "pgd", 0.02].correct < 20  # some would be left out at .1
     model = evaluated(shelf).stored_classifier("published_eval")
     images, labels = TEST.images.float() / 255, TEST.labels
@@ -281,7 +283,7 @@ def test_attack_in_crop_space_moves_every_crop_by_up_to_eps(monkeypatch):
 
 def test_attack_in_image_space_moves_the_picture_only(monkeypatch):
     seen = spy(monkeypatch, "pgd")
-    run(QUICK.model_copy(update={"protocols": ("multi_patch",)}))
+    run(QUICK.model_copy(update={"protocols": ("multi_patch",), "band_images": 20}))
     for model, images, moved, threat in seen:
         assert images.shape == moved.shape == (20, 3, 16, 16)
         assert threat.space == "image"

@@ -12,11 +12,13 @@ import pytest
 import torch
 from evaluation_fixtures import (
     CPU,
+    FEW_STEPS,
     QUICK,
     TEST,
     Shelf,
     evaluated,
     run,
+    short_package,
     standing,
 )
 
@@ -37,15 +39,16 @@ from bench.training.train import train
 
 STAGED = EvalSpec(
     attacks=("autoattack", "pgd"), eps=(0.04,), main_eps=0.04, curve=(), protocols=("linear",), band_images=1,
-    autoattack_images={"linear": 8}, autoattack_batch=3, pgd_images=8,
+    autoattack_images={"linear": 8}, autoattack_batch=3, pgd_images=8, attack_settings=FEW_STEPS,
 )  # fmt: skip
 SHORT = ("apgd-ce", "fab-t")
 
 
 @pytest.fixture
 def short(monkeypatch):
-    """AutoAttack of two stages and one target class, which takes seconds less."""
+    """AutoAttack of two short stages and one target class, which takes seconds less."""
     autoattack = importlib.import_module("attacks.autoattack")
+    monkeypatch.setattr(autoattack, "load_package", short_package)
     monkeypatch.setattr(autoattack, "ensemble", lambda classes: (list(SHORT), 1))
 
 
@@ -61,7 +64,7 @@ def key_of(result):
     return result.model_copy(update={"seconds": 0}).model_dump_json()
 
 
-@pytest.mark.ci  # by default tests/attacks/test_attack_oracles.py compares the attack alone
+@pytest.mark.slow  # tests/attacks/test_attack_oracles.py compares the attack alone
 def test_stages_on_the_images_still_standing_are_the_package_bit_for_bit(monkeypatch):
     stage = importlib.import_module("attacks.autoattack").Stage
     original, found = stage.perturb, {}

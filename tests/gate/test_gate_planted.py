@@ -125,6 +125,7 @@ def test_the_scores_of_all_methods_are_one_file(
     ]
 
 
+@pytest.mark.ci
 def test_an_update_that_is_slower_takes_more_loops(digits: Any, tiny: Callable[..., Any]) -> None:
     """Five times the loss's work, and the calibration loop as it is."""
     usual, slow = tiny("emp_ssl"), tiny("emp_ssl")

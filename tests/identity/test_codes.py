@@ -8,6 +8,7 @@ from report_fixtures import manifest, records, write
 import bench
 from bench.cli import cli
 from bench.identity.source import code
+from reports import plots
 from reports.build import build
 from reports.codes import apart, different_files, settings
 from reports.compare import compare
@@ -120,7 +121,8 @@ def test_unknown_code_is_said(tmp_path):
     )
 
 
-def test_the_settings_of_a_report_name_hashes_and_the_users_files(tmp_path):
+def test_the_settings_of_a_report_name_hashes_and_the_users_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "wanted", lambda *_: [])
     (record,) = folder("A", FIRST).records
     lines = settings(record)
     assert lines[0] == ["code of the training", code(FIRST["training"]), "mine.py"]

@@ -121,6 +121,7 @@ def test_updates_of_the_papers_rows(method, settings, budget, updates):
     assert perf.row_updates(Budget.parse(budget), perf.build_method(method, "resnet8", settings | small)) == updates
 
 
+@pytest.mark.ci
 def test_rows_are_projected_from_real_updates():
     small = {"feature_width": 8, "hidden_width": 8, "embedding_width": 8, "batch": 4, "views": 2}
     projected = list(perf.project_paper(CPU, "fp32", 1, "resnet8", **small))

@@ -202,6 +202,7 @@ def stored(tmp_path):
     return paths
 
 
+@pytest.mark.ci
 def test_the_report_of_two_machines_has_everything(stored, tmp_path):
     out = tmp_path / "both"
     assert build_merged(stored, out) == []

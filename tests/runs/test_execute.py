@@ -15,6 +15,7 @@ def own_signal_handlers():
         yield
 
 
+@pytest.mark.ci
 def test_a_run_whose_budget_held_no_update_is_trained_again_by_the_same_command(tmp_path, monkeypatch):
     monkeypatch.setattr(clock_probe, "probe_seconds", lambda budget: 0.02)
     busy = tmp_path / "busy"

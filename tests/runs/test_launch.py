@@ -70,6 +70,7 @@ def undisturbed(tmp_path_factory):
     return cell
 
 
+@pytest.mark.ci
 def test_a_run_is_finished_and_says_on_how_many_devices(undisturbed):
     record = undisturbed.folder.record()
     assert (record.status, record.train.updates, record.train.preemptions) == ("finished", 20, 0)

@@ -118,6 +118,7 @@ def speaker():
 # ---------------------------------------------------------------- a hook and a run
 
 
+@pytest.mark.ci
 def test_a_run_is_told_once_and_a_hook_that_hangs_costs_it_nothing(tmp_path, hook, impatient):
     impatient("hangs", 2.0)
     good, hangs = hook("good", HEARD), hook("hangs", BAD.format(method="started", act="time.sleep(600)"))

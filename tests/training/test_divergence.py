@@ -214,16 +214,11 @@ class TestPlanted:
         return trained(method, images, "80up", keeper=keeper)[0], saved
 
     @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
-    def test_is_seen_within_fifty_updates(self, place, value, twenty, monkeypatch):
-        result, saved = self.trained(twenty, place, value, monkeypatch)
+    def test_is_seen_within_fifty_updates_and_never_saved(self, place, value, twenty, monkeypatch):
+        result, saved = self.trained(twenty, place, value, monkeypatch, every=0.0)
         assert result.status == "diverged"
         assert AT <= result.updates <= AT + 50
         assert finite(result.model_dump())
-        assert all(map(finite, saved))
-
-    def test_is_never_saved(self, place, twenty, monkeypatch):
-        result, saved = self.trained(twenty, place, math.nan, monkeypatch, every=0.0)
-        assert result.status == "diverged"
         assert len(saved) > 1 or PLACES[place][0] == "free"  # which is saved after whole batches
         assert all(map(finite, saved))
 

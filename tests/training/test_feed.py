@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 from data_fixtures import in_memory, load, noise, numbers, write_images
-from evaluation_fixtures import CPU, Shelf, build_classifier
+from evaluation_fixtures import CPU, QUICK, Shelf, build_classifier
 from training_fixtures import equal, flat, told, trained, without_time
 
 from bench.data.images import ImageSet, all_equal, checked_info, data_info, duplicates, permutation
@@ -15,7 +15,7 @@ from bench.encoders.common.build import build_encoder
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.evaluated import Evaluated
 from bench.protocols.common.classifier import extract
-from bench.spec import EvalSpec, UsageError
+from bench.spec import UsageError
 from bench.training.course import Course
 from bench.training.feed import Feed
 from methods import simclr
@@ -148,7 +148,7 @@ class TestEqualToMemory:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             encoder = build_encoder("resnet8", 3, 16).eval()
-        spec = EvalSpec(protocols=("linear", "multi_patch"), attacks=("pgd",), eps=(0.05,), main_eps=0.05, crops=2)
+        spec = QUICK.model_copy(update={"protocols": ("linear", "multi_patch"), "crops": 2, "curve": (0.5,)})
         found = []
         for kind in (lambda data: data, in_memory):
             train, test = map(kind, images)

@@ -183,8 +183,7 @@ def goes_on(images, adversary, budget, states, whole):
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("budget", BUDGETS)
-    @pytest.mark.parametrize("adversary", ["none", "free"])  # in a climb: below
+    @pytest.mark.parametrize(("adversary", "budget"), [("none", "timed"), ("free", "slow")])  # in a climb: below
     @pytest.mark.parametrize("place", PLACES)
     def test_at_a_place_of_the_fourth_update(self, place, adversary, budget, twenty, whole, monkeypatch):
         plant = PLACES[place]
@@ -213,7 +212,13 @@ class TestInterrupted:
         result, _ = trained(method, twenty, "9up", keeper=Keeper(save=lambda s: states.append(s["updates"])))
         assert (result.status, states) == ("preempted", [0])
 
-    @pytest.mark.parametrize(("adversary", "budget"), [("none", "timed"), ("pgd", "timed"), ("free", "slow")])
+    @pytest.mark.parametrize(
+        ("adversary", "budget"),
+        [
+            ("free", "slow"),
+            *(pytest.param(name, "timed", marks=pytest.mark.slow) for name in ("none", "pgd")),
+        ],
+    )
     def test_at_any_line(self, adversary, budget, twenty, whole):
         """As a signal's handler raises: between two lines of the loop, the state, the clock or the optimizer."""
         lines = count_lines(lambda: run(twenty, adversary, budget, every=2.0))

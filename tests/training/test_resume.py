@@ -48,29 +48,16 @@ def interrupted(make, images, updates, after, folder):
 @pytest.mark.parametrize(
     ("name", "after"),
     [
-        ("simclr", [3, 4, 9]),  # 3: at the end of an epoch
-        ("emp_ssl_adv", [4]),
-        ("cf_amc_ssl", [2, 3, 8]),  # in the middle of the replays, after the last of them, before an epoch's last
+        ("emp_ssl_adv", [3]),  # at the end of an epoch
+        ("cf_amc_ssl", [2, 6]),  # in the middle of the replays, after the last of them
     ],
 )
 def test_is_bitwise_the_uninterrupted_run(name, after, tiny, twenty, tmp_path):
-    whole, state = trained(tiny(name), twenty, "11up")
-    resumed, again = interrupted(lambda seed: tiny(name, seed=seed), twenty, 11, after, tmp_path)
-    assert (resumed.status, resumed.updates, resumed.preemptions) == ("finished", 11, len(after))
+    whole, state = trained(tiny(name), twenty, "8up")
+    resumed, again = interrupted(lambda seed: tiny(name, seed=seed), twenty, 8, after, tmp_path)
+    assert (resumed.status, resumed.updates, resumed.preemptions) == ("finished", 8, len(after))
     assert told(resumed) == told(whole)
     assert equal(without_time(again), without_time(state))
-
-
-@pytest.mark.parametrize("adversary", ["none", "pgd", "free"])
-def test_at_every_update(adversary, twenty, tmp_path):
-    """With batch norm; Drawing draws from the generators of torch, numpy and Python, and keeps a buffer."""
-    whole, state = trained(flat(kind=Drawing, adversary=adversary), twenty, "6up")
-    for after in range(1, 6):
-        folder = tmp_path / str(after)
-        make = lambda seed: flat(seed, kind=Drawing, adversary=adversary)  # noqa: E731
-        resumed, again = interrupted(make, twenty, 6, [after], folder)
-        assert told(resumed) == told(whole), after
-        assert equal(without_time(again), without_time(state)), after
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -83,9 +70,11 @@ def test_under_another_optimizer(optimizer, twenty, tmp_path):
     assert equal(without_time(again), without_time(state))
 
 
-def test_after_every_update(twenty, tmp_path):
-    whole, state = trained(flat(kind=Drawing, adversary="free"), twenty, "8up")
-    make = lambda seed: flat(seed, kind=Drawing, adversary="free")  # noqa: E731
+@pytest.mark.parametrize("adversary", ["none", "pgd", "free"])
+def test_after_every_update(adversary, twenty, tmp_path):
+    """With batch norm; Drawing draws from the generators of torch, numpy and Python, and keeps a buffer."""
+    whole, state = trained(flat(kind=Drawing, adversary=adversary), twenty, "8up")
+    make = lambda seed: flat(seed, kind=Drawing, adversary=adversary)  # noqa: E731
     resumed, again = interrupted(make, twenty, 8, list(range(1, 8)), tmp_path)
     assert (told(resumed), resumed.preemptions) == (told(whole), 7)
     assert equal(without_time(again), without_time(state))
