@@ -54,7 +54,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) uv && $(INSTALL) --editable '.[parquet,test]' || $(PIP) --editable '.[parquet,test]'
-	$(PIP) --no-deps adv-lib==0.2.8 'tqdm>=4.65'  # FMN; its visdom, which FMN does not use, cannot be built any more
+	-$(PIP) --no-deps adv-lib==0.2.8 'tqdm>=4.65'  # FMN; its visdom, which FMN does not use, cannot be built any more
 	@touch $@ $(VENV)/.installed
 
 clean:
