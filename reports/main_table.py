@@ -16,7 +16,7 @@ LEGEND = (
 )
 TITLES = (
     "# | Method | Seeds | Clean % | 95 % | n | PGD % | n | PGD % | AA % | Worst % | 95 % | n | Audit | Audited % | "
-    "Train s | Head s | GB"
+    "Train s | GB"
 )
 
 
@@ -48,7 +48,6 @@ def _table(manifest: Manifest, protocol: str, budget: object, lines: pd.DataFram
             text(line["audit"]),
             percent(line["worst_audited"]),
             number(line["train_seconds"], ".1f"),
-            number(line["head_seconds"], ".1f"),
             number(line["peak_memory_bytes"], ".2f", per=1e9),
         ]
         for line in lines.to_dict("records")

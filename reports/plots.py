@@ -322,7 +322,8 @@ def _sizes(times: pd.Series) -> Callable[[float], float]:
 
 def _title(material: Material, protocol: str, totals: pd.Series) -> str:
     title = titles(material.manifest.runs).get(protocol, protocol)
-    return f"{title[:1].lower()}{title[1:]}, {_count(totals)}"
+    begins = title[:1] if title[1:2].isupper() else title[:1].lower()  # SLF stays as it is
+    return f"{begins}{title[1:]}, {_count(totals)}"
 
 
 def _count(totals: pd.Series) -> str:

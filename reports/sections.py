@@ -57,7 +57,7 @@ def body(
             "title": "Cost",
             "text": "Passes and FLOPs per training image and epoch. Forward, backward to the input and backward to the "
             "weights are counted apart.",
-            "tables": _costs(records),
+            "tables": _costs(records) + _heads(records),
         },
         {"title": "Runs that did not finish", "text": "", "tables": _unfinished(records)},
     )
@@ -249,6 +249,20 @@ def _costs(records: Sequence[Record]) -> list[dict[str, Any]]:
     )
     captions = {name: f"Cost of every training run{f' on {name}' * (len(classes) > 1)}." for name in classes}
     return [table(captions[name], titles, lines, "Method", "Method", size=7.5) for name, lines in classes.items()]
+
+
+def _heads(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the head of each protocol has cost in each run; seconds of different machines are not comparable."""
+    named = known.titles([record.spec for record in records])
+    names = [name for name in named if any(head.protocol == name for record in records for head in record.probes)]
+    lines = []
+    for record in records:
+        heads = {head.protocol: head for head in record.probes}
+        costs = [f"{heads[name].seconds:.1f} s, {heads[name].passes:,.0f}" if name in heads else "" for name in names]
+        lines.append([record.spec.row, str(record.spec.seed), *costs])
+    titles = ["Method", "Seed", *(named[name] for name in names)]
+    caption = "What the heads have cost: seconds, and passes of one image through the encoder."
+    return [table(caption, " | ".join(titles), lines, "Method", "Method", size=7.5)] if names else []
 
 
 def _unfinished(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ QUESTIONS = (
     "add-a-dataset",
     "evaluate-your-encoder",
 )
-QUESTIONS += ("heads", "threats", "read-the-report", "clock", "audit", "statistics")
+QUESTIONS += ("heads", "threats", "the-paper", "read-the-report", "clock", "audit", "statistics")
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CPU = torch.device("cpu")
 BUDGET = Budget.parse("1up")

@@ -133,6 +133,32 @@ def test_no_healthy_model_fails_under_multi_patch(name):
     assert wrong({id: found[id] for id in ("S7", "M1", "M3")}, ("WARN", "NOT_RUN", "N/A")) == {}
 
 
+# ---------------------------------------------------------------- under a head that saw attacked images
+
+
+@functools.cache
+def under_alf(name):
+    """The classifier and the probe of a healthy encoder under ALF, with the epochs of a quick evaluation."""
+    return healthy.fitted(healthy.encoder(name), "adversarial_linear")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", healthy.NAMES)
+def test_no_healthy_model_fails_under_alf(name):
+    found = run(healthy.subject(*under_alf(name), protocol="adversarial_linear"), CORE)
+    assert wrong(found) == {}
+    assert len(wrong(found, ("WARN",))) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIFTEEN)
+def test_a_broken_defence_is_flagged_under_alf_too(name, monkeypatch):
+    monkeypatch.setattr(healthy, "classifier", under_alf)
+    case = broken.BROKEN[name]
+    found = run(case.make(), case.checks)
+    assert max(SEVERITY.get(check.verdict, 0) for check in found.values()) >= SEVERITY[case.least], found
+
+
 # ---------------------------------------------------------------- without defence
 
 

@@ -133,7 +133,7 @@ def test_every_suite_of_the_project_can_be_resolved(name):
     values = load_suite(name)
     options = options_of(values | {"data": "cifar10"})
     rows = chosen_rows(options)
-    assert len(rows) >= 2
+    assert len(rows) >= (1 if name == "paper_heads" else 2)  # of one encoder, several heads
     assert values["description"]
     assert len(row_budgets(options, rows, None, 1)) == len(rows)
 

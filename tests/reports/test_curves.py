@@ -187,8 +187,8 @@ def test_the_frontier_of_pgd_alone_says_so():
     asked, found = swept(("1m", "5m"))
     found = [r.model_copy(update={"results": [x for x in r.results if x.attack in ("none", "pgd")]}) for r in found]
     text = words(drawn("frontier", asked, found)["svg"])
-    assert {"linear probe, n = 300", "accuracy under PGD at eps 0.1 (%)"} <= set(text)
-    assert not set(text) & {"robust accuracy at eps 0.1 (%)", "linear probe, n = 0"}
+    assert {"SLF (linear probe), n = 300", "accuracy under PGD at eps 0.1 (%)"} <= set(text)
+    assert not set(text) & {"robust accuracy at eps 0.1 (%)", "SLF (linear probe), n = 0"}
 
 
 def options(**given):

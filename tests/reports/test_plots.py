@@ -30,7 +30,7 @@ def test_says_data_set_seeds_images_and_level(name):
     pictures = drawn(name, asked, records(asked))
     text = words(pictures["svg"])
     assert "cifar10[2000/1000] · 2 seeds · budget 1m · quick evaluation, not comparable" in text
-    assert ("linear probe, n = 300" if name == "robust_vs_eps" else "linear probe, n = 64") in text
+    assert ("SLF (linear probe), n = 300" if name == "robust_vs_eps" else "SLF (linear probe), n = 64") in text
     assert {"cf_amc_ssl", "simclr_patch_adv", "(1 of 2 diverged)"} <= set(text)
     assert not [node for node in ElementTree.fromstring(pictures["svg"]).iter() if node.tag.endswith("date")]
 
@@ -100,7 +100,7 @@ def test_pgd_alone_is_drawn_with_its_own_images_and_is_no_worst_case():
         ("robust_vs_eps", None),
     ]:
         text = set(words(drawn(name, asked, found)["svg"]))
-        assert {"linear probe, n = 300", "multi-patch probe, n = 300"} <= text
+        assert {"SLF (linear probe), n = 300", "multi-patch probe, n = 300"} <= text
         assert said is None or said in text
         assert not text & {"Pareto front", "robust at eps 0.1", "worst of PGD and", "n = 0"}
 
@@ -109,6 +109,6 @@ def test_pgd_alone_beside_worst_cases_is_told_apart():
     asked = manifest(("simclr_adv", "cf_amc_ssl"))
     found = without_autoattack(records(asked), "simclr_adv")
     text = set(words(drawn("clean_vs_robust", asked, found)["svg"]))
-    assert {"linear probe, n = 64 to 300", "Pareto front", "PGD alone"} <= text
+    assert {"SLF (linear probe), n = 64 to 300", "Pareto front", "PGD alone"} <= text
     text = set(words(drawn("accuracy_vs_cost", asked, found)["svg"]))
     assert {"robust at eps 0.1", "PGD alone at eps 0.1"} <= text

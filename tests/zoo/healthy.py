@@ -34,7 +34,7 @@ from bench.storage.files import sha256
 
 FOLDER = Path(__file__).parent / "healthy"
 NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.safetensors")))
-SPEC = EvalSpec(protocols=("linear",), crops=4)
+SPEC = EvalSpec(protocols=("linear",), crops=4, protocol_settings={"adversarial_linear": {"epochs": 5}})
 EPS, CLASSES, SEED, AUDITED = SPEC.main_eps, 10, 0, 64
 PGD = pgd.Attack(restarts=SPEC.restarts, chunk=SPEC.chunk)
 
