@@ -30,11 +30,12 @@ from bench.evaluation.attack_cell import build_attack, run_cell
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.search import Cell
 from bench.evaluation.traces import AttackError
+from bench.protocols.common.base import load_protocol
 from bench.protocols.common.classifier import Classifier, OfCrops, fixed_boxes
 from bench.protocols.published_eval import fit_published_probe
 from bench.spec import EvalSpec, ThreatModel
 
-PROTOCOLS = tuple(registry.names("protocol"))
+PROTOCOLS = tuple(name for name in registry.names("protocol") if not load_protocol(name).tunes)
 
 # ---------------------------------------------------------------- no trace
 
