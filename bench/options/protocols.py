@@ -1,6 +1,7 @@
 """The protocols of a command: their names, as the field says them too, their files and their settings."""
 
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +35,23 @@ def asked_protocols(options: Options) -> dict[str, str]:
     asked: dict[str, str] = {}
     for word in words:
         given, plugin = named(word)
-        plugin = plugin if plugin.endswith(".py") else field_names().get(plugin, plugin)
+        plugin = plugin if plugin.endswith(".py") or plugin in registry.names("protocol") else by_field_name(plugin)
         registry.source("protocol", plugin)  # raises for an unknown one
         name = given or (Path(plugin).stem if plugin.endswith(".py") else plugin)
         if name in asked:
             raise UsageError(f"expected protocols of different names, got {asked[name]} and {word}; rename a file")
-        if given and (given in registry.names("protocol") or given in field_names() or "-" in given):
+        if given and (given in registry.names("protocol") or "-" in given or given in field_names()):
             raise UsageError(f"expected a new name without - for {plugin}, got {given!r}")
         asked[name] = plugin
     return asked
 
 
+def by_field_name(word: str) -> str:
+    """Our name of the protocol that the field calls so; the word itself, where the field calls none so."""
+    return field_names().get(word, word)
+
+
+@cache
 def field_names() -> dict[str, str]:
     """The field's name of a protocol -> ours."""
     names = registry.names("protocol")
@@ -54,15 +61,18 @@ def field_names() -> dict[str, str]:
 
 def check_protocols(options: Options) -> None:
     """Raises UsageError for protocols and settings of theirs that cannot be, as far as their source says so."""
-    for name, plugin in asked_protocols(options).items():
+    asked = asked_protocols(options)
+    for name, plugin in asked.items():
+        if name not in options.settings:
+            continue
         file = registry.source("protocol", plugin)
         source = outline(file, "Protocol") if file is not None else None
-        if name in options.settings and name == plugin and source is not None and source.values.get("ranked"):
+        if name == plugin and source is not None and source.values.get("ranked"):
             raise UsageError(
                 f"--set {name}: the settings of {name} are the same for everybody, since it ranks; give it a name of "
                 f"its own, as in --protocols mine={name} --set mine.KEY=VALUE"
             )
-        for key in options.settings.get(name, {}):
+        for key in options.settings[name]:
             if source is not None and key not in source.fields:
                 raise UsageError(f"the protocol {name}: {unknown('setting', key, source.fields)}")
 

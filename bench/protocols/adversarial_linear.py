@@ -26,7 +26,7 @@ class Scaled(nn.Module):
         super().__init__()
         self.mean = features.double().mean(dim=0)
         self.length = (features.double() - self.mean).square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
-        self.layer = nn.Linear(features.shape[1], classes, device=features.device)
+        self.layer: nn.Linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes, device=features.device)
         nn.init.zeros_(self.layer.weight)  # the loss is convex in the head: where it starts does not matter
         nn.init.zeros_(self.layer.bias)
 

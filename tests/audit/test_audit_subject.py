@@ -151,11 +151,12 @@ def test_time_is_that_of_probes_results_and_checks(run):
     update = {
         "probes": [each.model_copy(update={"seconds": 1.0}) for each in record.probes],
         "results": [each.model_copy(update={"seconds": 10.0}) for each in record.results],
+        "shift": record.shift.model_copy(update={"seconds": 3.0}),
     }
     audits = [EMPTY.model_copy(update={"checks": [Check(id="S1", verdict="PASS", seconds=100.0)] * 2})] * 3
     assert (len(record.probes), len(record.results)) == (2, 8)
-    assert seconds(record.model_copy(update=update), audits) == 2 + 80 + 600
-    assert seconds(record.model_copy(update=update), []) == 82
+    assert seconds(record.model_copy(update=update), audits) == 2 + 80 + 3 + 600
+    assert seconds(record.model_copy(update=update), []) == 85
 
 
 def test_time_spent_on_one_check_is_missing_to_the_next(table):

@@ -59,6 +59,7 @@ def test_a_child_trains_evaluates_and_stores_and_does_nothing_twice(tmp_path):
         "probes/linear.json",
         "probes/linear.safetensors",
         "run.json",
+        "shift.json",
         "train.json",
     ]
     code, events = in_process(tmp_path, run)

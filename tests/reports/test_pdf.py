@@ -180,7 +180,7 @@ def test_more_eps_than_fit_are_a_table_of_their_own():
     table = rows(asked, found)
     (section,) = [each for each in pdf.content(asked, found, table, *compared_in(table, found), {})["sections"]
                   if each["title"] == "Every attack"]  # fmt: skip
-    linear = [each for each in section["tables"] if each["caption"].startswith("Linear")]
+    linear = [each for each in section["tables"] if each["caption"].startswith("SLF")]
     shown = [[column["title"] for column in each["columns"]][4:-2] for each in linear]
     assert [len(each) for each in shown] == [8, 6]
     tried = sorted({*eps, 0.025, 0.075, 0.15, 0.2})
