@@ -50,7 +50,7 @@ CHECKS = {
     ),
     "A18": ("Label leaking", "FGSM does not help the model by giving the true label away."),
     "A19": ("Two losses agree", "The margin loss finds no more than cross-entropy: the latter is not saturated."),
-    "A20": ("Probe band", "Robustness does not hang on the penalty of the linear probe."),
+    "A20": ("Probe band", "Robustness does not hang on the penalty, or the learning rate, that its head has chosen."),
     "A21": ("Test set unseen", "The test images chose nothing, and at most 1 % of them are training images too."),
     "A22": ("Eight bits", "How the number changes when adversarial images are rounded to real 8-bit pictures."),
     "A23": (

@@ -47,7 +47,9 @@ class Outcomes:
     outcomes: NDArray[np.uint8]
     hardware: tuple[str, ...]  # the classes its runs were trained on; a claim needs one
     levels: tuple[str, ...] = (LEVEL,)  # of the evaluation of its runs
-    band: NDArray[np.float64] | None = None  # (S, 3): PGD accuracy with the probe at lambda/10, lambda, 10 lambda
+    # (S, B): PGD accuracy with the probe at lambda/10, lambda, 10 lambda, or at each learning rate that was tried; no
+    # column where a head has nothing to choose, as a vote
+    band: NDArray[np.float64] | None = None
 
     @cached_property
     def accuracies(self) -> NDArray[np.float64]:
@@ -291,8 +293,15 @@ def _worst(record: Record, protocol: str, main_eps: float) -> str:
 
 
 def _band(records: Sequence[Record], protocol: str) -> NDArray[np.float64] | None:
-    """(S, 3) from lambda/10 to 10 lambda; None where a run has not measured it."""
-    bands = [sorted(probe.band) for record in records for probe in record.probes if probe.protocol == protocol]
-    if len(bands) != len(records) or any(len(band) != 3 or not all(total for *_, total in band) for band in bands):
+    """(S, 3) from lambda/10 to 10 lambda, or (S, B) over B learning rates; None where a run has not measured it.
+
+    (S, 0) where no head has chosen anything, as a vote.
+    """
+    heads = [probe for record in records for probe in record.probes if probe.protocol == protocol]
+    sizes = {len(head.band) for head in heads}
+    whole = len(heads) == len(records) and len(sizes) == 1 and all(total for head in heads for *_, total in head.band)
+    least = 3 if any(head.penalty for head in heads) else 2 if any(head.chosen for head in heads) else 0
+    if not whole or min(sizes) < least:
         return None
-    return np.array([[correct / total for _, correct, total in band] for band in bands])
+    bands = [[correct / total for _, correct, total in sorted(head.band)] for head in heads]
+    return np.array(bands).reshape(len(heads), -1)

@@ -300,7 +300,7 @@ class FailingCluster(VirtualCluster):
         of those that were lost. And the longest cell with one overhead. A GPU is alive unless its node is lost or
         preempted: that the driver is dead, or has not heard of a loss or an end, takes nothing off the bound.
         """
-        longest = max(self.work.values()) + self.rates.overhead + self.rates.report
+        longest = max(self.work.values()) + self.rates.overhead
         left = self.counts.spent_seconds
         for (since, alive), (until, _) in itertools.pairwise([*self.capacity, (float("inf"), 0)]):
             if alive and left <= alive * (until - since):

@@ -25,11 +25,11 @@ from bench.protocols.common.classifier import Classifier
 from bench.protocols.common.trained_head import decayed
 from bench.spec import ThreatModel, UsageError
 
-FEW = {"epochs": 2}
+FEW = {"epochs": 2, "learning_rates": (0.3, 3.0)}
 SHORT = {
     "adversarial_linear": FEW,
     "adversarial_linear_backbone": FEW,
-    "adversarial_full": FEW | {"learning_rates": (0.01, 0.02)},
+    "adversarial_full": {"epochs": 2, "learning_rates": (0.01, 0.02)},
     "released_mixed": {"clean": 1, "robust": 1, "clean_again": 1, "batch": 16},
 }
 SPEC = QUICK.model_copy(update={"curve": (), "eps": (0.02,), "pgd_images": 10, "protocol_settings": SHORT})
@@ -77,7 +77,9 @@ class Stopping(Shelf):
         raise Stopped
 
 
-@pytest.mark.parametrize("protocol", ["adversarial_linear", "adversarial_full", "released_mixed"])
+@pytest.mark.parametrize(
+    "protocol", ["adversarial_linear", pytest.param("adversarial_full", marks=pytest.mark.ci), "released_mixed"]
+)
 def test_stopped_after_each_epoch_it_goes_on_to_the_same_bytes_and_costs(protocol, monkeypatch):
     monkeypatch.setattr(heads, "SAVE_EVERY", 0.0)
     whole, shelf, stops = Shelf(), Stopping(), 0
@@ -96,9 +98,9 @@ def test_the_learning_rate_is_that_of_most_robust_held_out_images():
     assert most_robust([(0.3, 5, 10), (3.0, 7, 10), (30.0, 7, 10)]) == 3.0
     shelf = run(asked("adversarial_linear"))
     probe, _ = shelf.probes["adversarial_linear"]
-    assert [total for _, _, total in probe.held_out] == [len(TRAIN) // 5] * 3
+    assert [total for _, _, total in probe.held_out] == [len(TRAIN) // 5] * 2
     assert probe.learning_rate == most_robust(probe.held_out)
-    assert [rate for rate, _, _ in probe.band] == [0.3, 3.0, 30.0]
+    assert [rate for rate, _, _ in probe.band] == [0.3, 3.0]
     spec = asked("adversarial_linear")
     audited = subject(eps=0.02, protocol="adversarial_linear", probe=probe, band=probe.band, spec=spec)
     audited.duplicates = 0
@@ -129,6 +131,7 @@ def overlapping(count, seed=0):
     return ImageSet((images.clamp(0.2, 0.8) * 255).round().to(torch.uint8), labels, classes=2, label="two")
 
 
+@pytest.mark.ci
 def test_on_a_linear_encoder_it_is_robust_logistic_regression():
     """The ball costs the margin eps * |w|_1 (arXiv:1412.6572, section 5), so the inner maximum has a closed form."""
     data, eps = overlapping(200), 0.03

@@ -191,6 +191,12 @@ def test_a_claim_holds_over_the_probe_band(band, verdict):
     assert reasons(bad, good)["bad", "good"] == ("worse" if verdict == "better" else "tie", reason)
 
 
+def test_a_claim_needs_no_band_where_a_head_has_nothing_to_choose():
+    good = method("good", exact([0.6, 0.61, 0.6, 0.59, 0.6]), band=np.empty((5, 0)))
+    bad = method("bad", exact([0.5, 0.51, 0.5, 0.49, 0.5]), band=np.empty((5, 0)))
+    assert reasons(good, bad)["good", "bad"] == ("better", "")
+
+
 def test_unequal_seeds_share_the_pool():
     rng = np.random.default_rng(8)
     bits = [rng.random((seeds, 400)) < 0.5 for seeds in (5, 9, 6)]
