@@ -8,6 +8,7 @@ from bench.data.images import checked_info, load_data, remarks
 from bench.device import device as devices
 from bench.encoders.common.build import check_encoder, check_images
 from bench.encoders.common.names import encoder_fields
+from bench.options.memory import check_memory
 from bench.options.options import Options, check_targets, chosen_rows, parse_seeds, row_cells
 from bench.options.protocols import asked_protocols
 from bench.options.scoring import evaluation
@@ -72,5 +73,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                     sizes.setdefault((config.view_side(side),) * 2, f"views of {row.label}")
                 Course(len(train_set), config.batch, config.updates_per_batch, options.gpus_per_run)
     check_images(encoder, channels, sizes)
+    if here:
+        check_memory(scoring, encoder, test_set.image_shape, len(train_set), device)
     budgets = {budget for _, budget, _ in cells}
     return specs, budgets.pop() if len(budgets) == 1 else None, total, info

@@ -114,6 +114,10 @@ class Protocol(BaseProtocol):
     def choice(self, held_out: list[tuple[float, int, int]]) -> float:
         return most_robust(held_out) if held_out else self.learning_rates[0]
 
+    def passes_kept(self, images: int) -> int:
+        """A batch and what the attack made of it."""
+        return 2 * batch_size(self.batch, images)
+
     def fit_passes(self, images: int) -> float:
         """An image of an epoch costs a pass for its answer, 2 F for each step, and twice 3 F to learn; at the end all
         images are looked at once more."""

@@ -119,6 +119,11 @@ class BaseProtocol(ABC):
         so many training images; counted in the fit, and known before for the plan."""
         return float(images)
 
+    def passes_kept(self, images: int) -> int:
+        """Images, of so many to train on, whose passes through the encoder are kept for its gradients at once; 0 where
+        the encoder is frozen. The memory for them is asked for before anything is trained."""
+        return 0
+
     def choice(self, held_out: list[tuple[float, int, int]]) -> float:
         """The value that its rule takes where these (value, correct, total) were counted on held-out training images.
 
