@@ -9,20 +9,27 @@ from test_own_protocol import TINY, finished, killed, stored
 
 import bench
 
-HEADS = "slf,alf,aff,knn,mixed=released_mixed"
-FIT = {"linear": False, "adversarial_linear": True, "adversarial_full": True, "knn": False, "mixed": True}
+HEADS = "slf,linear_head=alf,all_of_it=aff,knn,mixed=released_mixed"
+FEW = (
+    "linear_head.epochs=2",
+    "linear_head.learning_rates=1,10",
+    "all_of_it.epochs=2",
+    "mixed.clean=1",
+    "mixed.robust=1",
+)
+FIT = {"linear": False, "linear_head": True, "all_of_it": True, "knn": False, "mixed": True}
 
 
 @pytest.mark.ci
 def test_every_head_is_trained_killed_resumed_audited_verified_and_shown(tmp_path):
-    def asked(out):
-        few = ["--set", "mixed.clean=1", "--set", "mixed.robust=1", "--set", "mixed.clean_again=0"]
-        return ["run", *TINY, "--protocols", HEADS, *few, "--out", str(out)]
+    def asked(out, *more):
+        few = [word for setting in (*FEW, "mixed.clean_again=0") for word in ("--set", setting)]
+        return ["run", *TINY, "--protocols", HEADS, *few, "--out", str(out), *more]
 
     whole, out = tmp_path / "whole", tmp_path / "out"
-    finished(*asked(whole))
+    finished(*asked(whole, "--attacks", "pgd", "--audit", "off"))
     of_run = out / "runs" / "simclr-s0"
-    for protocol in ("adversarial_linear", "adversarial_full"):
+    for protocol in ("linear_head", "all_of_it"):
         killed((of_run / "heads" / protocol / "000002" / "MANIFEST.json").is_file, *asked(out))
         assert not (of_run / "probes" / f"{protocol}.json").exists()
     finished(*asked(out))

@@ -31,7 +31,7 @@ FILE = ROOT / "tests" / "plugins" / "prototypes.py"
 COMMAND = [sys.executable, "tests/chaos/small.py"]  # AutoAttack of few steps
 TINY = ["--data", "digits", "--train-images", "64", "--test-images", "20", "--threads", "1", "--device", "cpu"]
 TINY += ["--methods", "simclr", "--budget", "2up", "--set", "all.batch=16", "--eps", "0.005"]
-TINY += ["--attack-images", "curve=4"]
+TINY += ["--attack-images", "curve=4,autoattack=4"]
 MARK = "BENCH_TEST_PROTOCOL"
 
 
@@ -115,7 +115,7 @@ def tree(tmp_path):
 
 @pytest.mark.ci
 def test_a_file_in_the_folder_is_listed_and_run_by_its_name(tree):
-    assert "prototypes       Each class is the mean" in finished("list", "protocols", root=tree)
+    assert re.search(r"^prototypes +Each class is the mean", finished("list", "protocols", root=tree), re.M)
     out = tree / "out"
     asked = ["--protocols", "prototypes", "--attacks", "pgd", "--audit", "off", "--out", str(out)]
     finished("run", *TINY, *asked, root=tree)
