@@ -20,7 +20,7 @@ FEW = (
 FIT = {"linear": False, "linear_head": True, "all_of_it": True, "knn": False, "mixed": True}
 
 
-@pytest.mark.ci
+@pytest.mark.slow  # some five minutes: AutoAttack under four heads, in three commands
 def test_every_head_is_trained_killed_resumed_audited_verified_and_shown(tmp_path):
     def asked(out, *more):
         few = [word for setting in (*FEW, "mixed.clean_again=0") for word in ("--set", setting)]
