@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evaluation_fixtures import short_package, tiny_encoder
+from evaluation_fixtures import tiny_encoder
+from short_autoattack import short_package
 from torch import nn
 
 from attacks.common.base import config_hash

@@ -4,12 +4,10 @@ import copy
 import hashlib
 import importlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from attacks.common.package import load_package
 from bench import registry
 from bench.data.images import ImageSet
 from bench.encoders.common.base import FeatureEncoder
@@ -72,20 +70,6 @@ def build_classifier(protocol, encoder, size, crops, crop_seed):
     """The classifier of a protocol before anything is fitted."""
     spec = EvalSpec(crops=crops, crop_seed=crop_seed)
     return protocol_of(spec, protocol).build(encoder, size, spec)
-
-
-def short_package(load=load_package):
-    """The authors' AutoAttack with all of its stages, each short; at full length: test_attack_oracles.py."""
-    package = load()
-
-    class Short(package.AutoAttack):
-        def __init__(self, *arguments, **named):
-            super().__init__(*arguments, **named)
-            self.apgd.n_iter = 20
-            self.apgd_targeted.n_iter = self.fab.n_iter = 5
-            self.square.n_queries = 50
-
-    return SimpleNamespace(AutoAttack=Short, checks=package.checks)
 
 
 def state_hash(module):

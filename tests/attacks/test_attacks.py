@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_fixtures import short_package
 from hypothesis import given
 from hypothesis import strategies as st
+from short_autoattack import short_package
 from torch import nn
 
 import attacks

@@ -48,7 +48,7 @@ class Command:
         environment = os.environ | {MARK: self.mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with open(self.log, "wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "tests/chaos/small.py", *given, "--out", str(out)],
+                [sys.executable, "tests/short/small.py", *given, "--out", str(out)],
                 cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True,
             )  # fmt: skip
         self.pid = self.process.pid
@@ -137,7 +137,7 @@ class Forked(Command):
     """The same command, forked from a server that has imported all that it needs: a start takes no time."""
 
     def __init__(self, out, given):
-        os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests' / 'chaos'}"
+        os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests' / 'short'}"
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self.out, self.log = Path(out), Path(out).with_suffix(f".{uuid.uuid4().hex[:8]}.err")

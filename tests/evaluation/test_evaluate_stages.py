@@ -10,17 +10,8 @@ from pathlib import Path
 import pyautoattack
 import pytest
 import torch
-from evaluation_fixtures import (
-    CPU,
-    FEW_STEPS,
-    QUICK,
-    TEST,
-    Shelf,
-    evaluated,
-    run,
-    short_package,
-    standing,
-)
+from evaluation_fixtures import CPU, FEW_STEPS, QUICK, TEST, Shelf, evaluated, run, standing
+from short_autoattack import short_package
 
 from attacks import pgd
 from bench import registry

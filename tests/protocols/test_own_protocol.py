@@ -28,7 +28,7 @@ from bench.storage.files import unsealed
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "tests" / "plugins" / "prototypes.py"
-COMMAND = [sys.executable, "tests/chaos/small.py"]  # AutoAttack of few steps
+COMMAND = [sys.executable, "tests/short/small.py"]  # AutoAttack of few steps
 TINY = ["--data", "digits", "--train-images", "64", "--test-images", "20", "--threads", "1", "--device", "cpu"]
 TINY += ["--methods", "simclr", "--budget", "2up", "--set", "all.batch=16", "--eps", "0.005"]
 TINY += ["--attack-images", "curve=4,autoattack=4"]
@@ -107,8 +107,7 @@ def tree(tmp_path):
     """A copy of the project with the protocol in its folder and no other file changed."""
     for name in ("bench", "methods", "attacks", "reports"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "tests" / "chaos").mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "chaos" / "small.py", tmp_path / "tests" / "chaos")
+    shutil.copytree(ROOT / "tests" / "short", tmp_path / "tests" / "short")
     shutil.copy(FILE, tmp_path / "bench" / "protocols")
     return tmp_path
 
