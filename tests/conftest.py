@@ -10,6 +10,9 @@ from tiny_fixtures import build_tiny
 
 from bench import registry
 from bench.device import device as devices
+from bench.engines.child import PRELOAD
+
+SHORT = Path(__file__).parent / "short"
 
 
 def pytest_addoption(parser):
@@ -21,8 +24,13 @@ def pytest_addoption(parser):
 
 
 def pytest_configure():
-    """What is imported stays until the end: looking for garbage among it takes a tenth of the collection."""
+    """What is imported stays until the end: looking for garbage among it takes a tenth of the collection.
+
+    The processes of runs attack in few steps (tests/short/small.py), and so do those of commands.
+    """
     gc.disable()
+    PRELOAD.append("small")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(SHORT), os.environ.get("PYTHONPATH", "")])
 
 
 def pytest_collection_finish():

@@ -59,6 +59,7 @@ def test_without_one_of_the_two_it_has_not_run():
     assert masking(published("", "")).verdict == "NOT_RUN"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", healthy.NAMES)
 def test_no_healthy_encoder_sets_it_off(name):
     check = masking(healthy.make(name))

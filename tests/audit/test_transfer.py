@@ -231,6 +231,7 @@ def timeless(out):
     ]
 
 
+@pytest.mark.ci
 def test_a_run_alone_waits_for_the_stage_and_misses_nothing_else(out):
     assert {each.verdict for each in found(out).values()} == {"NOT_RUN"}
     records = [RunFolder(out, each).record() for each in SPECS]

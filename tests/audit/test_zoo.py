@@ -17,7 +17,6 @@ MEANT = sorted({id for each in broken.BROKEN.values() for id in each.checks} & s
 SEVERITY = {"WARN": 1, "FAIL": 2}
 FIRST_SEEDS = [name for name in healthy.NAMES if name.endswith("-s0")]  # one of each method
 FIFTEEN = [name for name in broken.BROKEN if name != "crops by place"]
-DEAR = ("different crops", "test-time optimisation", "k winners take all", "wrong unit of eps", "logits x 1e4")
 
 
 def run(subject, ids):
@@ -53,7 +52,7 @@ def test_there_are_fifteen():
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=pytest.mark.ci) if name in DEAR else name for name in FIFTEEN),
+        *(pytest.param(name, marks=pytest.mark.ci) for name in FIFTEEN),
         *(pytest.param(name, marks=pytest.mark.slow) for name in broken.BROKEN if name not in FIFTEEN),
     ],
 )
@@ -63,12 +62,14 @@ def test_the_check_that_is_meant_for_it_flags_a_broken_defence(name):
     assert max(SEVERITY.get(each.verdict, 0) for each in found.values()) >= SEVERITY[case.least], found
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["input quantisation", "detached features", "wrong unit of eps", "2-step attack"])
 def test_a_broken_evaluation_publishes_more_than_the_healthy_one(name):
     """What the zoo is for: numbers that look good."""
     assert int(made(name).standing.sum()) >= int(made(broken.BASE).standing.sum()) + 10
 
 
+@pytest.mark.ci
 def test_single_step_training_overfits():
     """PGD breaks most of what it was trained to withstand, but not all, so the number is one to judge."""
     subject = made("catastrophic overfitting")
@@ -87,6 +88,7 @@ def test_at_least_five_healthy_models_of_a_small_size():
     assert sum(file.stat().st_size for file in files) < 1_500_000
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", healthy.NAMES)
 def test_a_healthy_model_is_accurate_and_robust(name):
     subject = made(name)
@@ -162,6 +164,7 @@ def test_a_broken_defence_is_flagged_under_alf_too(name, monkeypatch):
 # ---------------------------------------------------------------- without defence
 
 
+@pytest.mark.ci
 def test_a_clean_method_without_any_robustness_passes_its_audit():
     """Its number is 0, which no fault can make too large: what attacks the number is N/A."""
     subject = healthy.undefended()

@@ -53,7 +53,7 @@ def violations(whole, make, seeds):
 PARTS = [pytest.param(range(start, start + 200), marks=pytest.mark.chaos) for start in range(60, 2060, 200)]
 
 
-@pytest.mark.parametrize("seeds", [pytest.param(range(60), id="60 cuts"), *PARTS])
+@pytest.mark.parametrize("seeds", [pytest.param(range(60), id="60 cuts", marks=pytest.mark.ci), *PARTS])
 def test_no_cut_loses_what_was_saved(whole, seeds):
     for seed in seeds:
         cut(whole, CrashDisk, seed)

@@ -112,7 +112,13 @@ FULL = [(flip, range(start, start + 250)) for start in range(60, 1060, 250)]
 FULL += [(truncate, range(12, 212)), (zero, range(3, 53))]
 
 
-@pytest.mark.parametrize(("harm", "seeds"), [*SHORT, *(pytest.param(*each, marks=pytest.mark.chaos) for each in FULL)])
+@pytest.mark.parametrize(
+    ("harm", "seeds"),
+    [
+        *(pytest.param(*short, marks=pytest.mark.ci) for short in SHORT),
+        *(pytest.param(*full, marks=pytest.mark.chaos) for full in FULL),
+    ],
+)
 def test_every_damage_is_noticed_and_made_good(finished, training, harm, seeds):
     kinds = Counter(spoil((finished, training)[seed % 2], finished, harm, seed) for seed in seeds)
     print(f"{harm.__name__}: {len(seeds)} of {len(seeds)} noticed, {dict(kinds)}")

@@ -113,6 +113,7 @@ def writes(whole, at):
     return stopped.calls["write"] == 1
 
 
+@pytest.mark.ci
 def test_the_runs_go_on_after_any_fault(whole):
     """Every 7th call, each with the next kind of fault."""
     faults = itertools.cycle(FAULTS)

@@ -75,7 +75,7 @@ def start(child):
     child.stdin.flush()
 
 
-@pytest.mark.parametrize("pairs", [5, pytest.param(100, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("pairs", [pytest.param(5, marks=pytest.mark.ci), pytest.param(100, marks=pytest.mark.chaos)])
 def test_of_two_processes_exactly_one_owns_the_folder(tmp_path, pairs):
     for number in range(pairs):
         folder = tmp_path / str(number)
@@ -89,7 +89,7 @@ def test_of_two_processes_exactly_one_owns_the_folder(tmp_path, pairs):
             assert re.fullmatch(rf"{folder} is in use by (process {owner} on '.+'|another process); wait .*", other)
 
 
-@pytest.mark.parametrize("times", [10, pytest.param(250, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("times", [pytest.param(10, marks=pytest.mark.ci), pytest.param(250, marks=pytest.mark.chaos)])
 def test_eight_writers_lose_nothing(tmp_path, times):
     (tmp_path / "number").write_text("0")
     children = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(times)], cwd=ROOT) for _ in range(8)]

@@ -26,7 +26,19 @@ from bench.storage.lock import owned
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--data", "synthetic", "--train-images", "64", "--test-images", "32", "--threads", "1", "--device", "cpu"]
-FAST = [*SMALL, "--attacks", "pgd", "--protocols", "linear", "--eval", "quick", "--set", "all.batch=16"]
+FAST = [
+    *SMALL,
+    "--encoder",
+    "resnet8",
+    "--attacks",
+    "pgd",
+    "--protocols",
+    "linear",
+    "--eval",
+    "quick",
+    "--set",
+    "all.batch=16",
+]
 
 
 def bench(*arguments: str) -> int:

@@ -27,6 +27,8 @@ from bench.training.train import Keeper, train
 from methods import simclr
 from tests.plugins import METHODS
 
+pytestmark = pytest.mark.ci  # two processes that train and evaluate everything
+
 DIGITS = registry.load("dataset", "digits").Dataset().load(None, "train").first(40)
 UPDATES = {"none": 2, "pgd": 2, "free": 4}  # three replays of one batch, and one of the next
 ALIKE = {  # in all that several ranks do differently: they differ from others in how views are drawn

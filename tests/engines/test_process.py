@@ -97,6 +97,7 @@ def readings(monkeypatch, *units):
     return left
 
 
+@pytest.mark.ci
 def test_a_run_in_seconds_is_probed_before_and_after(tmp_path):
     code, events = in_process(tmp_path, spec("1s"))
     train = RunFolder(tmp_path, spec("1s")).record().train
@@ -114,6 +115,7 @@ def test_a_run_in_updates_is_not(tmp_path):
     assert (train.calibration, train.load_average, disturbed(train)) == (None, None, None)
 
 
+@pytest.mark.ci
 def test_a_probe_decides_nothing_of_the_result(tmp_path, monkeypatch):
     run = spec()
     assert in_process(tmp_path / "a", run)[0] == 0
@@ -125,6 +127,7 @@ def test_a_probe_decides_nothing_of_the_result(tmp_path, monkeypatch):
     assert [r.outcomes for r in quiet.results] == [r.outcomes for r in probed.results]
 
 
+@pytest.mark.ci
 def test_a_resumed_run_keeps_the_reading_of_its_first_start(tmp_path, monkeypatch):
     run, left, sent = spec("20up"), readings(monkeypatch, 1.0, 1.12, 9.0), []
 
@@ -174,6 +177,7 @@ def undisturbed(tmp_path_factory):
     return weights(out, run)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["state.json", "linear-pgd"])  # in training and in the evaluation
 def test_a_full_disk_is_one_line_and_the_same_task_goes_on(tmp_path, monkeypatch, capsys, undisturbed, name):
     run = spec("10up")

@@ -95,6 +95,7 @@ def test_a_signal_to_the_parent_reaches_the_child_which_saves(tmp_path):
     assert (tmp_path / "log.txt").read_text() == ""
 
 
+@pytest.mark.ci
 def test_a_signal_to_the_child_alone_leaves_it_preempted(tmp_path):
     """Whoever stops one process, the command goes on with the next run, and the same command with this one."""
     runs, said = [spec("20000up"), spec("2up", seed=1)], []

@@ -41,6 +41,7 @@ def test_the_types_are_those_of_the_package_in_the_order_of_the_paper() -> None:
     assert (len(TYPES), SEVERITIES) == (15, (1, 2, 3, 4, 5))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_corruption_is_a_function_of_image_type_severity_and_place_alone(kind: str) -> None:
     image = photo()

@@ -78,9 +78,8 @@ def tiny(file: Path, **settings):
     return build_tiny(str(file), steps=2, **settings)
 
 
-@pytest.mark.parametrize(
-    "name", ["dual_norm", *(pytest.param(name, marks=pytest.mark.ci) for name in PASSES if name != "dual_norm")]
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("name", PASSES)
 def test_is_trained_counted_and_verified(name, tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(measuring, "measure_plan", lambda *given: [])

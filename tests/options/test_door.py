@@ -101,6 +101,7 @@ def test_what_is_written_wrong_is_refused_without_torch() -> None:
     assert loaded == []
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("arguments", [REFUSED[1][0], REFUSED[26][0], ["report", "/no/such"]])
 def test_a_refusal_takes_under_half_a_second_of_processor_time(arguments: list[str]) -> None:
     assert is_instant(*arguments)

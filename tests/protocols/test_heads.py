@@ -25,11 +25,11 @@ from bench.protocols.common.classifier import Classifier
 from bench.protocols.common.trained_head import decayed
 from bench.spec import ThreatModel, UsageError
 
-FEW = {"epochs": 2, "learning_rates": (0.3, 3.0)}
+FEW = {"epochs": 2, "learning_rates": (0.3, 3.0), "steps": 2}
 SHORT = {
     "adversarial_linear": FEW,
     "adversarial_linear_backbone": FEW,
-    "adversarial_full": {"epochs": 2, "learning_rates": (0.01, 0.02)},
+    "adversarial_full": {"epochs": 2, "learning_rates": (0.01, 0.02), "steps": 2},
     "released_mixed": {"clean": 1, "robust": 1, "clean_again": 1, "batch": 16},
 }
 SPEC = QUICK.model_copy(update={"curve": (), "eps": (0.02,), "pgd_images": 10, "protocol_settings": SHORT})

@@ -71,6 +71,7 @@ def test_they_are_in_no_other_table(found):
     assert series_of("simclr_adv", with_threats[:1]) == series_of("simclr_adv", plain[:1])
 
 
+@pytest.mark.ci
 def test_a_report_has_them_where_they_are_and_is_as_before_where_not(found, tmp_path):
     plain, with_threats = found
     write(tmp_path / "plain", ASKED, plain)

@@ -58,6 +58,7 @@ def test_place(monkeypatch):
     assert place() == Place(rank=9, size=16, local_rank=1)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -183,6 +183,7 @@ def goes_on(images, adversary, budget, states, whole):
 
 
 class TestInterrupted:
+    @pytest.mark.ci
     @pytest.mark.parametrize(("adversary", "budget"), [("none", "timed"), ("free", "slow")])  # in a climb: below
     @pytest.mark.parametrize("place", PLACES)
     def test_at_a_place_of_the_fourth_update(self, place, adversary, budget, twenty, whole, monkeypatch):

@@ -105,6 +105,7 @@ def test_one_that_is_not_known_is_refused_by_its_name(inside):
         training_of(flat(kind=Drawing, adversary="free")).load(state)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("field", [f for f in FIELDS if f not in SAME_ANYWAY and not LOADED_AT_ONCE.match(f)])
 def test_one_that_is_as_at_the_start_changes_the_outcome(field, scene, tmp_path):
     """The bytes at the end, or what is told of the run where a field only counts."""
