@@ -31,8 +31,8 @@ def junit(compared: Sequence[Comparison]) -> str:
         gains = [each for each in within if each.outcome == "gain"]
         if gains:
             properties = ElementTree.SubElement(suite, "properties")
-            for each in gains:
-                name, value = f"gain: {_name(each)}", f"{each.before} -> {each.after}"
+            for gain in gains:
+                name, value = f"gain: {_name(gain)}", f"{gain.before} -> {gain.after}"
                 ElementTree.SubElement(properties, "property", {"name": printable(name), "value": printable(value)})
         for each in within:
             names = {"classname": f"bench.gate.check.{gate}", "name": printable(_name(each))}

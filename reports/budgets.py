@@ -17,5 +17,5 @@ def budget_of(records: Iterable[Record]) -> dict[str, str]:
     """Row -> its budget, the smallest first, where there are several and rows are named by theirs; else nothing."""
     specs = sorted((record.spec for record in records), key=lambda spec: spec.budget.amount)
     rows = {spec.row: str(spec.budget) for spec in specs}
-    named = all(base(*each) != each[0] for each in rows.items())
+    named = all(base(*item) != item[0] for item in rows.items())
     return rows if named and len(set(rows.values())) > 1 else {}

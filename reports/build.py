@@ -131,7 +131,7 @@ def _free(out: Path) -> Path:
 def _left_out(damaged: Sequence[Damaged], pictures: Sequence[Damaged]) -> list[str]:
     """What is missing from the report, as sentences; pictures are not made again, since their run has ended."""
     return [f"{each}; it is left out, and the command of the run makes it again" for each in damaged] + [
-        f"{each.path} is damaged: its pictures are left out" for each in pictures
+        f"{picture.path} is damaged: its pictures are left out" for picture in pictures
     ]
 
 

@@ -45,7 +45,7 @@ def charts(
     panels, axes = scatter(manifest, scored, board, places)
     if points is not None:
         lines += [over_training(points, places, cost) for cost in curves.COSTS]
-    return {"methods": looks, "axes": axes, "panels": panels, "lines": [each for each in lines if each["panels"]]}
+    return {"methods": looks, "axes": axes, "panels": panels, "lines": [line for line in lines if line["panels"]]}
 
 
 def methods(rows: pd.DataFrame, board: pd.DataFrame) -> list[dict[str, Any]]:
@@ -139,7 +139,7 @@ def robust_over_eps(manifest: Manifest, rows: pd.DataFrame, places: dict[str, in
         for method, cells in pgd[pgd["protocol"] == protocol].groupby("method", sort=False):
             curve = cells[cells["attack"] != "worst"].groupby("eps")["accuracy"].agg(["mean", "min", "max"])
             points = [
-                [_short(eps * unit), *(_short(100 * each) for each in of_eps)] for eps, *of_eps in _numbers(curve)
+                [_short(eps * unit), *(_short(100 * value) for value in of_eps)] for eps, *of_eps in _numbers(curve)
             ]
             worst = cells[(cells["attack"] == "worst") & np.isclose(cells["eps"], manifest.main_eps)]["accuracy"].mean()
             mark = [] if pd.isna(worst) else [_short(manifest.main_eps * unit), _short(100 * worst)]

@@ -241,7 +241,7 @@ def _accuracies(records: Sequence[Record]) -> dict[Key, list[float]]:
     """Cell without its seed -> the accuracy at each seed."""
     found: dict[Key, list[float]] = {}
     several = _of_two_codes(records)
-    for record in (each for each in records if each.spec.row not in several):
+    for record in (record for record in records if record.spec.row not in several):
         for key, result in _results(record).items():
             found.setdefault((record.spec.row, *key), []).append(result.correct / result.total)
     return found

@@ -59,10 +59,13 @@ def facts(folder: Folder) -> dict[str, str]:
         spec.eval.model_dump(mode="json") | {"eps": [format_eps(eps) for eps in spec.eval.eps]}
         for spec in manifest.runs
     ]
-    fields = dict.fromkeys(name for each in evaluations for name in each if name not in ("main_eps", "attack_paths"))
+    fields = dict.fromkeys(
+        name for evaluation in evaluations for name in evaluation if name not in ("main_eps", "attack_paths")
+    )
     told |= versions(folder)
     return told | {
-        f"evaluation: {name}": _joined(_shown(each.get(name, "")) for each in evaluations) for name in fields
+        f"evaluation: {name}": _joined(_shown(evaluation.get(name, "")) for evaluation in evaluations)
+        for name in fields
     }
 
 

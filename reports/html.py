@@ -324,7 +324,8 @@ def examples(
                 {
                     "protocol": name,
                     "clean": [
-                        {"label": each.label, "source": _address("image/png", each.image)} for each in found.examples
+                        {"label": example.label, "source": _address("image/png", example.image)}
+                        for example in found.examples
                     ],
                     "methods": {},
                 },
@@ -334,7 +335,7 @@ def examples(
                 "seed": record.spec.seed,
                 "colour": colours.get(record.spec.row, 0),
                 "eps": format_eps(found.eps),
-                "cells": [_example(each) for each in found.examples],
+                "cells": [_example(example) for example in found.examples],
             }
             if len(row["cells"]) == len(panel["clean"]):
                 panel["methods"].setdefault(record.spec.row, row)

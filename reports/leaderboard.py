@@ -126,7 +126,7 @@ def different_attacks(rows: pd.DataFrame, main_eps: float) -> dict[str, list[str
     worst = rows[(rows["attack"] == "worst") & np.isclose(rows["eps"].astype(float), main_eps)]
     found: dict[str, list[str]] = {}
     for (protocol, _), of_seed in worst.groupby(["protocol", "seed"]):
-        hashes = sorted({_attack(*each) for each in of_seed[["config_hash", "code"]].itertuples(index=False)} - {""})
+        hashes = sorted({_attack(*pair) for pair in of_seed[["config_hash", "code"]].itertuples(index=False)} - {""})
         if len(hashes) > 1:
             found[str(protocol)] = hashes
     return found

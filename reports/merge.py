@@ -214,9 +214,9 @@ def _manifest(folders: Sequence[Folder], records: Sequence[Record]) -> Manifest:
     return manifests[0].model_copy(
         update={
             "command": ["bench", "report", *(folder.name for folder in folders)],
-            "created": max(each.created for each in manifests),
-            "budget": common(each.budget for each in manifests),
-            "total_budget": common(each.total_budget for each in manifests),
+            "created": max(manifest.created for manifest in manifests),
+            "budget": common(manifest.budget for manifest in manifests),
+            "total_budget": common(manifest.total_budget for manifest in manifests),
             "runs": [record.spec for record in records],
             "seeds": sorted({record.spec.seed for record in records}),
         }

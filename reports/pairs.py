@@ -55,12 +55,12 @@ def pairs(records: Sequence[Record], main_eps: float, ranked: Collection[tuple[s
         within = [each for each in ranked if budgets.get(each[0]) == budget]
         for protocol, methods in outcomes(records, main_eps, within).items():
             about = {"protocol": protocol, "budget": budget}
-            lines += [{"kind": "method"} | about | each for each in _methods(methods)]
+            lines += [{"kind": "method"} | about | method for method in _methods(methods)]
             if standing(methods):
                 encoders = encoder_claims(methods)
-                lines += [{"kind": "encoder"} | about | _encoder(each, methods) for each in encoders]
+                lines += [{"kind": "encoder"} | about | _encoder(encoder, methods) for encoder in encoders]
         alike = [record for record in records if budgets.get(record.spec.row) == budget]
-        lines += [{"kind": "time", "budget": budget} | each for each in _times(alike)]
+        lines += [{"kind": "time", "budget": budget} | time for time in _times(alike)]
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
 
 
@@ -80,20 +80,20 @@ def sentences(table: pd.DataFrame, main_eps: float, most: int = 10) -> list[str]
 
 def _methods(methods: Sequence[Outcomes]) -> Iterable[dict[str, Any]]:
     seeds = {m.method: len(m.seeds) for m in methods}
-    for each in claims(methods):
+    for claim in claims(methods):
         yield {
-            "a": each.a,
-            "b": each.b,
-            "seeds": min(seeds[each.a], seeds[each.b]),
+            "a": claim.a,
+            "b": claim.b,
+            "seeds": min(seeds[claim.a], seeds[claim.b]),
             "n": methods[0].outcomes.shape[1],
-            "difference": each.difference,
-            "lo": each.lo,
-            "hi": each.hi,
-            "p": each.p,
-            "adjusted": each.adjusted,
-            "probability_of_superiority": each.superiority,
-            "verdict": each.verdict,
-            "reason": each.reason or None,
+            "difference": claim.difference,
+            "lo": claim.lo,
+            "hi": claim.hi,
+            "p": claim.p,
+            "adjusted": claim.adjusted,
+            "probability_of_superiority": claim.superiority,
+            "verdict": claim.verdict,
+            "reason": claim.reason or None,
         }
 
 

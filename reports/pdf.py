@@ -79,7 +79,7 @@ def content(
         "sections": body(manifest, records, rows, board, found),
         "definitions": definitions(manifest.main_eps),
         "appendix": appendix(manifest, records, rows),
-        "facts": [list(each) for each in facts.items()] if facts else _facts(manifest, records, rows),
+        "facts": [list(item) for item in facts.items()] if facts else _facts(manifest, records, rows),
         "reproduction": reproduction(manifest),
     }
 

@@ -249,7 +249,7 @@ def frontier(material: Material) -> Figure:
             if points["amount"].max() > 4 * points["amount"].min():
                 panel.set_xscale("log")
             panel.xaxis.set_minor_formatter(NullFormatter())
-            panel.set_xticks([each.amount for each in budgets.values()], list(budgets))
+            panel.set_xticks([budget.amount for budget in budgets.values()], list(budgets))
             panel.label_outer()
     axes[0][0].set_ylabel("clean accuracy (%)")
     axes[1][0].set_ylabel(f"{label} at eps {format_eps(material.manifest.main_eps)} (%)")

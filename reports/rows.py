@@ -187,7 +187,7 @@ def _audit(record: Record, protocol: str) -> dict[str, Any]:
     level = record.spec.eval.audit
     if level == "off":
         return {"audit": "off", "audit_level": level}
-    audit = next((each for each in record.audits if each.protocol == protocol), None)
+    audit = next((audit for audit in record.audits if audit.protocol == protocol), None)
     if audit is None:
         return {"audit": "NOT_RUN", "audit_level": level}
     accuracy = audit.worst_audited / audit.audited if audit.audited else None

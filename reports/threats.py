@@ -137,7 +137,7 @@ def _distances(manifest: Manifest, records: Sequence[Record]) -> list[dict[str, 
             far = sorted(math.inf if distance is None else distance for distance in result.distances)
             quarters = [far[len(far) // 4], median(far), far[3 * len(far) // 4]]
             unit = 255 if result.norm == "linf" else 1
-            shown = ["none found" if math.isinf(each) else number(each * unit, ".3g") for each in quarters]
+            shown = ["none found" if math.isinf(quarter) else number(quarter * unit, ".3g") for quarter in quarters]
             count = sum(map(math.isfinite, far))
             line = [record.spec.row, str(record.spec.seed), titles[result.protocol], result.attack, result.norm]
             lines.append([*line, *shown, f"{count} of {len(far)}"])

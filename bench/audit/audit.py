@@ -44,7 +44,7 @@ def audit(it: Evaluated[RunFolder]) -> str:
     record = folder.record()
     audits = {each.protocol: each for each in record.audits}
     missing = []
-    for protocol in (each for each in spec.protocols if protocol_of(spec, each).ranked):
+    for protocol in (protocol for protocol in spec.protocols if protocol_of(spec, protocol).ranked):
         if ranked_pair(record.results, protocol, spec.main_eps) is None:
             continue
         proof = evidence(
@@ -143,7 +143,7 @@ def build_subject(it: Evaluated[RunFolder], record: Record, protocol: str) -> Su
     both = [min(outcomes) == "1" for outcomes in zip(*(result.outcomes for result in pair), strict=False)]
     standing = torch.zeros(len(test), dtype=torch.bool)
     standing[: len(both)] = torch.tensor(both, dtype=torch.bool)
-    probe = next(each for each in record.probes if each.protocol == protocol)
+    probe = next(probe for probe in record.probes if probe.protocol == protocol)
     kept = {attack: folder.adversarial(protocol, attack) for attack in ATTACKS}
     return Subject(
         model=Counted(classifier).eval(),

@@ -105,7 +105,7 @@ def due(out: Path) -> list[Target]:
     folders = {run.spec.name: run for run in runs}
     targets = []
     for name, record in ended.items():
-        for audit in (each for each in record.audits if each.level == "full"):
+        for audit in (audit for audit in record.audits if audit.level == "full"):
             others = [other.spec for other in ended.values() if comparable(other, record, audit.protocol)]
             chosen = [spec.name for spec in sources_of(record.spec, others)]
             sources = [source(folders[each], ended[each], audit.protocol) for each in chosen]
@@ -133,7 +133,7 @@ def source(run: RunFolder, record: Record, protocol: str) -> Source:
     assert record.train is not None
     assert record.data is not None
     spec = record.spec.eval
-    asked, probe = protocol_of(spec, protocol), next(each for each in record.probes if each.protocol == protocol)
+    asked, probe = protocol_of(spec, protocol), next(probe for probe in record.probes if probe.protocol == protocol)
     made_from = {
         "encoder": record.train.encoder_sha256,
         "probe": probe.sha256,

@@ -80,7 +80,7 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
     test, encoder_hash = it.test, sha256(it.encoder.state_dict())
     devices.place(it.encoder, device)
     it.encoder.eval().requires_grad_(False)
-    audits = {each.protocol: each for each in record.audits}
+    audits = {audit.protocol: audit for audit in record.audits}
     checked = 0
     for protocol in spec.eval.protocols:
         try:

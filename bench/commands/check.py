@@ -81,7 +81,7 @@ def print_outcome(outcome: "Outcome", file: Path) -> None:
     show(table(f"compared with {file.name}", ["cell", "metric", "before", "after", "verdict"], rows))
     counts = [each for each in outcome.compared if each.gate == "G0"]
     if counts:
-        same = sum(each.verdict == "same" for each in counts)
+        same = sum(count.verdict == "same" for count in counts)
         say(f"G0: {same} of {len(counts)} metrics have equal counts for each seed")
     for note in outcome.notes:
         say(note)

@@ -53,7 +53,7 @@ def _folder(path: Path) -> "Folder":
 
 def _show(found: "Comparison") -> None:
     if found.differences:
-        rows = [[each.what, *each.values] for each in found.differences]
+        rows = [[difference.what, *difference.values] for difference in found.differences]
         show(table("What differs", ["", "A", "B"], rows))
     else:
         say(f"Same {'code, ' * found.code_known}versions, commit, hardware, data, budget and settings.")

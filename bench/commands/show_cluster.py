@@ -25,7 +25,8 @@ def show_scaling(scaling: Scaling, currency: str) -> None:
     """Makespan and cost over numbers of GPUs of one kind."""
     kind, own = scaling.kind, scaling.kind.count * scaling.kind.gpus
     lines = [
-        [f"{each.gpus}{' (stated)' if each.gpus == own else ''}", *ranges(each, currency)] for each in scaling.bounds
+        [f"{bound.gpus}{' (stated)' if bound.gpus == own else ''}", *ranges(bound, currency)]
+        for bound in scaling.bounds
     ]
     title = f"numbers of GPUs: {kind.name} alone ({kind.gpu}, {kind.gpus} a node)"
     show(table(title, ["GPUs", "makespan", "GPU-hours", "cost"], lines))

@@ -189,7 +189,7 @@ class EncodedDataset(BaseDataset):
 def lost(split: Split, losses: Mapping[int, int]) -> tuple[str, ...]:
     """A line that counts the files of a split by what they have lost, where that is not the same for all."""
     jpegs = {each: count for each, count in losses.items() if LOSSLESS < each < WEBP}
-    kinds = [jpegs, *({each: losses[each]} for each in sorted(losses) if each not in jpegs)]
+    kinds = [jpegs, *({loss: losses[loss]} for loss in sorted(losses) if loss not in jpegs)]
     counts = [f"{sum(kind.values())} {ending(kind)[1:] or 'without loss'}" for kind in kinds if kind]
     return (f"images of {split} by what their files have lost: {', '.join(counts)}",) if len(losses) > 1 else ()
 

@@ -60,9 +60,9 @@ def listing_of(name: str, folder: Path, classes: Sequence[str]) -> Listing:
     stamps: list[tuple[int, int]] = []  # size and time of change
     labels: list[int] = []
     folders, others = class_folders(folder), Others(folder)
-    for each in entries(folder):
-        if hidden(each.name) or not is_folder(each):
-            others.add(each)
+    for entry in entries(folder):
+        if hidden(entry.name) or not is_folder(entry):
+            others.add(entry)
     for label, path in enumerate(folders[each] for each in classes):
         found = list(image_files(path, others, []))
         if not found:
@@ -119,27 +119,27 @@ class Others:
 def image_files(folder: Path, others: Others, above: list[Path]) -> Iterator[tuple[str, int, int]]:
     """(path below the folder, size, time of change) of the images inside and below, in order. Raises UsageError."""
     above = [*above, folder.resolve()]
-    for each in entries(folder):
-        if hidden(each.name):
-            others.add(each)
-        elif is_folder(each):
-            if Path(each.path).resolve() not in above:  # a link to where it lies would never end
-                for path, size, changed in image_files(Path(each.path), others, above):
-                    yield f"{each.name}/{path}", size, changed
-        elif not each.name.lower().endswith(ENDINGS):
-            others.add(each)
+    for entry in entries(folder):
+        if hidden(entry.name):
+            others.add(entry)
+        elif is_folder(entry):
+            if Path(entry.path).resolve() not in above:  # a link to where it lies would never end
+                for path, size, changed in image_files(Path(entry.path), others, above):
+                    yield f"{entry.name}/{path}", size, changed
+        elif not entry.name.lower().endswith(ENDINGS):
+            others.add(entry)
         else:
             try:
-                found = each.stat()
+                found = entry.stat()
             except OSError as error:
-                reason = "a link to nothing" if each.is_symlink() else error.strerror
+                reason = "a link to nothing" if entry.is_symlink() else error.strerror
                 raise UsageError(
-                    f"cannot read the image {printable(each.path)}: {reason}; replace or remove it"
+                    f"cannot read the image {printable(entry.path)}: {reason}; replace or remove it"
                 ) from None
-            if each.is_file():  # no pipe, which would never end
-                yield each.name, found.st_size, found.st_mtime_ns
+            if entry.is_file():  # no pipe, which would never end
+                yield entry.name, found.st_size, found.st_mtime_ns
             else:
-                others.add(each)
+                others.add(entry)
 
 
 def inner(split: str, names: Sequence[str]) -> list[str]:

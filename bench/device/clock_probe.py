@@ -130,6 +130,6 @@ def probed(result: TrainResult, before: Reading | None, after: Reading | None) -
             "calibration": (before["unit"], after["unit"]),
             "load_average": before["load_average"],
             "gpu_processes": max(processes, default=None),
-            "throttling": tuple(sorted({name for each in reasons for name in each})) if reasons else None,
+            "throttling": tuple(sorted({name for reason in reasons for name in reason})) if reasons else None,
         }
     )

@@ -102,7 +102,7 @@ def synchronized(module: nn.Module, ranks: Ranks) -> Iterator[None]:
     kinds = [type(norm) for norm in norms]
     for kind in kinds:
         if kind not in KINDS:
-            known = ", ".join(each.__name__ for each in KINDS)
+            known = ", ".join(kind.__name__ for kind in KINDS)
             raise UsageError(
                 f"expected a batch norm that can be shared by several ranks ({known}), got {kind.__name__}"
             )

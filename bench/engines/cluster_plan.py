@@ -130,7 +130,7 @@ class ClusterPlan:
         """The plan for JSON: seconds from the start of the command, costs in the file's currency."""
         scalings = [
             {"nodes": s.kind.name, "gpu": s.kind.gpu, "longest_run": s.longest_run, "least_seconds": s.least_seconds}
-            | {"enough_gpus": s.enough_gpus, "bounds": [asdict(each) for each in s.bounds]}
+            | {"enough_gpus": s.enough_gpus, "bounds": [asdict(bound) for bound in s.bounds]}
             for s in self.scalings
         ]
         document = {"spec": self.cluster.model_dump(), "currency": self.cluster.currency, **asdict(self.bounds)}

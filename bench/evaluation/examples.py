@@ -25,7 +25,7 @@ def examples(it: Evaluated[RunFolder]) -> None:
     The picture is PGD's, but AutoAttack's where it broke an image that PGD did not.
     """
     test, device, folder = it.test, it.device, it.cells
-    for protocol in (each for each in it.spec.protocols if protocol_of(it.spec, each).ranked):
+    for protocol in (protocol for protocol in it.spec.protocols if protocol_of(it.spec, protocol).ranked):
         classifier = it.stored_classifier(protocol)
         if classifier is None:
             continue

@@ -30,7 +30,7 @@ def make_baseline(folder: Path, file: Path, reason: str, scratch: Path, display:
         raise UsageError(f"expected finished runs only, got {', '.join(unfinished)}")
     reading = Reading.of(manifest, records)
     file.parent.mkdir(parents=True, exist_ok=True)
-    asked = [kept for each in first_records(records) if (kept := keep_weights(folder, each, file)) is not None]
+    asked = [kept for record in first_records(records) if (kept := keep_weights(folder, record, file)) is not None]
     fixed = score_weights(asked, file.parent, scratch, display) if asked else []
     failed = [f"{each.spec.row}: {each.error}" for each in fixed if each.error]
     if failed:

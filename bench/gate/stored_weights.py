@@ -47,13 +47,13 @@ def fixed_images(train: ImageSet, test: ImageSet) -> ImageSet:
 def score_all(asked: list[dict[str, Any]], folder: Path, out: Path, report: Report) -> None:
     """Score the stored weights of several methods, which lie in ``folder``, into the file ``out``."""
     found, weights = [], [Fixed.model_validate(each) for each in asked]
-    now = together(each.spec for each in weights)
-    for each in weights:
+    now = together(weight.spec for weight in weights)
+    for weight in weights:
 
-        def tell(event: dict[str, Any], row: str = each.spec.row) -> None:
+        def tell(event: dict[str, Any], row: str = weight.spec.row) -> None:
             report(event | {"row": row})
 
-        found.append(score(each, folder, tell))
+        found.append(score(weight, folder, tell))
     save(out, FixedRun(fixed=found, code=now))
 
 

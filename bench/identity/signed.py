@@ -47,7 +47,7 @@ class Signed(RunFolder):
         super().save_result(self.signed(attack_part(result.attack), result))
 
     def save_audits(self, audits: list[Audit]) -> None:
-        super().save_audits([self.signed(AUDIT, each) for each in audits])
+        super().save_audits([self.signed(AUDIT, audit) for audit in audits])
 
     def save_shift(self, shift: EncoderShift) -> None:
         super().save_shift(self.signed(SHIFT, shift))

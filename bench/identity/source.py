@@ -126,8 +126,8 @@ def encoder(spec: RunSpec, closure: Closure) -> Files:
         return {} if of_library(name) else plugin("encoder", name, closure)
     return {
         label: content
-        for each in registry.names("encoder")
-        for label, content in plugin("encoder", each, closure).items()
+        for name in registry.names("encoder")
+        for label, content in plugin("encoder", name, closure).items()
     }
 
 

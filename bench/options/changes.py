@@ -34,7 +34,7 @@ def unlimited(spec: RunSpec) -> RunSpec:
 
 def alone(where: str, manifest: Manifest, other: Manifest) -> str:
     """The runs that are asked for in one manifest and not in the other."""
-    names = [spec.name for spec in manifest.runs if spec.name not in {each.name for each in other.runs}]
+    names = [spec.name for spec in manifest.runs if spec.name not in {run.name for run in other.runs}]
     more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
     return f"{where}: {', '.join(names[:MOST])}{more}" if names else ""
 

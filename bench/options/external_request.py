@@ -99,11 +99,13 @@ def parse_normalize(text: str) -> tuple[float, ...]:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"expected --normalize with numbers such as 0.5,0.25, got {text!r}") from None
-    if not all(math.isfinite(each) for each in numbers):
+    if not all(math.isfinite(number) for number in numbers):
         raise UsageError(f"expected --normalize with finite numbers, got {text!r}")
-    if not all(0 <= each <= 1 for each in numbers):
+    if not all(0 <= number <= 1 for number in numbers):
         hint = "; a layer with others is for a factory of your own"
-        if all(0 <= each <= 255 for each in numbers):
-            hint = f"; of pixels in 0..255 these are --normalize {','.join(f'{each / 255:.6g}' for each in numbers)}"
+        if all(0 <= number <= 255 for number in numbers):
+            hint = (
+                f"; of pixels in 0..255 these are --normalize {','.join(f'{number / 255:.6g}' for number in numbers)}"
+            )
         raise UsageError(f"expected --normalize with mean and std in [0, 1], as of images in [0, 1], got {text}{hint}")
     return numbers

@@ -89,14 +89,14 @@ def run_ranks(task: dict[str, Any], folder: RunFolder, events: int, lock: Connec
 def ended(ranks: list[BaseProcess]) -> int:
     """The code of all ranks; after the first that fails, the others have a moment to end by themselves."""
     until = None
-    while running := [each for each in ranks if each.is_alive()]:
-        failed = any(each.exitcode for each in ranks)
+    while running := [rank for rank in ranks if rank.is_alive()]:
+        failed = any(rank.exitcode for rank in ranks)
         until = time.monotonic() + PATIENCE if failed and until is None else until
         left = None if until is None else until - time.monotonic()
         if left is not None and left <= 0:
             break
         wait([each.sentinel for each in running], left)
-    codes = [each.exitcode for each in ranks if each.exitcode is not None]
+    codes = [rank.exitcode for rank in ranks if rank.exitcode is not None]
     if ranks[0].exitcode == 0:
         return 0
     # what one has died of, or has run out of, is the cause of what the others complain about

@@ -329,7 +329,7 @@ class RunFolder:
     def last_with_images(self, protocol: str, attack: str) -> EvalResult | None:
         """The result that names what is kept of an attack. PGD goes by growing eps, so the largest is the last."""
         results = self._read_all(EvalResult, "results", None, f"{protocol}-{attack}")
-        return max((each for each in results if each.images_sha256), key=lambda each: each.eps, default=None)
+        return max((result for result in results if result.images_sha256), key=lambda each: each.eps, default=None)
 
     def _read_all(self, kind: type[D], folder: str, damaged: list[Damaged] | None, only: str = "") -> list[D]:
         names = [n for n in self.names(folder) if n.endswith(".json") and (not only or cell(n) == only)]

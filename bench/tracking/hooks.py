@@ -80,7 +80,7 @@ def costs(record: Record) -> dict[str, float]:
 def settings(record: Record) -> dict[str, str]:
     """Name -> value of every setting of a run, and of the machine that it ran on, for a tracker."""
     machine = record.environment.model_dump(include={"device_name", "torch", "commit"}) if record.environment else {}
-    return {each.name: str(each.value) for each in record.settings} | {k: str(v) for k, v in machine.items()}
+    return {setting.name: str(setting.value) for setting in record.settings} | {k: str(v) for k, v in machine.items()}
 
 
 def asked(run: Run) -> dict[str, str]:

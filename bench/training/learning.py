@@ -36,9 +36,9 @@ class Traced(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         shape_alone = "_like" in func.__name__ or func.__name__.startswith("new_")
         if not shape_alone and any(isinstance(x, Tensor) and x in self._computed for x in tree_leaves((args, kwargs))):
-            for each in tree_leaves(out):
-                if isinstance(each, Tensor):
-                    self._computed[each] = None
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, Tensor):
+                    self._computed[leaf] = None
         return out
 
 
