@@ -51,7 +51,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     Raises DiskError, and Damaged where what was read is not what was written.
     """
     earlier = generations(folder)
-    number = max((int(each.name) for each in earlier), default=0) + 1
+    number = max((int(generation.name) for generation in earlier), default=0) + 1
     path = folder / f"{number:06d}"
     tensors: dict[str, Tensor] = {}
     plain = Plain(state=packed(state, tensors, "state"))
@@ -61,11 +61,11 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     files = {name: file_hash(data) for name, data in contents.items()}
     save(path / MANIFEST, Generation(files=files, parent=earlier[-1].name if earlier else None))
     check_generation(path)
-    before = next((each for each in reversed(earlier) if is_whole(each)), path)
+    before = next((generation for generation in reversed(earlier) if is_whole(generation)), path)
     sync_folders(folder.parent, before)  # a killed process may have made them and not synced
-    for each in earlier:
-        if each != before:
-            remove_generation(each)
+    for generation in earlier:
+        if generation != before:
+            remove_generation(generation)
     return path
 
 
@@ -112,10 +112,10 @@ def check_generation(path: Path) -> None:
         raise Damaged(path / MANIFEST, f"expected {TENSORS} and {STATE}, got {', '.join(manifest.files)}")
     for name, expected in manifest.files.items():
         try:
-            found = file_hash(read_bytes(path / name))
+            actual = file_hash(read_bytes(path / name))
         except UsageError as error:
             raise Damaged(path / name, str(error)) from None
-        if found != expected:
+        if actual != expected:
             raise Damaged(path / name, "its hash is not that of its manifest")
 
 
@@ -168,9 +168,9 @@ def packed(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
         tensors[name] = value
         return {"tensor": name, "stride": list(value.stride())}
     if isinstance(value, dict):
-        return {"items": [[key, packed(each, tensors, f"{name}.{key}")] for key, each in value.items()]}
+        return {"items": [[key, packed(item, tensors, f"{name}.{key}")] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return {"list": [packed(each, tensors, f"{name}.{place}") for place, each in enumerate(value)]}
+        return {"list": [packed(item, tensors, f"{name}.{place}") for place, item in enumerate(value)]}
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}  # JSON has none of these
     if value is None or isinstance(value, bool | int | float | str):
@@ -188,5 +188,5 @@ def unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:
     if "float" in value:
         return float(value["float"])
     if "items" in value:
-        return {key: unpacked(each, tensors) for key, each in value["items"]}
-    return [unpacked(each, tensors) for each in value["list"]]
+        return {key: unpacked(item, tensors) for key, item in value["items"]}
+    return [unpacked(item, tensors) for item in value["list"]]

@@ -132,10 +132,10 @@ def write_part(path: Path, offset: int, data: bytes | bytearray) -> None:
 
 def make_folders(folder: Path) -> None:
     """The folder and those above it, each of them on disk to stay. Raises OSError."""
-    missing = [each for each in (folder, *folder.parents) if not DISK.exists(each)]
-    for each in reversed(missing):
-        DISK.make_folder(each)
-        DISK.sync_folder(each.parent)
+    missing = [path for path in (folder, *folder.parents) if not DISK.exists(path)]
+    for path in reversed(missing):
+        DISK.make_folder(path)
+        DISK.sync_folder(path.parent)
 
 
 def is_there(path: Path) -> bool:

@@ -65,11 +65,11 @@ def sealed(text: str) -> bytes:
 
 def unsealed(data: bytes) -> bytes:
     """The object without its checksum. Raises ValueError where that is missing or does not fit."""
-    found = SEAL.search(data[-100:])
-    if found is None:
+    seal = SEAL.search(data[-100:])
+    if seal is None:
         raise ValueError("it does not end with its checksum")
-    body = data[: len(data) - len(found[0])] + b"\n}"
-    if hashlib.sha256(body).hexdigest().encode() != found[1]:
+    body = data[: len(data) - len(seal[0])] + b"\n}"
+    if hashlib.sha256(body).hexdigest().encode() != seal[1]:
         raise ValueError("its checksum does not fit")
     return body
 

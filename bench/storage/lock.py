@@ -91,5 +91,5 @@ def file_system(path: Path) -> str:
         mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     except OSError:
         return ""
-    found = [(len(point), kind) for point, kind in mounts if path.is_relative_to(point)]
-    return max(found, default=(0, ""))[1]
+    matches = [(len(point), kind) for point, kind in mounts if path.is_relative_to(point)]
+    return max(matches, default=(0, ""))[1]

@@ -62,13 +62,13 @@ def parts(run: RunFolder) -> Iterator[tuple[Callable[[], object], list[str]]]:
         own = [f"probes/{protocol}.json", f"probes/{protocol}.safetensors"]
         made = [name for name in made_by_attacks(run) if cell(name).partition("-")[0] == protocol]
         yield partial(run.probe, protocol), [*own, "audit.json", *made]
-    for each in measured(run):
-        made = [name for name in made_by_attacks(run) if cell(name) == "-".join(each)]
+    for pair in measured(run):
+        made = [name for name in made_by_attacks(run) if cell(name) == "-".join(pair)]
         for name in (name for name in made if name.endswith(".json") and is_there(run.path / name)):
             yield partial(read, EvalResult, run.path / name), [name, "audit.json", *made]
-        last = run.last_with_images(*each)
+        last = run.last_with_images(*pair)
         if last is not None:
-            yield partial(run.adversarial, *each), [images_file(last), "audit.json", *made]
+            yield partial(run.adversarial, *pair), [images_file(last), "audit.json", *made]
 
 
 def made_by_attacks(run: RunFolder) -> list[str]:
@@ -78,5 +78,5 @@ def made_by_attacks(run: RunFolder) -> list[str]:
 
 def measured(run: RunFolder) -> list[tuple[str, str]]:
     """(protocol, attack) of all results."""
-    found = {cell(name).partition("-") for name in run.names("results")}
-    return sorted((protocol, attack) for protocol, _, attack in found)
+    cells = {cell(name).partition("-") for name in run.names("results")}
+    return sorted((protocol, attack) for protocol, _, attack in cells)

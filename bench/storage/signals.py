@@ -29,8 +29,8 @@ def signals_raise() -> Iterator[None]:
     """They raise Interrupted in the main thread, once; a second one ends the process at once."""
 
     def handler(signum: int, frame: FrameType | None) -> None:
-        for each in EXIT_INTERRUPTED:
-            signal.signal(each, signal.SIG_DFL)
+        for number in EXIT_INTERRUPTED:
+            signal.signal(number, signal.SIG_DFL)
         raise Interrupted(signum)
 
     if threading.current_thread() is not threading.main_thread():
@@ -65,8 +65,8 @@ def signals_wait() -> Iterator[None]:
             signal.signal(signum, previous)
         first = came[:1]
         came.clear()
-        for each in first:
-            signal.raise_signal(each)
+        for number in first:
+            signal.raise_signal(number)
 
     before = {signum: signal.signal(signum, handler) for signum in EXIT_INTERRUPTED}
     try:

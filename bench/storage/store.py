@@ -81,14 +81,14 @@ def load_records(folder: Path, damaged: list[Damaged] | None = None) -> list[Rec
 
 def load_examples(folder: Path, damaged: list[Damaged] | None = None) -> dict[str, list[Examples]]:
     """Name of a run -> its pictures, for the runs of a folder that have any; ``damaged`` as in ``record``."""
-    found = {spec.name: RunFolder(folder, spec).examples(damaged) for spec in load_manifest(folder).runs}
-    return {name: each for name, each in found.items() if each}
+    stored = {spec.name: RunFolder(folder, spec).examples(damaged) for spec in load_manifest(folder).runs}
+    return {name: examples for name, examples in stored.items() if examples}
 
 
 def load_curves(folder: Path, damaged: list[Damaged] | None = None) -> dict[str, list[Point]]:
     """Name of a run -> the points of its curve, for the runs that have any; ``damaged`` as in ``record``."""
-    found = {spec.name: RunFolder(folder, spec).curve(damaged) for spec in load_manifest(folder).runs}
-    return {name: points for name, points in found.items() if points}
+    curves = {spec.name: RunFolder(folder, spec).curve(damaged) for spec in load_manifest(folder).runs}
+    return {name: points for name, points in curves.items() if points}
 
 
 class RunFolder:
@@ -108,8 +108,8 @@ class RunFolder:
         parts = {
             "train": self._read(TrainResult, "train.json", damaged),
             "probes": self._read_all(ProbeResult, "probes", damaged),
-            "results": [each for each in cells if not each.failed],
-            "failed": [each for each in cells if each.failed],
+            "results": [result for result in cells if not result.failed],
+            "failed": [result for result in cells if result.failed],
             "audits": audits.audits if audits else [],
             "shift": self._read(EncoderShift, "shift.json", damaged),
         }
@@ -196,10 +196,10 @@ class RunFolder:
 
     def snapshot(self, percent: int) -> "tuple[Snapshot, dict[str, Tensor]] | None":
         """The encoder at a mark of the training."""
-        found = self._read(Snapshot, f"snapshots/{percent}.json")
-        if found is None:
+        snapshot = self._read(Snapshot, f"snapshots/{percent}.json")
+        if snapshot is None:
             return None
-        return found, load_tensors(self.path / "snapshots" / f"{percent}.safetensors", found.sha256)
+        return snapshot, load_tensors(self.path / "snapshots" / f"{percent}.safetensors", snapshot.sha256)
 
     def save_snapshot(self, snapshot: Snapshot, encoder: "dict[str, Tensor]") -> None:
         """The weights first: a snapshot that is there is complete."""
@@ -209,8 +209,8 @@ class RunFolder:
 
     def curve(self, damaged: list[Damaged] | None = None) -> list[Point]:
         """The points that were measured; ``damaged`` as in ``record``."""
-        found = self._read(Curve, "curve.json", damaged)
-        return found.points if found else []
+        curve = self._read(Curve, "curve.json", damaged)
+        return curve.points if curve else []
 
     def save_curve(self, points: list[Point]) -> None:
         """All of them, in one file."""
@@ -220,10 +220,10 @@ class RunFolder:
 
     def probe(self, protocol: str) -> "tuple[ProbeResult, dict[str, Tensor]] | None":
         """A probe that was fitted."""
-        found = self._read(ProbeResult, f"probes/{protocol}.json")
-        if found is None:
+        probe = self._read(ProbeResult, f"probes/{protocol}.json")
+        if probe is None:
             return None
-        return found, load_tensors(self.path / "probes" / f"{protocol}.safetensors", found.sha256)
+        return probe, load_tensors(self.path / "probes" / f"{protocol}.safetensors", probe.sha256)
 
     def save_probe(self, probe: ProbeResult, tensors: "dict[str, Tensor]") -> None:
         """The tensors first: a probe that is there is complete."""
@@ -269,21 +269,21 @@ class RunFolder:
 
     def adversarial(self, protocol: str, attack: str) -> "Tensor | None":
         """What an attack returned for the first images, (K, C, H, W) in [0, 1], when its last result was stored."""
-        found = self.last_with_images(protocol, attack)
-        if found is None:
+        result = self.last_with_images(protocol, attack)
+        if result is None:
             return None
-        return load_tensors(self.path / images_file(found), found.images_sha256)["images"]
+        return load_tensors(self.path / images_file(result), result.images_sha256)["images"]
 
     def save_adversarial(self, protocol: str, attack: str, images: "Tensor") -> str:
         """Keep them beside those of the result before, which stays whole until the next is stored; their hash."""
-        found = sha256({"images": images})
-        save_tensors(self.place(f"adversarial/{protocol}-{attack}-{found[:16]}.safetensors"), {"images": images})
-        return found
+        digest = sha256({"images": images})
+        save_tensors(self.place(f"adversarial/{protocol}-{attack}-{digest[:16]}.safetensors"), {"images": images})
+        return digest
 
     def audits(self) -> list[Audit]:
         """The audits of the protocols, in the order in which they were made."""
-        found = self._read(Audits, "audit.json")
-        return found.audits if found else []
+        audits = self._read(Audits, "audit.json")
+        return audits.audits if audits else []
 
     def save_audits(self, audits: list[Audit]) -> None:
         """All of them, in one file."""
@@ -329,11 +329,11 @@ class RunFolder:
     def last_with_images(self, protocol: str, attack: str) -> EvalResult | None:
         """The result that names what is kept of an attack. PGD goes by growing eps, so the largest is the last."""
         results = self._read_all(EvalResult, "results", None, f"{protocol}-{attack}")
-        return max((result for result in results if result.images_sha256), key=lambda each: each.eps, default=None)
+        return max((result for result in results if result.images_sha256), key=lambda result: result.eps, default=None)
 
     def _read_all(self, kind: type[D], folder: str, damaged: list[Damaged] | None, only: str = "") -> list[D]:
         names = [n for n in self.names(folder) if n.endswith(".json") and (not only or cell(n) == only)]
-        return [found for name in names if (found := self._read(kind, name, damaged)) is not None]
+        return [data for name in names if (data := self._read(kind, name, damaged)) is not None]
 
     def _read(self, kind: type[D], name: str, damaged: list[Damaged] | None = None) -> D | None:
         """A part that is there; one that is damaged is put into the list, or raised where there is no list."""
