@@ -55,12 +55,12 @@ def check_code(out: Path, specs: list[RunSpec], again: bool = False) -> None:
     UsageError otherwise, which names the files and what they touch, and DiskError.
     """
     now = sources(specs)
-    found = {spec.name: outdated(RunFolder(out, spec), now[spec.row]) for spec in specs}
-    if not again and any(found.values()):
-        raise UsageError(refusal(out, [each for of_run in found.values() for each in of_run]))
+    stale = {spec.name: outdated(RunFolder(out, spec), now[spec.row]) for spec in specs}
+    if not again and any(stale.values()):
+        raise UsageError(refusal(out, [item for of_run in stale.values() for item in of_run]))
     for spec in specs:
-        if found[spec.name]:
-            set_aside(RunFolder(out, spec), found[spec.name])
+        if stale[spec.name]:
+            set_aside(RunFolder(out, spec), stale[spec.name])
     manifest = load_manifest(out)
     if manifest.code != (hashes := {row: run_code(parts) for row, parts in now.items()}):
         save(out / MANIFEST, manifest.model_copy(update={"code": hashes}))
@@ -75,25 +75,25 @@ def check_run(run: RunFolder, now: Sources, expected: str = "") -> None:
         raise UsageError(
             f"the code of {run.spec.name} has been changed since the command began; give the same command again"
         )
-    if found := outdated(run, now):
-        raise UsageError(refusal(run.path, found))
+    if stale := outdated(run, now):
+        raise UsageError(refusal(run.path, stale))
 
 
-def refusal(place: Path, found: Iterable[Outdated]) -> str:
+def refusal(place: Path, stale: Iterable[Outdated]) -> str:
     """One line: which files have changed, what they touch, and the ways on."""
     return (
-        f"{place} was made by other code: {described(found)}; choose another --out, or add --again, which puts aside "
+        f"{place} was made by other code: {described(stale)}; choose another --out, or add --again, which puts aside "
         "what that code made and makes it again"
     )
 
 
 def described(found: Iterable[Outdated]) -> str:
     """Which files have changed, and what they touch."""
-    found = list(found)
-    files = list(dict.fromkeys(name for each in found for name in each.files))
+    stale = list(found)
+    files = list(dict.fromkeys(name for item in stale for name in item.files))
     parts: dict[str, list[str]] = {}
-    for each in found:
-        parts.setdefault(each.part, []).append(each.row)
+    for item in stale:
+        parts.setdefault(item.part, []).append(item.row)
     of_rows = [f"the {part} of {listed(dict.fromkeys(rows))}" for part, rows in parts.items() if part in WHOLE]
     others = [f"the {part}" for part in parts if part not in WHOLE]
     touched = ", ".join([*of_rows, *others])
@@ -118,7 +118,7 @@ def outdated(run: RunFolder, now: Sources) -> list[Outdated]:
         record = run.record(damaged)
     except Damaged:  # its parts do not fit together, and so it cannot go on
         return []
-    begun = is_there(run.path / "run.json") and run.path / "run.json" not in {each.path for each in damaged}
+    begun = is_there(run.path / "run.json") and run.path / "run.json" not in {error.path for error in damaged}
     before: Mapping[str, Mapping[str, str]] = record.sources
     cells = [name for kind in ("examples", "adversarial", "results") for name in run.names(kind)]
 
@@ -139,36 +139,36 @@ def outdated(run: RunFolder, now: Sources) -> list[Outdated]:
         "beat.json",
     )
     training = (*everything, CHECKPOINTS, "encoder.safetensors", "train.json")
-    found: list[Outdated] = []
+    stale: list[Outdated] = []
     if run.spec.foreign:
         if record.probes or record.results:
-            found = other(MODEL, code(before.get(MODEL, {})), *everything)
+            stale = other(MODEL, code(before.get(MODEL, {})), *everything)
     elif record.train is not None:
-        found = other(TRAINING, record.train.code, *training)
+        stale = other(TRAINING, record.train.code, *training)
     elif begun and is_there(run.path / CHECKPOINTS):
-        found = other(TRAINING, code(before.get(TRAINING, {})), *training)
-    if found:
-        return found
+        stale = other(TRAINING, code(before.get(TRAINING, {})), *training)
+    if stale:
+        return stale
     for probe in record.probes:
         mine = [name for name in cells if protocol_of(name) == probe.protocol]
         fitted = [name for name in probe_files(run) if probe.protocol == stem(name)]
-        found += other(head_part(probe.protocol), probe.code, *mine, *fitted)
-    heads = {name for each in found for name in each.touched}
+        stale += other(head_part(probe.protocol), probe.code, *mine, *fitted)
+    heads = {name for item in stale for name in item.touched}
     for result in record.results:
         part, attacked = attack_part(result.attack), f"{result.protocol}-{result.attack}"
         pictures = f"examples/{result.protocol}.json" if result.images_sha256 else ""
         mine = [name for name in cells if name == pictures or cell(name) == attacked]
         if not heads.issuperset(mine):
-            found += other(part, result.code, *mine)
+            stale += other(part, result.code, *mine)
     transfer = [name for name in run.names("adversarial") if "-transfer-" in name]
     for audit in record.audits:
-        found += other(AUDIT, audit.code, *transfer, "audit.json")
+        stale += other(AUDIT, audit.code, *transfer, "audit.json")
     if record.shift is not None:
-        found += other(SHIFT, record.shift.code, "shift.json")
+        stale += other(SHIFT, record.shift.code, "shift.json")
     if is_there(run.path / "curve.json"):
         with contextlib.suppress(Damaged):
-            found += other(CURVE, read(Curve, run.path / "curve.json").code, "curve.json")
-    return found
+            stale += other(CURVE, read(Curve, run.path / "curve.json").code, "curve.json")
+    return stale
 
 
 def probe_files(run: RunFolder) -> list[str]:
@@ -199,4 +199,4 @@ def set_aside(run: RunFolder, found: Iterable[Outdated]) -> None:
             alone = record.model_copy(update={"train": None, "probes": [], "results": [], "audits": [], "shift": None})
             save(run.place(f"{aside}/run.json"), alone)
             run.save_record(record.model_copy(update={"status": "pending", "message": ""}))
-        run.set_aside(aside, list(dict.fromkeys(name for each in found for name in each.touched)))
+        run.set_aside(aside, list(dict.fromkeys(name for item in found for name in item.touched)))

@@ -103,14 +103,14 @@ class Closure:
         return dict(self._found[roots, within])
 
     def _files(self, todo: list[Module], within: str) -> Files:
-        found: dict[Path, Module] = {}
+        modules: dict[Path, Module] = {}
         while todo:
             module = todo.pop(0)
-            if module.place not in found and module.name not in COMPARED:
-                found[module.place] = module
+            if module.place not in modules and module.name not in COMPARED:
+                modules[module.place] = module
                 todo += self._reached(module, within)
         files: Files = {}
-        for module in found.values():
+        for module in modules.values():
             label, number = module.label, 1
             while label in files:  # two modules of one name, from two folders
                 number += 1
@@ -126,8 +126,8 @@ class Closure:
     def _reached(self, module: Module, within: str) -> list[Module]:
         key = module.path, within
         if key not in self._next:
-            found = imports(self._read(module.path)) if module.path.suffix == ".py" else ()
-            self._next[key] = [other for each in found for other in imported(each, module, within)]
+            own_imports = imports(self._read(module.path)) if module.path.suffix == ".py" else ()
+            self._next[key] = [other for statement in own_imports for other in imported(statement, module, within)]
         return self._next[key]
 
 
@@ -138,7 +138,7 @@ def imports(content: bytes) -> tuple[Import, ...]:
         tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError):
         return ()
-    found = list(statements(tree.body))
+    all_imports = list(statements(tree.body))
     if b"import_module" in content or b"__import__" in content:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in (
@@ -146,8 +146,8 @@ def imports(content: bytes) -> tuple[Import, ...]:
                 "__import__",
             ):
                 name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
-                found += [Import(0, name)] if isinstance(name, str) else []
-    return tuple(dict.fromkeys(found))
+                all_imports += [Import(0, name)] if isinstance(name, str) else []
+    return tuple(dict.fromkeys(all_imports))
 
 
 def statements(body: Iterable[ast.AST]) -> Iterator[Import]:
@@ -175,22 +175,22 @@ def located(root: str | Path, within: str = "") -> list[Module]:
     return named(root, (), within)
 
 
-def imported(each: Import, by: Module, within: str) -> list[Module]:
+def imported(statement: Import, by: Module, within: str) -> list[Module]:
     """The files that an import runs: of ``from a import b`` also b, where it is a module."""
     beside = tuple(dict.fromkeys((*by.beside, str(by.path.resolve().parent)))) if not by.ours else ()
-    start = each.module
-    if each.dots:
+    start = statement.module
+    if statement.dots:
         package = by.package.split(".") if by.package else []
-        up = each.dots - 1
+        up = statement.dots - 1
         if up > len(package):
             return []
-        start = ".".join([*package[: len(package) - up], *filter(None, [each.module])])
-    names = [start, *(f"{start}.{name}".lstrip(".") for name in each.names if name != "*")]
+        start = ".".join([*package[: len(package) - up], *filter(None, [statement.module])])
+    names = [start, *(f"{start}.{name}".lstrip(".") for name in statement.names if name != "*")]
     wanted = [name for name in names if name and (not by.ours or name.partition(".")[0] in PACKAGES)]
-    found = [module for name in wanted for module in named(name, beside, within)]
-    inside = {module.name for module in found}
+    modules = [module for name in wanted for module in named(name, beside, within)]
+    inside = {module.name for module in modules}
     # of ours `from bench import train` runs bench/__init__.py too, which makes no number
-    return [m for m in found if not (m.ours and any(f"{m.name}.{name}" in inside for name in each.names))]
+    return [m for m in modules if not (m.ours and any(f"{m.name}.{name}" in inside for name in statement.names))]
 
 
 def named(name: str, beside: tuple[str, ...], within: str) -> list[Module]:
@@ -199,15 +199,15 @@ def named(name: str, beside: tuple[str, ...], within: str) -> list[Module]:
         place = ROOT.joinpath(*name.split("."))
         files = [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
         return [Module(name, file) for file in files[:1]]
-    found: list[Module] = []
+    modules: list[Module] = []
     for folder in (None, *beside):  # what a file puts first on sys.path is mostly its own folder
-        found += [each for each in chain(name, folder, beside, within) if each not in found]
-    return found
+        modules += [module for module in chain(name, folder, beside, within) if module not in modules]
+    return modules
 
 
 def chain(name: str, folder: str | None, beside: tuple[str, ...], within: str) -> list[Module]:
     """The files of ``a``, ``a.b``, ... as Python finds them in a folder (None: anywhere), but for installed ones."""
-    found: list[Module] = []
+    modules: list[Module] = []
     search = [] if folder is None else [folder]
     parts = name.split(".")
     for count, part in enumerate(parts, 1):
@@ -216,10 +216,10 @@ def chain(name: str, folder: str | None, beside: tuple[str, ...], within: str) -
         if path is not None:
             if installed(path.resolve()) and parts[0] != within:
                 break
-            found.append(Module(full, path, beside))
+            modules.append(Module(full, path, beside))
         if not search:
             break
-    return found
+    return modules
 
 
 def below(name: str, folders: list[str]) -> tuple[Path | None, list[str]]:
@@ -247,5 +247,5 @@ def anywhere(name: str) -> tuple[Path | None, list[str]]:
 def installed(path: Path) -> bool:
     """Whether a file is of the standard library or of an installed package."""
     return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or any(
-        path.is_relative_to(each) for each in STANDARD
+        path.is_relative_to(folder) for folder in STANDARD
     )

@@ -30,8 +30,8 @@ class Outline:
 def shown(protocol: str) -> Shown:
     """What the source of a protocol in bench/protocols says of it; its name alone, where that cannot be read."""
     file = registry.source("protocol", protocol) if protocol in registry.names("protocol") else None
-    found = outline(file, "Protocol") if file is not None else None
-    values = found.values if found is not None else {}
+    declared = outline(file, "Protocol") if file is not None else None
+    values = declared.values if declared is not None else {}
     return Shown(
         title=str(values.get("title") or protocol),
         ranked=values.get("ranked") is True,
@@ -49,7 +49,7 @@ def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
     own = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
     if own is None or depth > DEEPEST:
         return None
-    found = Outline()
+    declared = Outline()
     for base in own.bases:
         if isinstance(base, ast.Name) and imported(base.id, tree) == ("abc", "ABC"):
             continue  # it says nothing
@@ -57,27 +57,27 @@ def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
         above = outline(*place, depth + 1) if place is not None else None
         if above is None:
             return None
-        found.bases += [place[1] if place else "", *above.bases]
-        found.fields += above.fields
-        found.values |= above.values
+        declared.bases += [place[1] if place else "", *above.bases]
+        declared.fields += above.fields
+        declared.values |= above.values
     for node in own.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            if "ClassVar" not in ast.unparse(node.annotation) and node.target.id not in found.fields:
-                found.fields.append(node.target.id)
-            note(found, node.target.id, node.value)
+            if "ClassVar" not in ast.unparse(node.annotation) and node.target.id not in declared.fields:
+                declared.fields.append(node.target.id)
+            note(declared, node.target.id, node.value)
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            note(found, node.targets[0].id, node.value)
-    return found
+            note(declared, node.targets[0].id, node.value)
+    return declared
 
 
-def note(found: Outline, name: str, value: ast.expr | None) -> None:
+def note(declared: Outline, name: str, value: ast.expr | None) -> None:
     """Keep the value of a name, where it is a number, a text, a bool or None; of a dictionary, its keys."""
     if isinstance(value, ast.Constant):
-        found.values[name] = value.value
+        declared.values[name] = value.value
     elif isinstance(value, ast.Dict):
-        found.values[name] = [key.value for key in value.keys if isinstance(key, ast.Constant)]
+        declared.values[name] = [key.value for key in value.keys if isinstance(key, ast.Constant)]
     elif value is not None:
-        found.values.pop(name, None)
+        declared.values.pop(name, None)
 
 
 def located(base: ast.expr, tree: ast.Module, file: Path) -> tuple[Path, str] | None:
@@ -91,8 +91,8 @@ def located(base: ast.expr, tree: ast.Module, file: Path) -> tuple[Path, str] | 
         module, name = f"{package}.{last}" if package else last, base.attr
     else:
         return None
-    found = (each.path for each in named(module, (str(file.parent),), "") if each.name == module)
-    path = next(found, None) if module else None
+    paths = (candidate.path for candidate in named(module, (str(file.parent),), "") if candidate.name == module)
+    path = next(paths, None) if module else None
     return (path, name) if path is not None else None
 
 

@@ -48,7 +48,7 @@ def sources(specs: Iterable[RunSpec]) -> dict[str, Sources]:
 def parts(spec: RunSpec, closure: Closure) -> Sources:
     """The files behind each part of a run that it asks for. Raises OSError."""
     if spec.foreign:
-        found = {
+        by_part = {
             MODEL: closure("bench.evaluation.external_model")
             | factory(str(spec.settings["source"]), spec.encoder, closure)
             | encoder(spec, closure)
@@ -57,28 +57,28 @@ def parts(spec: RunSpec, closure: Closure) -> Sources:
         method = plugin("method", spec.method_path or spec.method, closure)
         dataset = plugin("dataset", spec.data.name, closure)  # its settings; the images are compared themselves
         training = closure("bench.training.train", "bench.training.build")
-        found = {TRAINING: training | method | encoder(spec, closure) | dataset}
+        by_part = {TRAINING: training | method | encoder(spec, closure) | dataset}
     pgd = closure("bench.evaluation.evaluate", "attacks.pgd")  # which the probe band is measured with
     for name in spec.eval.protocols:
-        found[head_part(name)] = pgd | protocol(spec, name, closure)
+        by_part[head_part(name)] = pgd | protocol(spec, name, closure)
     for name in dict.fromkeys(("none", *spec.eval.attacks, "pgd")):
         file = spec.eval.attack_paths.get(name, name)
-        found[attack_part(name)] = (
+        by_part[attack_part(name)] = (
             pgd if name == "pgd" else closure("bench.evaluation.evaluate") | plugin("attack", file, closure)
         )
     if spec.eval.corruption_images:
-        found[attack_part(CORRUPTIONS)] = closure("bench.evaluation.evaluate")
+        by_part[attack_part(CORRUPTIONS)] = closure("bench.evaluation.evaluate")
     if spec.eval.audit != "off":
         checks = sorted(
             file.stem for file in (ROOT / "bench" / "audit" / "checks").glob("*.py") if file.stem[0] not in "._"
         )
-        found[AUDIT] = closure("bench.audit.audit", *(f"bench.audit.checks.{name}" for name in checks))
+        by_part[AUDIT] = closure("bench.audit.audit", *(f"bench.audit.checks.{name}" for name in checks))
         for name in spec.eval.protocols:
-            found[AUDIT] |= protocol(spec, name, closure)
-    found[SHIFT] = closure("bench.evaluation.embedding")
+            by_part[AUDIT] |= protocol(spec, name, closure)
+    by_part[SHIFT] = closure("bench.evaluation.embedding")
     if spec.eval.over_time != "off" and not spec.foreign:
-        found[CURVE] = closure("bench.evaluation.curve", "attacks.pgd") | protocol(spec, "linear", closure)
-    return found
+        by_part[CURVE] = closure("bench.evaluation.curve", "attacks.pgd") | protocol(spec, "linear", closure)
+    return by_part
 
 
 def head_part(protocol: str) -> str:
@@ -120,8 +120,8 @@ def encoder(spec: RunSpec, closure: Closure) -> Files:
         return {}
     if name is None:
         file = registry.source("dataset", spec.data.name)
-        found = outline(file, "Dataset") if file is not None else None
-        name = found.values.get("encoder") if found is not None else None
+        declared = outline(file, "Dataset") if file is not None else None
+        name = declared.values.get("encoder") if declared is not None else None
     if isinstance(name, str):
         return {} if of_library(name) else plugin("encoder", name, closure)
     return {
@@ -171,7 +171,7 @@ def run_code(found: Mapping[str, Files]) -> str:
 
 def together(specs: Iterable[RunSpec]) -> str:
     """One hash of the code that makes all these runs. Raises Unfit."""
-    return run_code({row: codes(found) for row, found in sources(specs).items()})
+    return run_code({row: codes(by_part) for row, by_part in sources(specs).items()})
 
 
 def own(name: str) -> bool:
@@ -195,11 +195,11 @@ def source_hash(spec: RunSpec) -> str:
 def source_hashes(specs: Iterable[RunSpec]) -> dict[str, str]:
     """Row -> the same, for all its runs."""
     ours = [("packages", packages().encode())]
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for row, parts in sources(specs).items():
         users = {name: content.encode() for files in parts.values() for name, content in files.items() if not own(name)}
-        found[row] = digest(ours + sorted(users.items()))
-    return found
+        hashes[row] = digest(ours + sorted(users.items()))
+    return hashes
 
 
 def difference(node: str, found: str, expected: str) -> str:
@@ -215,8 +215,8 @@ def difference(node: str, found: str, expected: str) -> str:
 @cache
 def packages() -> str:
     """SHA-256 of every module of PACKAGES; what an editor keeps beside them has a dot in front."""
-    found = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
-    files = sorted(file for file in found if file.is_file() and not file.name.startswith("."))
+    paths = (file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
+    files = sorted(file for file in paths if file.is_file() and not file.name.startswith("."))
     return digest((file.relative_to(ROOT).as_posix(), file.read_bytes()) for file in files)
 
 
