@@ -37,18 +37,18 @@ def same_classes(root: Path, train: str, test: str) -> list[str]:
 
 def class_folders(folder: Path) -> dict[str, Path]:
     """Name as every system has it -> the folder of a class, for each inside. Raises UsageError where there are none."""
-    found: dict[str, Path] = {}
-    for each in entries(folder) if folder.is_dir() else []:
-        name = composed(each.name)
-        if is_folder(each) and not hidden(each.name):
-            if name in found:
+    folders: dict[str, Path] = {}
+    for entry in entries(folder) if folder.is_dir() else []:
+        name = composed(entry.name)
+        if is_folder(entry) and not hidden(entry.name):
+            if name in folders:
                 where, spellings = printable(folder), f"two spellings of {printable(name)}"
                 raise UsageError(f"expected class folders of different names in {where}, got {spellings}; merge them")
-            found[name] = Path(each.path)
-    if not found:
+            folders[name] = Path(entry.path)
+    if not folders:
         where = printable(folder)
         raise UsageError(f"expected a folder for each class in {where}, found none; make {where}/<class>/<image>.png")
-    return found
+    return folders
 
 
 def listing_of(name: str, folder: Path, classes: Sequence[str]) -> Listing:
@@ -63,14 +63,14 @@ def listing_of(name: str, folder: Path, classes: Sequence[str]) -> Listing:
     for entry in entries(folder):
         if hidden(entry.name) or not is_folder(entry):
             others.add(entry)
-    for label, path in enumerate(folders[each] for each in classes):
-        found = list(image_files(path, others, []))
-        if not found:
+    for label, path in enumerate(folders[class_name] for class_name in classes):
+        files = list(image_files(path, others, []))
+        if not files:
             where, kinds = printable(path), ", ".join(ENDINGS)
             raise UsageError(
                 f"expected images ({kinds}) in {where}, found none; convert what is there, or remove the class"
             )
-        for file, size, changed in found:
+        for file, size, changed in files:
             names.append(f"{path.name}/{file}")
             stamps.append((size, changed))
             labels.append(label)
@@ -130,14 +130,14 @@ def image_files(folder: Path, others: Others, above: list[Path]) -> Iterator[tup
             others.add(entry)
         else:
             try:
-                found = entry.stat()
+                stat = entry.stat()
             except OSError as error:
                 reason = "a link to nothing" if entry.is_symlink() else error.strerror
                 raise UsageError(
                     f"cannot read the image {printable(entry.path)}: {reason}; replace or remove it"
                 ) from None
             if entry.is_file():  # no pipe, which would never end
-                yield entry.name, found.st_size, found.st_mtime_ns
+                yield entry.name, stat.st_size, stat.st_mtime_ns
             else:
                 others.add(entry)
 
@@ -165,7 +165,7 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
 def entries(folder: Path) -> "list[os.DirEntry[str]]":
     """What is in a folder, in the order of the names. Raises UsageError."""
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda each: (composed(each.name), each.name))
+        with os.scandir(folder) as scanned:
+            return sorted(scanned, key=lambda entry: (composed(entry.name), entry.name))
     except OSError as error:
         raise UsageError(f"cannot read the folder {printable(folder)}: {error.strerror}") from None

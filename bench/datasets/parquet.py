@@ -28,11 +28,11 @@ class Dataset(EncodedDataset):
 
     def listing(self, root: Path, split: Split, classes: Path | None) -> Listing:
         name, paths = files_of(root, split)
-        found = [read_labels(path) for path in paths]
-        changes = "\n".join(f"{each.st_size} {each.st_mtime_ns}" for each in (path.stat() for path in paths))
-        labels = np.concatenate([labels for labels, _ in found])
+        tables = [read_labels(path) for path in paths]
+        changes = "\n".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in (path.stat() for path in paths))
+        labels = np.concatenate([labels for labels, _ in tables])
         notes = [f"there is no {split}.parquet: {name} is taken as {split}"] if name != split else []
-        notes += [note for _, columns in found for note in columns.notes(split)]
+        notes += [note for _, columns in tables for note in columns.notes(split)]
         unread = [path.name for path in sorted(paths[0].parent.glob(f"{name}*.parquet")) if path not in paths]
         notes += [f"files of {split} that are left out: {len(unread)} .parquet ({unread[0]})"] if unread else []
 
@@ -60,8 +60,8 @@ def files_of(root: Path, split: Split) -> tuple[str, list[Path]]:
     """
     homes = [root] if parts(root, "train") else [home for home in inside(root) if parts(home, "train")]
     if len(homes) > 1:
-        found = ", ".join(home.name for home in homes)
-        raise UsageError(f"expected train.parquet in {root} or one folder inside, got it in {found}; name one of them")
+        names = ", ".join(home.name for home in homes)
+        raise UsageError(f"expected train.parquet in {root} or one folder inside, got it in {names}; name one of them")
     for name in SPLITS[split]:
         if homes and (found_parts := parts(homes[0], name)):
             return name, found_parts
@@ -72,7 +72,7 @@ def files_of(root: Path, split: Split) -> tuple[str, list[Path]]:
 
 def inside(folder: Path) -> list[Path]:
     """The folders inside that are not hidden, such as ``data`` and ``plain_text`` of the hub."""
-    return [each for each in sorted(folder.glob("*")) if each.is_dir() and not each.name.startswith(".")]
+    return [path for path in sorted(folder.glob("*")) if path.is_dir() and not path.name.startswith(".")]
 
 
 def parts(folder: Path, name: str) -> list[Path]:
@@ -80,8 +80,8 @@ def parts(folder: Path, name: str) -> list[Path]:
     one = [path for path in [folder / f"{name}.parquet"] if path.is_file()]
     numbered: dict[tuple[int, int], Path] = {}
     for path in sorted(folder.glob(f"{name}-*.parquet")):
-        if found := re.fullmatch(rf"{name}-(\d+)-of-(\d+)(-\w+)?\.parquet", path.name):
-            place = int(found[2]), int(found[1])
+        if match := re.fullmatch(rf"{name}-(\d+)-of-(\d+)(-\w+)?\.parquet", path.name):
+            place = int(match[2]), int(match[1])
             if place in numbered:
                 raise UsageError(f"expected each part once, got {path} and {numbered[place].name}; remove one of them")
             numbered[place] = path
@@ -170,7 +170,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Columns]]:
         with pyarrow.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names
             known = (IMAGE_COLUMNS, LABEL_COLUMNS)
-            image, label = (next((column for column in each if column in names), each[0]) for each in known)
+            image, label = (next((column for column in choices if column in names), choices[0]) for choices in known)
             yield file, Columns(image, label, names)
     except UsageError:
         raise
