@@ -180,9 +180,9 @@ def check_room(folder: Path, needed: int) -> None:
     """Raises UsageError where the array would not fit on the disk."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        found = f"found {free / 1e9:.3g} GB free in {folder}"
+        room = f"found {free / 1e9:.3g} GB free in {folder}"
         advice = "make room, or choose another --data-root or a smaller --image-size"
-        raise UsageError(f"expected {needed / 1e9:.3g} GB for the decoded images, {found}; {advice}")
+        raise UsageError(f"expected {needed / 1e9:.3g} GB for the decoded images, {room}; {advice}")
 
 
 @contextlib.contextmanager

@@ -178,17 +178,17 @@ class EncodedDataset(BaseDataset):
         name, classes = listings[0].name, max(listing.classes for listing in listings)
         labels = [torch.from_numpy(listing.labels) for listing in listings]
         check_classes(name, labels[0], labels[1], classes)
-        found = [decoded(listing, size, storage(spec) / "decoded") for listing in listings]
-        label = name + ending(sum((losses for _, losses in found), Counter())) + (f"-{size}px" if size else "")
+        stored = [decoded(listing, size, storage(spec) / "decoded") for listing in listings]
+        label = name + ending(sum((losses for _, losses in stored), Counter())) + (f"-{size}px" if size else "")
         parts = []
-        for split, listing, each, (pixels, losses) in zip(SPLITS, listings, labels, found, strict=True):
-            parts.append(ImageSet(pixels, each, classes, label, notes=listing.notes + lost(split, losses)))
+        for split, listing, own_labels, (pixels, losses) in zip(SPLITS, listings, labels, stored, strict=True):
+            parts.append(ImageSet(pixels, own_labels, classes, label, notes=listing.notes + lost(split, losses)))
         return parts[0], parts[1]
 
 
 def lost(split: Split, losses: Mapping[int, int]) -> tuple[str, ...]:
     """A line that counts the files of a split by what they have lost, where that is not the same for all."""
-    jpegs = {each: count for each, count in losses.items() if LOSSLESS < each < WEBP}
+    jpegs = {loss: count for loss, count in losses.items() if LOSSLESS < loss < WEBP}
     kinds = [jpegs, *({loss: losses[loss]} for loss in sorted(losses) if loss not in jpegs)]
     counts = [f"{sum(kind.values())} {ending(kind)[1:] or 'without loss'}" for kind in kinds if kind]
     return (f"images of {split} by what their files have lost: {', '.join(counts)}",) if len(losses) > 1 else ()
@@ -286,12 +286,12 @@ def remarks(info: DataInfo) -> list[str]:
 
 def check_classes(name: str, train: Tensor, test: Tensor, classes: int) -> None:
     """Raises UsageError unless there are at least 2 classes, and each has training and test images. labels: (N,)."""
-    found, lacking = [set(labels.unique().tolist()) for labels in (train, test)], []
-    for split, there in zip(SPLITS, found, strict=True):
+    present, lacking = [set(labels.unique().tolist()) for labels in (train, test)], []
+    for split, there in zip(SPLITS, present, strict=True):
         first = next(label for label in itertools.count() if label not in there)
         lacking += [f"class {first} has no {split} image"] * (first < classes)
     if classes < 2 or lacking:
-        shown = [f"{min(each)}..{max(each)} ({len(each)} class{'es' * (len(each) > 1)})" for each in found]
+        shown = [f"{min(ids)}..{max(ids)} ({len(ids)} class{'es' * (len(ids) > 1)})" for ids in present]
         problem = lacking[0] if lacking else "one class leaves nothing to tell apart"
         raise UsageError(
             f"expected at least 2 classes, numbered from 0 without gaps and each in both splits of {name}, got labels "
@@ -311,10 +311,10 @@ def duplicates(train: ImageSet, test: ImageSet) -> int:
     mine, theirs = train.images, test.images
     if isinstance(mine, Pixels) and isinstance(theirs, Pixels):  # most have other checksums, and need not be read
         shared = np.intersect1d(mine.marks, theirs.marks)
-        mine, theirs = (each.take(torch.from_numpy(np.isin(each.marks, shared))) for each in (mine, theirs))
+        mine, theirs = (pixels.take(torch.from_numpy(np.isin(pixels.marks, shared))) for pixels in (mine, theirs))
     trained, tested = (
-        [hashlib.sha256(image.numpy().tobytes()).digest() for part in each.split(PART) for image in part.cpu()]
-        for each in (mine, theirs)
+        [hashlib.sha256(image.numpy().tobytes()).digest() for part in images.split(PART) for image in part.cpu()]
+        for images in (mine, theirs)
     )
     seen = set(trained)
     return sum(image in seen for image in tested)

@@ -68,8 +68,8 @@ def is_deep(image: "Image.Image") -> bool:
         return bool(max(image.tag_v2.get(258, (1,))) > 8)  # type: ignore[attr-defined]
     coded = [tile[3] for tile in getattr(image, "tile", ())]  # how the pixels lie in the file
     if image.format == "PPM":
-        return any(isinstance(each, tuple) and each[1] > 255 for each in coded)
-    return image.format == "PNG" and any(";16" in str(each) for each in coded)
+        return any(isinstance(layout, tuple) and layout[1] > 255 for layout in coded)
+    return image.format == "PNG" and any(";16" in str(layout) for layout in coded)
 
 
 def frames_of(image: "Image.Image") -> int:
@@ -124,12 +124,12 @@ def ending(losses: Mapping[int, int]) -> str:
     >>> ending({0: 9}), ending({75: 9}), ending({75: 8, 90: 1}), ending({0: 1, 20: 8}), ending({101: 9})
     ('', '-jpeg75', '-jpeg75to90', '-part-jpeg20', '-webp')
     """
-    qualities = [each for each in losses if LOSSLESS < each < WEBP]
+    qualities = [quality for quality in losses if LOSSLESS < quality < WEBP]
     low, high = min(qualities, default=0), max(qualities, default=0)
-    found = "-jpeg" * bool(qualities or JPEG in losses)
-    found += f"{low}to{high}" if low < high else str(low or "")
-    found += "-webp" * (WEBP in losses)
-    return f"-part{found}" if found and LOSSLESS in losses else found
+    suffix = "-jpeg" * bool(qualities or JPEG in losses)
+    suffix += f"{low}to{high}" if low < high else str(low or "")
+    suffix += "-webp" * (WEBP in losses)
+    return f"-part{suffix}" if suffix and LOSSLESS in losses else suffix
 
 
 @functools.lru_cache(maxsize=1024)  # the files of a dataset share a few tables, and this is most of reading a small one

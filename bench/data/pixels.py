@@ -53,9 +53,9 @@ class Pixels:
         for row in rows.tolist():  # ask the disk for all of them before waiting for one
             start = (row * size + OFFSET) // mmap.PAGESIZE * mmap.PAGESIZE
             self.file.madvise(mmap.MADV_WILLNEED, start, row * size + OFFSET + size - start)
-        found = (self.array if self.centre is None else central(self.array, self.centre))[rows]
+        images = (self.array if self.centre is None else central(self.array, self.centre))[rows]
         self.file.madvise(mmap.MADV_DONTNEED)
-        return found
+        return images
 
     def take(self, ids: Index) -> "Pixels":
         """Some of the images, none of them read."""
