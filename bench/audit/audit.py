@@ -42,7 +42,7 @@ def audit(it: Evaluated[RunFolder]) -> str:
     if spec.audit == "off":
         return ""
     record = folder.record()
-    audits = {each.protocol: each for each in record.audits}
+    audits = {audit.protocol: audit for audit in record.audits}
     missing = []
     for protocol in (protocol for protocol in spec.protocols if protocol_of(spec, protocol).ranked):
         if ranked_pair(record.results, protocol, spec.main_eps) is None:
@@ -57,7 +57,7 @@ def audit(it: Evaluated[RunFolder]) -> str:
             subject = build_subject(it, record, protocol)
             subject.duplicates = duplicates(it.train.seen_as(it.test), it.test)
             subject.sources = None if sources_of(folder.spec, runs_of(folder)) else {}
-            spent = seconds(record, [*(each for each in audits.values() if each.protocol != protocol), earlier])
+            spent = seconds(record, [*(other for other in audits.values() if other.protocol != protocol), earlier])
             left = math.inf if spec.budget_seconds is None else spec.budget_seconds - spent
             audits[protocol] = earlier = examine(subject, earlier, left, it.report)
             folder.save_audits(list(audits.values()))
@@ -80,22 +80,22 @@ def examine(subject: Subject, earlier: Audit, left: float, report: Report = sile
     """The audit of a subject: the checks of the level that ``earlier`` has no word of, within ``left`` seconds."""
     known = {check.id: check for check in earlier.checks if check.verdict != "NOT_RUN"}
     subject.broken |= {id: places for id, places in earlier.broken.items() if id in known}
-    found = []
+    judged = []
     for id, (level, check) in all_checks(subject.of_crops).items():
         if id in known:
-            found.append(known[id])
+            judged.append(known[id])
         elif LEVELS.index(level) > LEVELS.index(earlier.level):
-            found.append(Check(id=id, verdict="not in this level"))
+            judged.append(Check(id=id, verdict="not in this level"))
         elif left <= 0:
-            found.append(Check(id=id, verdict="NOT_RUN", note="no time was left"))
+            judged.append(Check(id=id, verdict="NOT_RUN", note="no time was left"))
         else:
             report({"event": "attack", "protocol": subject.protocol, "attack": "audit", "eps": subject.eps,
                     "message": f"check {id}"})  # fmt: skip
-            found.append(run_check(id, check, subject))
-            left -= found[-1].seconds
+            judged.append(run_check(id, check, subject))
+            left -= judged[-1].seconds
     return earlier.model_copy(
         update={
-            "checks": found,
+            "checks": judged,
             "broken": {id: places for id, places in subject.broken.items() if places},
             "ranked_correct": int(subject.standing[: subject.audited].sum()),
             "audited": subject.audited,
@@ -108,25 +108,25 @@ def run_check(id: str, check: AuditCheck, subject: Subject) -> Check:
     not finite."""
     began, passes = time.monotonic(), subject.model.passes
     try:
-        found = check(subject)
+        answer = check(subject)
     except Exception as error:
         if isinstance(error, ValidationError) and error.errors()[0]["type"] == "finite_number":
             return Check(id=id, verdict="FAIL", note="what it measures is NaN or infinite")  # no bound lets that pass
         message = f"{type(error).__name__}: {error}".splitlines()[0]
-        found = Check(id=id, verdict="NOT_RUN", note=message)
+        answer = Check(id=id, verdict="NOT_RUN", note=message)
     cost = {"seconds": time.monotonic() - began, "passes": subject.model.passes - passes}
-    return found.model_copy(update={"id": id} | cost)
+    return answer.model_copy(update={"id": id} | cost)
 
 
 def all_checks(of_crops: bool) -> dict[str, tuple[AuditLevel, AuditCheck]]:
     """id -> (lowest level, check) of all files in bench/checks, S before A before M; M only where the
     classifier reads the mean features over crops."""
-    found: dict[str, tuple[AuditLevel, AuditCheck]] = {}
+    by_id: dict[str, tuple[AuditLevel, AuditCheck]] = {}
     for module in pkgutil.iter_modules(checks.__path__):
-        found |= getattr(importlib.import_module(f"bench.audit.checks.{module.name}"), "CHECKS", {})
+        by_id |= getattr(importlib.import_module(f"bench.audit.checks.{module.name}"), "CHECKS", {})
     if not of_crops:
-        found = {id: check for id, check in found.items() if not id.startswith("M")}
-    return dict(sorted(found.items(), key=lambda item: ("SAM".index(item[0][0]), int(item[0][1:]))))
+        by_id = {id: check for id, check in by_id.items() if not id.startswith("M")}
+    return dict(sorted(by_id.items(), key=lambda item: ("SAM".index(item[0][0]), int(item[0][1:]))))
 
 
 # ---------------------------------------------------------------- what is audited
@@ -183,14 +183,14 @@ def build_subject(it: Evaluated[RunFolder], record: Record, protocol: str) -> Su
 
 def ranked_pair(results: Iterable[EvalResult], protocol: str, eps: float) -> tuple[EvalResult, EvalResult] | None:
     """PGD and AutoAttack on the image at the main eps, both complete; None where there is no ranked number."""
-    found = {
+    by_attack = {
         r.attack: r
         for r in results
         if (r.protocol, r.norm, r.threat_space) == (protocol, "linf", "image")
         and r.complete
         and math.isclose(r.eps, eps)
     }
-    return (found["pgd"], found["autoattack"]) if found.keys() >= set(ATTACKS) else None
+    return (by_attack["pgd"], by_attack["autoattack"]) if by_attack.keys() >= set(ATTACKS) else None
 
 
 def evidence(record: Record, protocol: str, encoder: str, probe: str, test: str) -> str:
@@ -220,4 +220,4 @@ def seconds(record: Record, audits: Iterable[Audit]) -> float:
     """Time that the evaluation and these audits have taken."""
     taken = sum(probe.seconds for probe in record.probes) + sum(result.seconds for result in record.results)
     taken += record.shift.seconds if record.shift else 0.0
-    return taken + sum(check.seconds for each in audits for check in each.checks)
+    return taken + sum(check.seconds for audit in audits for check in audit.checks)

@@ -108,8 +108,8 @@ def due(out: Path) -> list[Target]:
         for audit in (audit for audit in record.audits if audit.level == "full"):
             others = [other.spec for other in ended.values() if comparable(other, record, audit.protocol)]
             chosen = [spec.name for spec in sources_of(record.spec, others)]
-            sources = [source(folders[each], ended[each], audit.protocol) for each in chosen]
-            keys = {each.run.spec.name: each.key for each in sources}
+            sources = [source(folders[source_name], ended[source_name], audit.protocol) for source_name in chosen]
+            keys = {source.run.spec.name: source.key for source in sources}
             proof = config_hash({"sources": keys, "audited": audit.evidence})
             if not any(check.id == "A14" and check.proof == proof for check in audit.checks):
                 own = source(folders[name], record, audit.protocol)
@@ -164,24 +164,24 @@ def make(sources: list[Source], report: Report) -> None:
     run = sources[0].run
     record = run.record()
     it, spec = opened(run, record), record.spec.eval
-    for each in sources:
-        report(event(each.run, each.protocol, "attack") | {"attack": "transfer", "eps": spec.main_eps,
+    for source in sources:
+        report(event(source.run, source.protocol, "attack") | {"attack": "transfer", "eps": spec.main_eps,
                 "message": "images for the others"})  # fmt: skip
         began = time.monotonic()
-        classifier = it.stored_classifier(each.protocol)
+        classifier = it.stored_classifier(source.protocol)
         if classifier is None:
-            raise LookupError(f"{run.path} has no probe for {each.protocol}")
-        count = image_count(protocol_of(spec, each.protocol).dear)
+            raise LookupError(f"{run.path} has no probe for {source.protocol}")
+        count = image_count(protocol_of(spec, source.protocol).dear)
         model, first = Counted(classifier).eval(), it.test.first(count).to(it.device)
         images = adversarial_images(
             model,
             first.pictures(slice(None), it.device),
             first.labels,
             spec.main_eps,
-            chunk_images(spec, each.protocol),
+            chunk_images(spec, source.protocol),
             stream(record.spec.seed, "audit", "A14"),
         )
-        tensors, file = {"images": images}, run.place(f"adversarial/{each.file.name}")
+        tensors, file = {"images": images}, run.place(f"adversarial/{source.file.name}")
         made = Made(images_sha256=sha256(tensors), passes=model.passes, seconds=time.monotonic() - began)
         save_tensors(file, tensors)
         save(file.with_suffix(".json"), made)
@@ -195,7 +195,7 @@ def ask(targets: list[Target], report: Report) -> None:
     audits = {audit.protocol: audit for audit in record.audits}
     for target in targets:
         subject = build_subject(it, record, target.protocol)
-        subject.sources = {each.run.spec.name: each.images for each in target.sources}
+        subject.sources = {source.run.spec.name: source.images for source in target.sources}
         check = run_check("A14", transfer_not_better, subject)
         if check.verdict != "NOT_RUN":
             passes, seconds = spent(target.own)
@@ -203,7 +203,7 @@ def ask(targets: list[Target], report: Report) -> None:
             said = {"note": f"{check.note}; {len(target.sources)} sources", "proof": target.proof}
             check = check.model_copy(update=said | cost)
         earlier = audits[target.protocol]
-        checks = [check if each.id == "A14" else each for each in earlier.checks]
+        checks = [check if old.id == "A14" else old for old in earlier.checks]
         broken = {id: places for id, places in earlier.broken.items() if id != "A14"}
         broken |= {id: places for id, places in subject.broken.items() if places}
         audit = earlier.model_copy(update={"checks": checks, "broken": broken})

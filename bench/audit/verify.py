@@ -48,9 +48,9 @@ def verify(folder: Path, data_root: str | None = None, device: str = "auto") -> 
         try:
             record = run.record()
             if record.status == "finished":
-                count, found = verify_run(run, record, data_root, device)
+                count, of_run = verify_run(run, record, data_root, device)
                 checked += count
-                differences += [f"{spec.name}: {each}" for each in found]
+                differences += [f"{spec.name}: {difference}" for difference in of_run]
         except Damaged as error:  # a file that everything else of the run hangs on
             differences.append(f"{spec.name}: {error}")
     if not checked and not differences:
@@ -67,8 +67,8 @@ def other_code(folder: Path) -> str:
         return ""
     except Unfit as unfit:
         return f"the code that made the numbers was not compared with that which is here: {unfit}"
-    found = [each for spec in specs for each in outdated(RunFolder(folder, spec), now[spec.row])]
-    return f"the code that made the numbers is not that which is here: {described(found)}" if found else ""
+    stale = [item for spec in specs for item in outdated(RunFolder(folder, spec), now[spec.row])]
+    return f"the code that made the numbers is not that which is here: {described(stale)}" if stale else ""
 
 
 def verify_run(run: RunFolder, record: Record, data_root: str | None, device_name: str) -> tuple[int, list[str]]:
@@ -76,7 +76,7 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
     spec = record.spec
     device = devices.resolve(device_name)
     devices.prepare(device, record.environment.threads if record.environment else spec.threads)
-    it, found = load(run, record, device, data_root)
+    it, differences = load(run, record, device, data_root)
     test, encoder_hash = it.test, sha256(it.encoder.state_dict())
     devices.place(it.encoder, device)
     it.encoder.eval().requires_grad_(False)
@@ -86,25 +86,25 @@ def verify_run(run: RunFolder, record: Record, data_root: str | None, device_nam
         try:
             classifier = it.stored_classifier(protocol)
         except UsageError as error:
-            found.append(f"{protocol}: {error}")
+            differences.append(f"{protocol}: {error}")
             continue
         if classifier is None:
-            found.append(f"{protocol}: the probe is missing")
+            differences.append(f"{protocol}: the probe is missing")
             continue
-        found += settings_differ(record.results, spec, protocol)
+        differences += settings_differ(record.results, spec, protocol)
         proof = evidence(record, protocol, encoder_hash, probe_hash(run, protocol), test.sha256)
         if protocol in audits and audits[protocol].evidence != proof:
-            found.append(f"{protocol}: weights, images or results are others than those that were audited")
+            differences.append(f"{protocol}: weights, images or results are others than those that were audited")
         chunk = chunk_images(spec.eval, protocol)
         for result in (r for r in record.results if (r.protocol, r.attack) == (protocol, "none")):
             checked += 1
-            found += flips(classifier, test.first(result.total).all_pictures("cpu"), test, result, device, chunk)
+            differences += flips(classifier, test.first(result.total).all_pictures("cpu"), test, result, device, chunk)
         ranked = protocol_of(spec.eval, protocol).ranked
         pair = ranked_pair(record.results, protocol, spec.eval.main_eps) if ranked else None
         for result in pair or ():
             checked += 1
-            found += verify_attack(classifier, test, run, result, device, chunk)
-    return checked, found
+            differences += verify_attack(classifier, test, run, result, device, chunk)
+    return checked, differences
 
 
 def settings_differ(results: list[EvalResult], spec: RunSpec, protocol: str) -> list[str]:
@@ -128,18 +128,18 @@ def load(
     spec: RunSpec = record.spec
     dataset = registry.load("dataset", spec.data.name).Dataset()
     train, test = load_data(dataset, spec.data.model_copy(update={"root": data_root} if data_root else {}))
-    found = []
+    differences = []
 
     def evaluated(encoder: nn.Module) -> Evaluated[RunFolder]:
         return Evaluated(encoder, train, test, spec.eval, spec.seed, device, run)
 
     if record.data is None or record.data.test_sha256 != test.sha256:
-        found.append("the test images are others than those of the run")
+        differences.append("the test images are others than those of the run")
     if spec.foreign:
         module = reload_module(run, test.image_shape[0])
         if sha256(module.state_dict()) != spec.settings["weights_sha256"]:
-            found.append("the weights are others than those that were evaluated")
-        return evaluated(module), found
+            differences.append("the weights are others than those that were evaluated")
+        return evaluated(module), differences
     method, _ = build_method(spec, dataset, test.image_shape[0], train.classes)
     trained = run.trained()
     if trained is None:
@@ -151,8 +151,8 @@ def load(
     except RuntimeError as error:
         raise UsageError(f"the weights in {run.path} fit no {spec.method}: {error}".splitlines()[0]) from None
     if sha256(weights) != result.encoder_sha256:
-        found.append("the weights are others than those that were trained")
-    return evaluated(encoder), found
+        differences.append("the weights are others than those that were trained")
+    return evaluated(encoder), differences
 
 
 def verify_attack(
@@ -166,18 +166,18 @@ def verify_attack(
         return [f"{name}: {error}"]
     if images is None:
         return [f"{name}: no images are kept"]
-    found = []
+    differences = []
     if sha256({"images": images}) != result.images_sha256:
-        found.append(f"{name}: the images are others than those that the attack returned")
+        differences.append(f"{name}: the images are others than those that the attack returned")
     if images.shape[1:] != test.image_shape or len(images) > result.total:
-        return [*found, f"{name}: expected images of shape {test.image_shape}, got {tuple(images.shape)}"]
+        return [*differences, f"{name}: expected images of shape {test.image_shape}, got {tuple(images.shape)}"]
     clean = test.pictures(slice(len(images)), "cpu")
     for place, (moved, image) in enumerate(zip(images, clean, strict=True)):
         try:
             verify_images(moved, image, result.threat, name)
         except RuntimeError as error:
-            found.append(f"image {place}: {error}")
-    return found + flips(classifier, images, test, result, device, chunk)
+            differences.append(f"image {place}: {error}")
+    return differences + flips(classifier, images, test, result, device, chunk)
 
 
 @torch.no_grad()
@@ -185,7 +185,7 @@ def flips(
     model: nn.Module, images: Tensor | Pictures, test: ImageSet, result: EvalResult, device: torch.device, chunk: int
 ) -> list[str]:
     """A sentence for each image whose outcome is not the published one, by more than rounding or the tolerance."""
-    found = []
+    flipped = []
     logits = torch.cat([model(part.to(device)).cpu() for part in images.split(chunk)])
     try:
         check_eval_mode(model)
@@ -201,8 +201,8 @@ def flips(
         published = result.outcomes[place] == "1"
         if stands != published and sure:
             words = {True: "standing", False: "broken"}
-            found.append(f"{named(result)}: image {place} was published {words[published]} and is {words[stands]}")
-    return beyond_tolerance(found, len(images), device)
+            flipped.append(f"{named(result)}: image {place} was published {words[published]} and is {words[stands]}")
+    return beyond_tolerance(flipped, len(images), device)
 
 
 def beyond_tolerance(found: list[str], images: int, device: torch.device) -> list[str]:

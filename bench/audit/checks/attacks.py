@@ -44,9 +44,9 @@ def judged(id: str, most: int = 1000, of_number: bool = True) -> Callable[[Judge
             if n == 0:
                 return Check(id=id, verdict="NOT_RUN", note="no image was attacked by both PGD and AutoAttack")
             before, began = subject.model.passes, time.monotonic()
-            found = judge(subject, n)
+            answer = judge(subject, n)
             cost = {"passes": subject.model.passes - before, "seconds": time.monotonic() - began}
-            return found.model_copy(update=cost)
+            return answer.model_copy(update=cost)
 
         return check
 
@@ -161,21 +161,21 @@ def ascent(
     losses, best = [], []
     starts = random_start(clean, eps, generator)
     for images, x, y in zip(starts.split(chunk), clean.split(chunk), labels.split(chunk), strict=True):
-        found, highest = images, torch.full((len(images),), -torch.inf, device=images.device)
+        strongest, highest = images, torch.full((len(images),), -torch.inf, device=images.device)
         climbed = []
         for remaining in reversed(range(steps + 1)):
             images = images.detach().requires_grad_(remaining > 0)
             with torch.set_grad_enabled(remaining > 0):
                 loss = cross_entropy(model(images), y)
             better = loss.detach() > highest
-            found = torch.where(better[:, None, None, None], images.detach(), found)
+            strongest = torch.where(better[:, None, None, None], images.detach(), strongest)
             highest = torch.where(better, loss.detach(), highest)
             climbed.append(loss.detach())
             if remaining:
                 slope = torch.autograd.grad(loss.sum(), images)[0]
                 images = project(images.detach() + step * slope.sign(), x, eps)
         losses.append(torch.stack(climbed))
-        best.append(found)
+        best.append(strongest)
     return torch.cat(losses, dim=1).cpu(), torch.cat(best)
 
 

@@ -131,8 +131,8 @@ class OfEveryCrop(nn.Module):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over the crops of each crop's own cross-entropy: (B,)."""
         count = self.of_crops.shape[1]
-        each = cross_entropy(self.of_crops.flatten(0, 1), labels.repeat_interleave(count))
-        mean: Tensor = each.unflatten(0, (len(labels), count)).mean(dim=1)
+        losses = cross_entropy(self.of_crops.flatten(0, 1), labels.repeat_interleave(count))
+        mean: Tensor = losses.unflatten(0, (len(labels), count)).mean(dim=1)
         return mean
 
 
@@ -181,11 +181,11 @@ def both_losses(subject: Subject) -> Check:
             left = left & ~broken[ids]
     subject.model.passes += counted.passes
     subject.breaks("M5", (first | second).nonzero().flatten())
-    found = int(second.sum())
+    count = int(second.sum())
     return Check(
         id="M5",
-        verdict=soundness(found, n),
-        value=found,
+        verdict=soundness(count, n),
+        value=count,
         threshold=threshold,
         n=n,
         note=f"{int(first.sum())} more by another start of the published logits' loss" if first.any() else "",
@@ -201,8 +201,8 @@ def probe_type(subject: Subject) -> Check:
     threshold = "the stored probe of this protocol, clean-trained, with a gradient norm of at most 1e-6"
     probe = subject.probe
     if probe is None or probe.protocol != subject.protocol:
-        found = "no probe is stored" if probe is None else f"the stored probe is that of {probe.protocol}"
-        return Check(id="M6", verdict="FAIL", threshold=threshold, note=found)
+        problem = "no probe is stored" if probe is None else f"the stored probe is that of {probe.protocol}"
+        return Check(id="M6", verdict="FAIL", threshold=threshold, note=problem)
     return Check(
         id="M6",
         verdict="PASS" if probe.gradient_norm <= GRADIENT_NORM else "FAIL",

@@ -259,8 +259,8 @@ def catastrophic_overfitting(subject: Subject, n: int) -> Check:
     subject.breaks("A16", places_of(correct & ~(one_step & ten_steps)))
     more = int(one_step.sum()) - int(ten_steps.sum())
     note = f"FGSM {int(one_step.sum())}, PGD-10 {int(ten_steps.sum())} of {n}"
-    found = warn(exceeds(more, n, OVERFITTING))
-    return Check(id="A16", verdict=found, value=more / n, threshold="WARN > 20 points", n=n, note=note)
+    verdict = warn(exceeds(more, n, OVERFITTING))
+    return Check(id="A16", verdict=verdict, value=more / n, threshold="WARN > 20 points", n=n, note=note)
 
 
 @judged("A17", most=256, of_number=False)

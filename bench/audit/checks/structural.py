@@ -35,10 +35,10 @@ def verdict(fine: bool) -> Verdict:
 
 def ranked(subject: Subject) -> list[EvalResult]:
     """The published results of PGD and AutoAttack at the main eps. Raises LookupError where one is missing."""
-    found = [subject.results.get((attack, subject.eps)) for attack in ("pgd", "autoattack")]
-    if None in found:
+    results = [subject.results.get((attack, subject.eps)) for attack in ("pgd", "autoattack")]
+    if None in results:
         raise LookupError(f"PGD and AutoAttack have no result at eps {subject.eps:.6g}")
-    return [result for result in found if result is not None]
+    return [result for result in results if result is not None]
 
 
 def clean(subject: Subject) -> EvalResult:
@@ -91,8 +91,8 @@ def ball_was_reached(subject: Subject) -> Check:
     share = 1 - short / n
     # the two conditions of protocol 3.1 hold for a percentage of a few images
     failed = share < REACHED_FAIL and soundness(short, n) == "FAIL"
-    found: Verdict = "FAIL" if failed else "WARN" if share < REACHED_WARN else "PASS"
-    return Check(id="S3", verdict=found, value=share, threshold=threshold, n=n)
+    ruling: Verdict = "FAIL" if failed else "WARN" if share < REACHED_WARN else "PASS"
+    return Check(id="S3", verdict=ruling, value=share, threshold=threshold, n=n)
 
 
 def in_threat_model(subject: Subject) -> Check:
@@ -208,17 +208,17 @@ def every_image_once(subject: Subject) -> Check:
 
 def logits_not_probabilities(subject: Subject) -> Check:
     """S9: outputs are no probabilities, which would saturate every loss: not all in [0, 1] with sum 1, within 1e-5."""
-    found = logits(subject, subject.images[:SAME_IMAGES])
-    found = found[found.isfinite().all(dim=1)]  # of the others S16 speaks
-    if len(found) == 0:
+    outputs = logits(subject, subject.images[:SAME_IMAGES])
+    outputs = outputs[outputs.isfinite().all(dim=1)]  # of the others S16 speaks
+    if len(outputs) == 0:
         return Check(id="S9", verdict="N/A", note="no image has finite logits")
     distance = max(
-        float((-found).max().clamp_min(0)),
-        float((found - 1).max().clamp_min(0)),
-        float((found.sum(dim=1) - 1).abs().max()),
+        float((-outputs).max().clamp_min(0)),
+        float((outputs - 1).max().clamp_min(0)),
+        float((outputs.sum(dim=1) - 1).abs().max()),
     )
     threshold = f"{PROBABILITY:g} or further from probabilities"
-    return Check(id="S9", verdict=verdict(distance >= PROBABILITY), value=distance, threshold=threshold, n=len(found))
+    return Check(id="S9", verdict=verdict(distance >= PROBABILITY), value=distance, threshold=threshold, n=len(outputs))
 
 
 def deterministic(subject: Subject) -> Check:
@@ -277,8 +277,8 @@ def enough_classes(subject: Subject) -> Check:
     """S12: at least 10 classes for the full AutoAttack; below, N/A with the reduced ensemble that ran."""
     ensemble = ranked(subject)[1].config.get("ensemble", [])
     note = "" if subject.classes >= 10 else f"reduced to {', '.join(ensemble)}"
-    found: Verdict = "PASS" if subject.classes >= 10 else "N/A"
-    return Check(id="S12", verdict=found, value=subject.classes, threshold="at least 10 classes", n=1, note=note)
+    ruling: Verdict = "PASS" if subject.classes >= 10 else "N/A"
+    return Check(id="S12", verdict=ruling, value=subject.classes, threshold="at least 10 classes", n=1, note=note)
 
 
 def numeric_mode(subject: Subject) -> Check:

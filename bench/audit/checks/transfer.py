@@ -56,7 +56,7 @@ def transfer_not_better(subject: Subject, n: int) -> Check:
         return Check(id="A14", verdict="NOT_RUN", note="the transfer stage has not run")
     if not subject.sources:
         return Check(id="A14", verdict="N/A", note="no other method in this run")
-    left, found = places_of(subject.standing[:n].cpu()), {}
+    left, per_source = places_of(subject.standing[:n].cpu()), {}
     broken = torch.zeros(len(left), dtype=torch.bool)
     for name, load in subject.sources.items():
         moved = load()[:n].to(subject.images.device)
@@ -64,7 +64,7 @@ def transfer_not_better(subject: Subject, n: int) -> Check:
         fooled = left.bool()
         if len(left):
             fooled = predicted(scores(subject.model, moved[left], subject.chunk)).ne(subject.labels[left]).cpu()
-        broken, found[name] = broken | fooled, int(fooled.sum())
+        broken, per_source[name] = broken | fooled, int(fooled.sum())
     count = subject.breaks("A14", left[broken])
     verdict: Verdict = "FAIL" if soundness(count, n) == "FAIL" else warn(count >= 2 and count / n > 0.002)
     return Check(
@@ -73,7 +73,7 @@ def transfer_not_better(subject: Subject, n: int) -> Check:
         value=count / n,
         threshold="FAIL >= 3 images and > 0.5 %, WARN >= 2 and > 0.2 %",
         n=n,
-        note=f"{count} images; {', '.join(f'{name}: {broke}' for name, broke in found.items())}",
+        note=f"{count} images; {', '.join(f'{name}: {broke}' for name, broke in per_source.items())}",
     )
 
 
