@@ -55,9 +55,9 @@ def moments(
 ) -> Iterator[tuple[Snapshot, dict[str, Tensor]]]:
     """(where it stands in the training, its weights) of each encoder that is not known yet."""
     for mark in MARKS:
-        found = folder.snapshot(mark) if mark not in known else None
-        if found is not None:
-            yield found
+        snapshot = folder.snapshot(mark) if mark not in known else None
+        if snapshot is not None:
+            yield snapshot
     if 100 not in known:
         weights = dict(encoder.state_dict())
         values = result.model_dump(include={"progress", "updates", "train_seconds", "energy_joules"})
@@ -78,8 +78,8 @@ def score(it: Evaluated[RunFolder]) -> tuple[tuple[int, int], tuple[int, int] | 
         cells.append(Cell(PROTOCOL, "pgd", spec.main_eps, min(IMAGES, len(judged))))
     counts = []
     for cell in cells:
-        found = run_cell(single, classifier, cell)
-        counts.append((found.correct, found.total))
+        result = run_cell(single, classifier, cell)
+        counts.append((result.correct, result.total))
     return counts[0], counts[1] if len(counts) > 1 else None
 
 

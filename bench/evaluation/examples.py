@@ -29,7 +29,7 @@ def examples(it: Evaluated[RunFolder]) -> None:
         classifier = it.stored_classifier(protocol)
         if classifier is None:
             continue
-        found: dict[int, Example] = {}
+        by_place: dict[int, Example] = {}
         for attack in ("pgd", "autoattack"):
             kept = folder.adversarial(protocol, attack)
             result = folder.last_with_images(protocol, attack)
@@ -40,9 +40,9 @@ def examples(it: Evaluated[RunFolder]) -> None:
             before = predict(classifier, images.to(device), COUNT).tolist()
             after = predict(classifier, moved.to(device), COUNT).tolist()
             for place, label in enumerate(test.labels[: len(moved)].tolist()):
-                if place in found and (found[place].after != label or after[place] == label):
+                if place in by_place and (by_place[place].after != label or after[place] == label):
                     continue
-                found[place] = Example(
+                by_place[place] = Example(
                     label=label,
                     before=before[place],
                     after=after[place],
@@ -51,8 +51,8 @@ def examples(it: Evaluated[RunFolder]) -> None:
                     adversarial=picture(moved[place]),
                     perturbation=picture(magnified(moved[place] - images[place], result.eps)),
                 )
-        if found:
-            pictures = [found[place] for place in sorted(found)]
+        if by_place:
+            pictures = [by_place[place] for place in sorted(by_place)]
             folder.save_examples(Examples(protocol=protocol, eps=it.spec.main_eps, examples=pictures))
 
 

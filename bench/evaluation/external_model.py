@@ -64,20 +64,20 @@ def load_weights(path: Path, architecture: str, channels: int) -> nn.Module:
         ],
     }
     if any(misfits.values()):
-        found = "; ".join(f"{what}: {listed(names)}" for what, names in misfits.items() if names)
+        problems = "; ".join(f"{what}: {listed(names)}" for what, names in misfits.items() if names)
         advice = advise(set(weights), set(wanted))
         advice += "; save weights as floating-point numbers, multiplied out with their scale" * bool(misfits["types"])
-        raise UsageError(f"{path} does not fit {architecture} with {channels} channels: {found}{advice}")
+        raise UsageError(f"{path} does not fit {architecture} with {channels} channels: {problems}{advice}")
     encoder.load_state_dict(weights)
     return encoder
 
 
-def advise(found: set[str], wanted: set[str]) -> str:
+def advise(names: set[str], wanted: set[str]) -> str:
     """What to do where the names of a file are others than those that are wanted; "" where they are the same."""
-    if found == wanted:
+    if names == wanted:
         return ""
-    first = {name.partition(".")[0] for name in found}
-    if len(first) == 1 and {name.partition(".")[2] for name in found} & wanted:
+    first = {name.partition(".")[0] for name in names}
+    if len(first) == 1 and {name.partition(".")[2] for name in names} & wanted:
         (prefix,) = first
         return f"; save them without {prefix + '.'!r}: {{k.removeprefix({prefix + '.'!r}): v for k, v in w.items()}}"
     return "; weights that another program has named go through a factory that loads them, package.module:name"
@@ -117,7 +117,7 @@ def call_factory(source: str) -> nn.Module:
     except Exception as error:
         raise UsageError(f"cannot import {where} of {source}: {one_line(error)}") from error
     if not hasattr(module, name):
-        known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        known = [member for member, value in vars(module).items() if callable(value) and not member.startswith("_")]
         raise UsageError(f"{where} has no such factory: " + unknown("factory", name, known))
     factory = getattr(module, name)
     if not callable(factory):
@@ -186,8 +186,8 @@ def check_module(module: nn.Module, kind: Kind, test: ImageSet, device: torch.de
         raise UsageError(f"expected {name} to return ({len(images)}, width) for {len(images)} images, got {got}")
     if output.dtype != torch.float32:
         raise UsageError(f"expected float32 from {name}, got {output.dtype}: float32 decides every number")
-    training = [each or type(part).__name__ for each, part in module.named_modules() if part.training]
-    training = [each.removeprefix("module.") for each in training]  # inside Foreign
+    training = [path or type(part).__name__ for path, part in module.named_modules() if part.training]
+    training = [path.removeprefix("module.") for path in training]  # inside Foreign
     if training:
         raise UsageError(
             f"expected {name} to stay in eval mode, got train mode in {training[0]} after a pass: its answers would "

@@ -153,9 +153,9 @@ def in_this_process(search: Search, cell: Cell, stage: str, test: ImageSet, stan
 def predict(model: nn.Module, images: Tensor | Pictures, chunk: int) -> Tensor:
     """Predicted classes (N,) in float32; -1 where a logit is not finite. Raises TrainMode before or after a pass."""
     check_eval_mode(model)
-    found = torch.cat([predicted(model(part.float())) for part in images.split(chunk)])
+    classes = torch.cat([predicted(model(part.float())) for part in images.split(chunk)])
     check_eval_mode(model)
-    return found
+    return classes
 
 
 def one_line(error: Exception) -> str:
@@ -180,7 +180,7 @@ def verify(adversarial: Tensor, images: Tensor, threat: ThreatModel, name: str) 
     if not isinstance(adversarial, Tensor):
         raise AttackError(f"the attack {name} returned a {type(adversarial).__name__}, not a tensor of images")
     if not adversarial.is_floating_point() or adversarial.device != images.device:
-        kinds = [f"{str(each.dtype).removeprefix('torch.')} on {each.device}" for each in (adversarial, images)]
+        kinds = [f"{str(tensor.dtype).removeprefix('torch.')} on {tensor.device}" for tensor in (adversarial, images)]
         raise AttackError(f"the attack {name} returned images of {kinds[0]} for {kinds[1]}")
     if adversarial.shape != images.shape:
         raise AttackError(f"the attack {name} returned {tuple(adversarial.shape)} for {tuple(images.shape)}")

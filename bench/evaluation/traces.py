@@ -89,8 +89,8 @@ class Before:
         for name, state in self._generators.items():
             if name.startswith("torch"):
                 device = name.partition(" ")[2]
-                found = torch.frombuffer(bytearray(state), dtype=torch.uint8)
-                torch.cuda.set_rng_state(found, device) if device else torch.set_rng_state(found)
+                rng_state = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+                torch.cuda.set_rng_state(rng_state, device) if device else torch.set_rng_state(rng_state)
 
 
 def blame(before: Before, attack: str, ask: Callable[[], object], attacked: bool = True) -> list[str]:
@@ -99,19 +99,19 @@ def blame(before: Before, attack: str, ask: Callable[[], object], attacked: bool
     Raises AttackError for what is other than before and not of the model's own doing: the ``attack`` did it, unless
     nothing was ``attacked``.
     """
-    found = before.traces()
-    if not found:
+    changed = before.traces()
+    if not changed:
         return []
     before.restore()
     if not attacked:
-        return found
+        return changed
     ask()
     own = before.traces()
     before.restore()
-    theirs = [TRACES[name] for name in found if name not in own]
+    theirs = [TRACES[name] for name in changed if name not in own]
     if theirs:
         raise AttackError(f"the attack {attack} changed {' and '.join(theirs)}; they are put back")
-    return [name for name in found if name in own]
+    return [name for name in changed if name in own]
 
 
 # ---------------------------------------------------------------- what is looked at
@@ -134,11 +134,11 @@ def modes(model: nn.Module) -> dict[str, bool]:
 
 def parts(model: nn.Module) -> list[object]:
     """Which modules there are, with which hooks and, where a module has one of its own, which forward."""
-    found: list[object] = [
+    modules: list[object] = [
         (name, id(module), hooks(module.__dict__), id(module.__dict__.get("forward")))
         for name, module in model.named_modules()
     ]
-    return [*found, hooks(modules_of_torch.__dict__)]
+    return [*modules, hooks(modules_of_torch.__dict__)]
 
 
 def hooks(names: MutableMapping[str, Any]) -> list[tuple[str, list[int]]]:
@@ -151,12 +151,12 @@ def hooks(names: MutableMapping[str, Any]) -> list[tuple[str, list[int]]]:
 
 def generators() -> dict[str, bytes]:
     """State of each global generator."""
-    found = {"random": pickle.dumps(random.getstate()), "numpy": pickle.dumps(np.random.get_state())}  # noqa: NPY002
-    found["torch"] = torch.get_rng_state().numpy().tobytes()
+    by_name = {"random": pickle.dumps(random.getstate()), "numpy": pickle.dumps(np.random.get_state())}  # noqa: NPY002
+    by_name["torch"] = torch.get_rng_state().numpy().tobytes()
     if torch.cuda.is_initialized():
         states = enumerate(torch.cuda.get_rng_state_all())
-        found |= {f"torch cuda:{number}": state.numpy().tobytes() for number, state in states}
-    return found
+        by_name |= {f"torch cuda:{number}": state.numpy().tobytes() for number, state in states}
+    return by_name
 
 
 def equal(tensor: Tensor, copy: Tensor) -> bool:
