@@ -32,7 +32,7 @@ def make_baseline(folder: Path, file: Path, reason: str, scratch: Path, display:
     file.parent.mkdir(parents=True, exist_ok=True)
     asked = [kept for record in first_records(records) if (kept := keep_weights(folder, record, file)) is not None]
     fixed = score_weights(asked, file.parent, scratch, display) if asked else []
-    failed = [f"{each.spec.row}: {each.error}" for each in fixed if each.error]
+    failed = [f"{score.spec.row}: {score.error}" for score in fixed if score.error]
     if failed:
         raise UsageError(f"the stored weights were not scored: {'; '.join(failed)}")
     baseline = Baseline(
@@ -92,12 +92,12 @@ def changes(before: Baseline | None, after: Baseline) -> list[list[str]]:
         for series in after.series
         if series.metric != "accuracy on the curve"
     ]
-    stored = {each.spec.row: each for each in before.fixed} if before else {}
-    for each in after.fixed:
+    stored = {score.spec.row: score for score in before.fixed} if before else {}
+    for score in after.fixed:
         texts = [
-            f"{e.attacked.count('1')} of {len(e.attacked)}" if e else "" for e in (stored.get(each.spec.row), each)
+            f"{e.attacked.count('1')} of {len(e.attacked)}" if e else "" for e in (stored.get(score.spec.row), score)
         ]
-        rows.append([each.cell, "robust accuracy", *texts])
+        rows.append([score.cell, "robust accuracy", *texts])
     return rows
 
 

@@ -89,7 +89,7 @@ def score_weights(asked: Sequence[Fixed], weights: Path, folder: Path, display: 
     """The stored weights in the folder ``weights``, scored in a fresh process; kept in ``folder`` as fixed.json."""
     use_portable_kernels()
     messages: list[str] = []
-    specs = {each.spec.row: each.spec for each in asked}
+    specs = {weight.spec.row: weight.spec for weight in asked}
 
     def listen(event: dict[str, Any]) -> None:
         if event.get("event") == "error":
@@ -97,7 +97,7 @@ def score_weights(asked: Sequence[Fixed], weights: Path, folder: Path, display: 
         elif "row" in event:
             display.event(specs[event.pop("row")], event)
 
-    dumped = [each.model_dump(mode="json") for each in asked]
+    dumped = [weight.model_dump(mode="json") for weight in asked]
     task = task_of("fixed", weights=str(weights), out=str(folder / FIXED), fixed=dumped)
     if run_child(task, listen, folder / "fixed-log.txt"):
         raise UsageError(f"the stored weights were not scored: {messages[-1] if messages else f'see {folder}'}")
@@ -108,8 +108,8 @@ def stored_scores(folder: Path, code: str = "") -> list[Fixed]:
     """Those of an earlier check of this run, by the code of this hash if one is given; none where there was none."""
     if not (folder / FIXED).is_file():
         return []
-    found = read(FixedRun, folder / FIXED)
-    return found.fixed if "" in (code, found.code) or code == found.code else []
+    scored = read(FixedRun, folder / FIXED)
+    return scored.fixed if "" in (code, scored.code) or code == scored.code else []
 
 
 # ---------------------------------------------------------------- the check
@@ -136,39 +136,39 @@ def check_run(folder: Path, file: Path, exact: bool, display: Display) -> Outcom
     Raises UsageError where there is nothing to compare.
     """
     baseline, manifest = Baseline.read(file), load_manifest(folder)
-    found = Reading.of(manifest, load_records(folder))
-    gate.require_comparable(found, baseline)
+    reading = Reading.of(manifest, load_records(folder))
+    gate.require_comparable(reading, baseline)
     if exact:
-        require_alike(found, baseline)
+        require_alike(reading, baseline)
     scores = stored_scores(folder)
-    compared, notes = [], sensitivity(found, baseline, scores)
-    left_out = {s.method for s in baseline.series} - {s.method for s in found.series}
+    compared, notes = [], sensitivity(reading, baseline, scores)
+    left_out = {s.method for s in baseline.series} - {s.method for s in reading.series}
     if left_out:
         notes.append(f"not in this run: {', '.join(sorted(left_out))}")
-    why = gate.unlike(found, baseline)
+    why = gate.unlike(reading, baseline)
     if why:
         notes.append(f"G0, equal counts, is not asked for: {why}")
     else:
-        compared += gate.exact(found, baseline, exact) + gate.exact_weights(scores, baseline, exact)
-    timed = found.platform == baseline.platform
+        compared += gate.exact(reading, baseline, exact) + gate.exact_weights(scores, baseline, exact)
+    timed = reading.platform == baseline.platform
     if not timed:
         notes.append("speed and memory are not compared: they are those of a platform")
-    first = gate.same_weights(scores, baseline, timed) + gate.retrained(found, baseline)
+    first = gate.same_weights(scores, baseline, timed) + gate.retrained(reading, baseline)
     alarms = gate.alarms(first)
     if alarms:
         first = gate.confirmed(first, repeat(folder, file, manifest, baseline, alarms, display))
     compared = first + compared
-    if not any("accuracy" in each.metric for each in compared):
+    if not any("accuracy" in comparison.metric for comparison in compared):
         raise UsageError(
-            f"nothing to compare: {len(found.seeds)} seeds here and {len(baseline.seeds)} in the baseline; "
+            f"nothing to compare: {len(reading.seeds)} seeds here and {len(baseline.seeds)} in the baseline; "
             f"expected at least {gate.LEAST_SEEDS}, and twice as many in the baseline"
         )
     return Outcome(compared, notes)
 
 
-def require_alike(found: Reading, baseline: Baseline) -> None:
+def require_alike(reading: Reading, baseline: Baseline) -> None:
     """Raises UsageError where counts need not be equal."""
-    why = gate.unlike(found, baseline)
+    why = gate.unlike(reading, baseline)
     if why:
         raise UsageError(f"nothing to compare exactly: {why}")
 
@@ -190,8 +190,12 @@ def repeat(
         compared += gate.retrained(Reading.of(fresh, load_records(again)), baseline, trained)
     methods = {alarm.method for alarm in alarms if alarm.gate == "G1"}
     if methods:
-        asked = [each.model_copy(update={"seed": each.seed + 1}) for each in baseline.fixed if each.spec.row in methods]
-        scores = stored_scores(again, together(each.spec for each in asked))
+        asked = [
+            weight.model_copy(update={"seed": weight.seed + 1})
+            for weight in baseline.fixed
+            if weight.spec.row in methods
+        ]
+        scores = stored_scores(again, together(weight.spec for weight in asked))
         scores = scores or score_weights(asked, file.parent, again, display)
         compared += gate.same_weights(scores, baseline)
     return compared
@@ -205,24 +209,24 @@ def repeated(manifest: Manifest, baseline: Baseline, methods: set[str]) -> Manif
     return manifest.model_copy(update={"runs": runs, "seeds": sorted(seeds.values())})
 
 
-def sensitivity(found: Reading, baseline: Baseline, scores: list[Fixed]) -> list[str]:
+def sensitivity(reading: Reading, baseline: Baseline, scores: list[Fixed]) -> list[str]:
     """The smallest drops that the gate can see, a sentence each."""
     sentences = []
     if baseline.fixed and not scores:
         sentences.append("G1 is left out: only a run of the suite scores the stored weights")
     elif baseline.fixed:
-        images, methods = min(len(each.attacked) for each in baseline.fixed), len(baseline.fixed)
+        images, methods = min(len(score.attacked) for score in baseline.fixed), len(baseline.fixed)
         drop = 100 * smallest_drop(images, LEVEL_FIXED / methods)
         sentences.append(
             f"G1 sees in 3 of 4 first runs a drop of {drop:.1f} points on {images} images, where 5 % of them change"
         )
-    references = [seed for seed in baseline.seeds if seed not in found.seeds] or baseline.seeds
-    if len(found.seeds) < gate.LEAST_SEEDS or len(references) < 2 * gate.LEAST_SEEDS:
+    references = [seed for seed in baseline.seeds if seed not in reading.seeds] or baseline.seeds
+    if len(reading.seeds) < gate.LEAST_SEEDS or len(references) < 2 * gate.LEAST_SEEDS:
         return sentences
     tested = [s for s in baseline.of_seeds(references).values() if s.metric in ACCURACIES]
     tested = [s for s in tested if gate.mean(s) > gate.tolerance_of(s, baseline.tolerances)]
     for series in tested:
-        fall = smallest_fall(gate.percent(series), len(found.seeds), len(tested), 100 / (series.total or 1))
+        fall = smallest_fall(gate.percent(series), len(reading.seeds), len(tested), 100 / (series.total or 1))
         fall = max(fall, gate.tolerance_of(series, baseline.tolerances))
         seen = f"as often a drop of {fall:.1f} points" if fall < gate.mean(series) else "no drop"
         sentences.append(f"G2 sees {seen}: {series.cell}, {series.metric} ({gate.mean(series):.1f} %)")

@@ -46,15 +46,15 @@ def fixed_images(train: ImageSet, test: ImageSet) -> ImageSet:
 
 def score_all(asked: list[dict[str, Any]], folder: Path, out: Path, report: Report) -> None:
     """Score the stored weights of several methods, which lie in ``folder``, into the file ``out``."""
-    found, weights = [], [Fixed.model_validate(each) for each in asked]
+    scored, weights = [], [Fixed.model_validate(fields) for fields in asked]
     now = together(weight.spec for weight in weights)
     for weight in weights:
 
         def tell(event: dict[str, Any], row: str = weight.spec.row) -> None:
             report(event | {"row": row})
 
-        found.append(score(weight, folder, tell))
-    save(out, FixedRun(fixed=found, code=now))
+        scored.append(score(weight, folder, tell))
+    save(out, FixedRun(fixed=scored, code=now))
 
 
 def score(asked: Fixed, folder: Path, report: Report) -> Fixed:
@@ -68,7 +68,7 @@ def score(asked: Fixed, folder: Path, report: Report) -> Fixed:
     dataset = registry.load("dataset", spec.data.name).Dataset()
     train, test = load_data(dataset, spec.data)
     images = fixed_images(train, test)
-    found: dict[str, Any] = {"images_sha256": images.sha256}
+    measured: dict[str, Any] = {"images_sha256": images.sha256}
     try:
         method, _ = build_method(spec, dataset, train.image_shape[0], train.classes)
         it = Evaluated[Any](method.kept(), train, images, spec.eval, asked.seed, CPU, cells=None)  # nothing is stored
@@ -77,11 +77,11 @@ def score(asked: Fixed, folder: Path, report: Report) -> Fixed:
             result = run_cell(it, classifier, Cell(asked.protocol, attack, eps, len(images)))
             report({"event": "cell", "protocol": asked.protocol, "attack": attack, "eps": eps, "note": ""}
                    | {"correct": result.correct, "total": result.total, "seconds": result.seconds})  # fmt: skip
-            found[name] = result.outcomes
-        found["speed"] = loops_an_update(build_method(spec, dataset, train.image_shape[0], train.classes)[0], train)
+            measured[name] = result.outcomes
+        measured["speed"] = loops_an_update(build_method(spec, dataset, train.image_shape[0], train.classes)[0], train)
     except Exception as error:  # whatever the code under test does wrong is what the gate is for
-        found |= {"clean": "", "attacked": "", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    return asked.model_copy(update=found)
+        measured |= {"clean": "", "attacked": "", "error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    return asked.model_copy(update=measured)
 
 
 def stored(it: Evaluated[Any], tensors: dict[str, Tensor], asked: Fixed) -> Classifier:
