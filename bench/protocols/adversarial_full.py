@@ -69,12 +69,12 @@ class Protocol(BaseProtocol):
             with material.passes.counted(model.encoder):
                 return robust_count(model, material, ids, self.steps, step, "held out")
 
-        found = tuned(self.learning_rates, torch.arange(len(material.train)), material, trained, judged)
-        classifier.encoder.load_state_dict(found.head.encoder.state_dict())
-        classifier.probe = found.head.probe
+        chosen = tuned(self.learning_rates, torch.arange(len(material.train)), material, trained, judged)
+        classifier.encoder.load_state_dict(chosen.head.encoder.state_dict())
+        classifier.probe = chosen.head.probe
         with material.passes.counted(classifier.encoder):
             features = extract(classifier, material.train.images, material.device, material.chunk)
-        return Fitted(facts_of(classifier.probe, features, material, **found.facts), found.others)
+        return Fitted(facts_of(classifier.probe, features, material, **chosen.facts), chosen.others)
 
     def trades(self, model: Classifier, material: Material, step: float) -> Any:
         """Cross-entropy on clean images, and beta times the divergence of the answers to attacked ones from theirs."""

@@ -85,9 +85,9 @@ class Protocol(LinearProtocol):
             classifier.probe = head
             return robust_count(classifier, material, ids, self.steps, step, "held out")
 
-        found = tuned(self.learning_rates, ids, material, trained, judged)
-        classifier.probe = found.head
-        return Fitted(facts_of(found.head, features, material, **found.facts), found.others)
+        chosen = tuned(self.learning_rates, ids, material, trained, judged)
+        classifier.probe = chosen.head
+        return Fitted(facts_of(chosen.head, features, material, **chosen.facts), chosen.others)
 
     def choice(self, held_out: list[tuple[float, int, int]]) -> float:
         return most_robust(held_out) if held_out else self.learning_rates[0]

@@ -76,7 +76,7 @@ def facts_of(probe: nn.Module, features: Tensor, material: Material, **more: Any
     Images with a feature that is not finite are counted as wrong, and the note says so in place of another.
     """
     total = len(material.train)
-    found = {
+    facts = {
         "feature_width": features.shape[1],
         "train_correct": int(predicted(probe(features)).eq(material.labels).sum()),
         "train_total": total,
@@ -84,7 +84,7 @@ def facts_of(probe: nn.Module, features: Tensor, material: Material, **more: Any
     unsound = int((~features.isfinite().all(dim=1)).sum())
     if unsound:
         more["note"] = f"features of {unsound} of {total} training images are NaN or infinite: left out, and wrong"
-    return found | more
+    return facts | more
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,10 +93,10 @@ class LinearProtocol(BaseProtocol):
         features = material.features(classifier)
         fit = fit_probe(features, material.labels, material.train.classes)
         classifier.probe = fit.layer
-        found = {name: getattr(fit, name) for name in ("penalty", "gradient_norm", "scale", "held_out")}
+        facts = {name: getattr(fit, name) for name in ("penalty", "gradient_norm", "scale", "held_out")}
         if fit.gradient_norm > GRADIENT_NORM:
-            found["note"] = f"the probe did not converge: gradient norm {fit.gradient_norm:.2g} above {GRADIENT_NORM:g}"
-        return Fitted(facts_of(fit.layer, features, material, **found), {**fit.others})
+            facts["note"] = f"the probe did not converge: gradient norm {fit.gradient_norm:.2g} above {GRADIENT_NORM:g}"
+        return Fitted(facts_of(fit.layer, features, material, **facts), {**fit.others})
 
     def restore(self, classifier: Classifier, tensors: dict[str, Tensor]) -> None:
         if tensors.keys() != {"weight", "bias"}:
