@@ -148,6 +148,6 @@ class Clock:
     def seconds_left(self) -> float:
         """Expected training time left, in seconds."""
         if self.total_updates is not None:
-            each = statistics.fmean(self.durations) if self.durations else 0.0  # replays of a batch differ
-            return (self.total_updates - self.updates) * each
+            mean = statistics.fmean(self.durations) if self.durations else 0.0  # replays of a batch differ
+            return (self.total_updates - self.updates) * mean
         return max(self.budget.amount - self.seconds, 0.0)

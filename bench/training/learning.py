@@ -48,16 +48,16 @@ def gradients_seen(module: nn.Module) -> Iterator[Callable[[], bool]]:
 
     One that is not finite counts too: it is the affair of the training.
     """
-    found: list[Tensor] = []
+    seen: list[Tensor] = []
 
     def look(weight: Tensor) -> None:
         assert weight.grad is not None
-        found.append(weight.grad.any())
+        seen.append(weight.grad.any())
 
     weights = [weight for weight in module.parameters() if weight.requires_grad]
     hooks = [weight.register_post_accumulate_grad_hook(look) for weight in weights]
     try:
-        yield lambda: any(map(bool, found))
+        yield lambda: any(map(bool, seen))
     finally:
         for hook in hooks:
             hook.remove()
@@ -83,9 +83,9 @@ def check_learning(
 def depends(method: BaseMethod, views: Tensor) -> bool:
     """Whether the loss changes with the views (V, B, C, H, W), or has a gradient there."""
     values = []
-    for each in (views, 1 - views):
+    for batch in (views, 1 - views):
         with kept_generators(views.device), torch.no_grad():
-            values.append(method.objective(each, each))
+            values.append(method.objective(batch, batch))
     if not torch.equal(*values):
         return True
     moved = views.detach().requires_grad_()  # two values in bfloat16 may be equal by chance

@@ -45,11 +45,11 @@ def boundaries(stages: Sequence[Stage], courses: Sequence[Course], budget: Budge
         return ends, None
     if budget.unit == "updates" or len(stages) == 1:
         return ends, courses[0].total_updates(budget)
-    each = [
+    counts = [
         course.total_updates(budget.model_copy(update={"amount": budget.amount * share})) or 0
         for share, course in zip(shares, courses, strict=True)
     ]
-    return [*(updates / sum(each) for updates in itertools.accumulate(each[:-1])), 1.0], sum(each)
+    return [*(updates / sum(counts) for updates in itertools.accumulate(counts[:-1])), 1.0], sum(counts)
 
 
 def per_image(costs: Sequence[Cost], place: int) -> float:

@@ -159,8 +159,8 @@ class Training:
         """Whether all of them are, and delta, on all ranks; waits for the device."""
         delta = self.adversary.delta
         tensors = [*self.tensors(), *([] if delta is None else [delta])]
-        found = [t.detach().isfinite().all() for t in tensors if t.is_floating_point()]
-        own = all(bool(torch.stack([f for f in found if f.device == d]).all()) for d in {f.device for f in found})
+        flags = [t.detach().isfinite().all() for t in tensors if t.is_floating_point()]
+        own = all(bool(torch.stack([f for f in flags if f.device == d]).all()) for d in {f.device for f in flags})
         return self.ranks.every(own)
 
 
