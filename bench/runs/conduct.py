@@ -60,7 +60,7 @@ def opened(out: Path, manifest: Manifest, moves: bool = False, again: bool = Fal
     try:
         begun = {LOCK, "runs", f"{MANIFEST}.damaged"}
         if out.exists() and not (out / MANIFEST).exists():
-            names = {each.name for each in out.iterdir()} if out.is_dir() else {out.name}
+            names = {path.name for path in out.iterdir()} if out.is_dir() else {out.name}
             if {name for name in names - begun if not name.endswith(".tmp")}:
                 raise UsageError(f"expected a new or empty folder, or one of a run, got {out}; choose another --out")
         out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def run_all(
     display.begin(specs, estimates, engine.slots)
     folders = {spec.name: RunFolder(out, spec) for spec in specs}  # all of them while the folder is there
     todo = [folder.spec for folder in folders.values() if not settled(folder, display)]
-    seconds = {f"{each.row}-s{each.seed}": each.seconds for each in estimates or () if engine.slots > 1}
+    seconds = {f"{estimate.row}-s{estimate.seed}": estimate.seconds for estimate in estimates or () if engine.slots > 1}
     schedule = Schedule([Job(spec.name, spec.seed, seconds.get(spec.name, 0.0)) for spec in todo], engine.slots)
     messages: dict[str, list[str]] = {spec.name: [] for spec in todo}
     refused: list[str] = []  # a machine that cannot make one run cannot make the next, and would be given all of them

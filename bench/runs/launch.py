@@ -72,16 +72,16 @@ def run_ranks(task: dict[str, Any], folder: RunFolder, events: int, lock: Connec
                 sender.close()
             return ended(ranks)
         except Interrupted as interrupted:
-            for each in ranks:
-                if each.is_alive():
-                    assert each.pid is not None
-                    os.kill(each.pid, interrupted.signum)
+            for child in ranks:
+                if child.is_alive():
+                    assert child.pid is not None
+                    os.kill(child.pid, interrupted.signum)
             ended(ranks)
             raise
         finally:
-            for each in ranks:
-                each.kill()
-                each.join()
+            for child in ranks:
+                child.kill()
+                child.join()
             alive.close()
             our_life.close()
 
@@ -95,7 +95,7 @@ def ended(ranks: list[BaseProcess]) -> int:
         left = None if until is None else until - time.monotonic()
         if left is not None and left <= 0:
             break
-        wait([each.sentinel for each in running], left)
+        wait([rank.sentinel for rank in running], left)
     codes = [rank.exitcode for rank in ranks if rank.exitcode is not None]
     if ranks[0].exitcode == 0:
         return 0

@@ -23,11 +23,11 @@ def measure_plan(specs: list[RunSpec], log: Path, say: Callable[[str], None], at
 
     Of a run whose method could not be measured there is no estimate, and ``say`` hears why. Raises UsageError.
     """
-    found = measure_rows(specs, log, at_once)
-    for row, why in found.items():
+    outcomes = measure_rows(specs, log, at_once)
+    for row, why in outcomes.items():
         if isinstance(why, str):
             say(f"{row}: no estimate: {why}")
-    measured = {row: value for row, value in found.items() if isinstance(value, Measured)}
+    measured = {row: value for row, value in outcomes.items() if isinstance(value, Measured)}
     return [estimate(spec, measured[spec.row]) for spec in specs if spec.row in measured]
 
 
@@ -40,16 +40,16 @@ def measure_rows(specs: list[RunSpec], log: Path, at_once: int = 1) -> dict[str,
     """
     rows = {spec.row: spec for spec in reversed(specs)}
     slots = at_once if all(spec.device == "cpu" for spec in specs) else 1
-    found: dict[str, Measured | str] = {}
+    outcomes: dict[str, Measured | str] = {}
     left = [lane for lane in (dict(list(rows.items())[place::slots]) for place in range(slots)) if lane]
     while left:
         with contextlib.ExitStack() as processes:
             lanes = [Lane(lane, processes.enter_context(started(task(lane), log)), log) for lane in left]
             running = lanes
             while running:
-                running = [lane for lane in running if lane.listen(found, POLL / len(running))]
+                running = [lane for lane in running if lane.listen(outcomes, POLL / len(running))]
         left = [lane.rows for lane in lanes if lane.rows]
-    return {row: found[row] for row in rows}
+    return {row: outcomes[row] for row in rows}
 
 
 def task(rows: dict[str, RunSpec]) -> dict[str, Any]:
@@ -66,8 +66,8 @@ class Lane:
         self._since = 0.0
         self._why = ""
 
-    def listen(self, found: dict[str, Measured | str], seconds: float) -> bool:
-        """Wait at most so long for what the process says, and put it into ``found``: whether it goes on.
+    def listen(self, outcomes: dict[str, Measured | str], seconds: float) -> bool:
+        """Wait at most so long for what the process says, and put it into ``outcomes``: whether it goes on.
 
         Raises UsageError where the process ends while it measures no row.
         """
@@ -77,26 +77,26 @@ class Lane:
             if kind == "measuring":
                 self._running, self._since = event["row"], time.monotonic()
             elif kind == "measured":
-                found[event["row"]] = Measured.model_validate(event)
+                outcomes[event["row"]] = Measured.model_validate(event)
                 self.rows.pop(event["row"])
                 self._running = None
             elif "message" in event:
                 self._why = event["message"]
         if events is not None and self._running is not None and time.monotonic() - self._since > MOST_SECONDS:
-            self._leave_out(found, f"a few updates took longer than {MOST_SECONDS:g} s")
+            self._leave_out(outcomes, f"a few updates took longer than {MOST_SECONDS:g} s")
             return False
         if events is not None:
             return True
         code = self._child.ended()
         why = self._why or f"the process ended with code {code}; see {self._log}"
         if self._running is not None:
-            self._leave_out(found, why)
+            self._leave_out(outcomes, why)
         elif self.rows:
             raise UsageError(f"the plan could not be measured: {why}")
         return False
 
-    def _leave_out(self, found: dict[str, Measured | str], why: str) -> None:
+    def _leave_out(self, outcomes: dict[str, Measured | str], why: str) -> None:
         row = self._running
         assert row is not None
-        found[row] = why
+        outcomes[row] = why
         self.rows.pop(row)

@@ -152,8 +152,8 @@ def audit_seconds(
     seconds = b * (STRUCTURAL_PASSES[dear] + test_images)
     if standing < 1:
         return seconds + ZERO_PASSES * (a + b * n)
-    each, left = AUDIT_PASSES[spec.audit]
-    seconds += each * (a + b * n) + left * (a + b * standing)
+    base, left = AUDIT_PASSES[spec.audit]
+    seconds += base * (a + b * n) + left * (a + b * standing)
     if spec.audit == "full":
         seconds += sum(passes * (a + b * min(n, count)) for count, passes in DRAWS.values())
         seconds += NOISE[1] * b * min(standing, NOISE[0])
@@ -249,7 +249,7 @@ def pass_seconds(encoder: Any, images: Any, spec: EvalSpec, protocol: str, devic
 
 def total_seconds(estimates: list[Estimate], jobs: int = 1) -> float:
     """Expected seconds of all runs, so many at a time: at least those of the longest."""
-    return max(sum(each.seconds for each in estimates) / jobs, max((each.seconds for each in estimates), default=0.0))
+    return max(sum(run.seconds for run in estimates) / jobs, max((run.seconds for run in estimates), default=0.0))
 
 
 def duration(seconds: float) -> str:

@@ -63,7 +63,7 @@ class Display:
     def begin(self, specs: list[RunSpec], estimates: list[Estimate] | None, slots: int = 1) -> None:
         """These runs are about to be made, so many at a time."""
         self._specs, self._slots = specs, slots
-        self._estimates = {f"{each.row}-s{each.seed}": each for each in estimates or ()}
+        self._estimates = {f"{estimate.row}-s{estimate.seed}": estimate for estimate in estimates or ()}
         self._overall = self._bars.add_task(f"all {len(specs)} runs", total=1.0, text="")
 
     def skipped(self, spec: RunSpec, status: str) -> None:
@@ -146,7 +146,7 @@ class Display:
         if spec.name in self._bar:
             self._bars.update(self._bar[spec.name], completed=share, text=plain(text))
         if self._overall is not None:
-            left = sum(self._left(name, each) for name, each in self._estimates.items()) / self._slots
+            left = sum(self._left(name, estimate) for name, estimate in self._estimates.items()) / self._slots
             said = f", about {duration(left)} left" * bool(self._estimates)
             done = self._ended / max(1, len(self._specs))
             self._bars.update(self._overall, completed=done, text=f"{self._ended} ended{said}")

@@ -54,8 +54,8 @@ def run(here: Place, out: Path, manifest: Manifest, every: float, again: bool) -
     from bench.storage.signals import StopFlag
 
     if len(manifest.runs) != 1:
-        found = f"got {len(manifest.runs)}; give one method, one seed and one budget"
-        raise UsageError(f"expected one run under torchrun, {found}")
+        problem = f"got {len(manifest.runs)}; give one method, one seed and one budget"
+        raise UsageError(f"expected one run under torchrun, {problem}")
     (spec,) = manifest.runs
     device = devices.of_rank(devices.resolve(spec.device), here.local_rank)
     devices.prepare(device, spec.threads)
