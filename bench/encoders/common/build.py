@@ -65,7 +65,7 @@ def check_images(name: str, channels: int, sizes: dict[tuple[int, int], str]) ->
 
     These are (height, width) -> what is so large. Nothing is computed where the network can do without (meta device).
     """
-    found: BaseEncoder | None = None
+    backbone: BaseEncoder | None = None
     try:
         with torch.device("meta"):
             light: BaseEncoder | None = build_backbone(name, channels)
@@ -74,10 +74,10 @@ def check_images(name: str, channels: int, sizes: dict[tuple[int, int], str]) ->
     for size, what in sizes.items():
         if light is not None and refusal(light, name, channels, size) is None:
             continue
-        found = found or build_backbone(name, channels)
-        why = refusal(found, name, channels, size)
+        backbone = backbone or build_backbone(name, channels)
+        why = refusal(backbone, name, channels, size)
         if why is not None:
-            such = f", such as {pixels(found.size)}" if found.size else ""
+            such = f", such as {pixels(backbone.size)}" if backbone.size else ""
             raise UsageError(
                 f"expected images of a size that {name} takes{such}, got {what} of {pixels(size)} ({why}); change "
                 "the size of the images with --image-size (of folder:, parquet: and imagenet:) or that of the views "
@@ -100,8 +100,8 @@ def width_of(backbone: BaseEncoder, name: str, channels: int, size: tuple[int, i
     images = torch.zeros(2, channels, *size, device=weight.device)
     try:
         with torch.no_grad():
-            found: Any = backbone.eval()(images)
-            shape = tuple(found.shape)
+            features: Any = backbone.eval()(images)
+            shape = tuple(features.shape)
     except Exception as error:  # of networks for other sizes, of several outputs
         raise UsageError(
             f"{name} is no encoder of images of {pixels(size)}: {reason(error)}; choose another"
