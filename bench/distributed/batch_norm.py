@@ -63,8 +63,8 @@ class Normalize(torch.autograd.Function):
         channels = x.shape[1]
         own_var, own_mean = torch.var_mean(widen(x), [0, *range(2, x.ndim)], correction=0)
         own_count = own_mean.new_full((1,), x.numel() // channels)
-        found = ranks.stack(torch.cat([own_mean, own_var, own_count]))
-        means, variances, counts = found.split([channels, channels, 1], dim=1)
+        stacked = ranks.stack(torch.cat([own_mean, own_var, own_count]))
+        means, variances, counts = stacked.split([channels, channels, 1], dim=1)
         count = counts.sum()
         shares = counts / count
         mean = (shares * means).sum(dim=0)
@@ -98,7 +98,7 @@ def synchronized(module: nn.Module, ranks: Ranks) -> Iterator[None]:
 
     Raises UsageError for a kind of batch norm that is not known here.
     """
-    norms = [each for each in module.modules() if isinstance(each, BatchNorm) and ranks.size > 1]
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm) and ranks.size > 1]
     kinds = [type(norm) for norm in norms]
     for kind in kinds:
         if kind not in KINDS:
