@@ -194,13 +194,13 @@ def leaves(node: Any) -> Iterator[Tensor]:
 def own_weights(encoder: nn.Module, method: nn.Module) -> list[tuple[str, Tensor]]:
     """(name in the encoder, weight) of an encoder and of its copies in a method, such as a teacher, whole or without
     the feature layer: modules of the same type whose weights have the same names and shapes."""
-    found: list[tuple[str, Tensor]] = []
+    weights: list[tuple[str, Tensor]] = []
     backbone = getattr(encoder, "backbone", None)
     for prefix, part in (("", encoder), *([("backbone.", backbone)] if isinstance(backbone, nn.Module) else [])):
         for module in method.modules():
             if type(module) is type(part) and shapes(module) == shapes(part):
-                found += [(f"{prefix}{name}", weight) for name, weight in module.named_parameters()]
-    return found
+                weights += [(f"{prefix}{name}", weight) for name, weight in module.named_parameters()]
+    return weights
 
 
 def shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
