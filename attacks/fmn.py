@@ -62,8 +62,8 @@ class Attack(BaseAttack):
         """
         order, settings = ORDERS[threat.norm], {"steps": self.steps, "α_init": self.step, "γ_init": self.shrink}
         with torch.enable_grad():
-            found: Tensor = load_fmn()(model, clean, labels, order, starting_points=starts, **settings).detach()
-        return (clean + BEYOND * (found - clean)).clamp(0, 1)
+            nearest: Tensor = load_fmn()(model, clean, labels, order, starting_points=starts, **settings).detach()
+        return (clean + BEYOND * (nearest - clean)).clamp(0, 1)
 
     def describe(self, classes: int) -> dict[str, Any]:
         return super().describe(classes) | {"package": fmn_version()}

@@ -75,10 +75,10 @@ def load_fmn() -> Any:
 
     The package around it imports visdom, which draws in a browser and which FMN does not use.
     """
-    found = importlib.util.find_spec("adv_lib")
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec("adv_lib")
+    if package is None or not package.submodule_search_locations:
         raise UsageError(NO_FMN)
-    file = Path(found.submodule_search_locations[0]) / "attacks" / "fast_minimum_norm.py"
+    file = Path(package.submodule_search_locations[0]) / "attacks" / "fast_minimum_norm.py"
     spec = importlib.util.spec_from_file_location("adv_lib_fast_minimum_norm", file)
     if spec is None or spec.loader is None:
         raise UsageError(NO_FMN)
