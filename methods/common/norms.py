@@ -38,21 +38,21 @@ def branched(module: M, count: int = 2) -> M:
 @contextmanager
 def branch(module: nn.Module, number: int) -> Iterator[None]:
     """Inside, every batch norm of the module is that of one branch."""
-    branches = [each for each in module.modules() if isinstance(each, Branches)]
-    before = [each.branch for each in branches]
+    branches = [norm for norm in module.modules() if isinstance(norm, Branches)]
+    before = [norm.branch for norm in branches]
     try:
-        for each in branches:
-            each.branch = number
+        for norm in branches:
+            norm.branch = number
         yield
     finally:
-        for each, earlier in zip(branches, before, strict=True):
-            each.branch = earlier
+        for norm, earlier in zip(branches, before, strict=True):
+            norm.branch = earlier
 
 
 @torch.no_grad()
 def plain(module: M, number: int) -> M:
     """A copy with the batch norms of one branch alone, its weights named as before there were branches."""
     copied = copy.deepcopy(module)
-    for name, norms in [(name, each) for name, each in copied.named_modules() if isinstance(each, Branches)]:
+    for name, norms in [(name, part) for name, part in copied.named_modules() if isinstance(part, Branches)]:
         copied.set_submodule(name, norms.norms[number])
     return copied
