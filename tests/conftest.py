@@ -30,7 +30,7 @@ def pytest_configure():
     """
     gc.disable()
     PRELOAD.append("small")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(SHORT), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SHORT), os.environ.get("PYTHONPATH")]))
 
 
 def pytest_collection_finish():

@@ -23,5 +23,5 @@ measuring.measure_plan = lambda *given: []
 
 if __name__ == "__main__":
     PRELOAD.append("small")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     cli.main()
