@@ -119,7 +119,7 @@ def run_check(id: str, check: AuditCheck, subject: Subject) -> Check:
 
 
 def all_checks(of_crops: bool) -> dict[str, tuple[AuditLevel, AuditCheck]]:
-    """id -> (lowest level, check) of all files in bench/checks, S before A before M; M only where the
+    """id -> (lowest level, check) of all files in bench/audit/checks, S before A before M; M only where the
     classifier reads the mean features over crops."""
     by_id: dict[str, tuple[AuditLevel, AuditCheck]] = {}
     for module in pkgutil.iter_modules(checks.__path__):
