@@ -58,8 +58,8 @@ def _budget(manifest: Manifest, records: Sequence[Record]) -> str:
     if manifest.budget is not None:
         return f"{spelled(str(manifest.budget))} each"
     known = sorted({record.spec.budget for record in records}, key=lambda budget: (budget.unit, budget.amount))
-    each = listed([spelled(str(budget)) for budget in known])
-    return f"once for each budget of {each}" if budget_of(records) else f"each row at its own budget ({each})"
+    budgets = listed([spelled(str(budget)) for budget in known])
+    return f"once for each budget of {budgets}" if budget_of(records) else f"each row at its own budget ({budgets})"
 
 
 def spelled(budget: str) -> str:
@@ -92,8 +92,8 @@ def _outcome(manifest: Manifest, board: pd.DataFrame) -> list[str]:
     said, names = [], titles(manifest.runs)
     for (protocol, budget), lines in board.groupby(["protocol", "budget"], sort=False, dropna=False):
         where = names.get(str(protocol), str(protocol)) + (f" at {budget}" if isinstance(budget, str) else "")
-        found = [sentence for sentence in (_robust(lines), _clean(lines)) if sentence]
-        said += [f"{where}: {'; '.join(found)}."] if found else []
+        parts = [sentence for sentence in (_robust(lines), _clean(lines)) if sentence]
+        said += [f"{where}: {'; '.join(parts)}."] if parts else []
     return said
 
 
@@ -133,11 +133,11 @@ def _number(line: dict[Any, Any], name: str) -> str:
 # ---------------------------------------------------------------- what can be claimed, and what cannot
 
 
-def _claimed(manifest: Manifest, board: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+def _claimed(manifest: Manifest, board: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
     """How many pairs of each kind are told apart, then the largest differences. Where a protocol ranks encoders, its
     pairs of methods are all left out, as in the section of the claims."""
-    encoders = set(found.loc[found["kind"] == "encoder", "protocol"])
-    told = found[(found["kind"] != "method") | ~found["protocol"].isin(encoders)]
+    encoders = set(claims.loc[claims["kind"] == "encoder", "protocol"])
+    told = claims[(claims["kind"] != "method") | ~claims["protocol"].isin(encoders)]
     if told.empty:
         alone = board["rank_lo"].notna().sum() > 0
         return ["No two lines can be compared: no protocol ranks more than one."] if alone else []
@@ -195,7 +195,7 @@ def _times(records: Sequence[Record], rows: pd.DataFrame) -> list[str]:
         said.append(f"{count} (the clock probe moved by more than {100 * DISTURBED:g} %): their times are not fair.")
     hurried = [record for record in records if record.train and too_few(record.train, record.spec.budget)]
     if hurried:
-        counts = listed([f"{each.spec.name} {each.train.updates}" for each in hurried if each.train])
+        counts = listed([f"{record.spec.name} {record.train.updates}" for record in hurried if record.train])
         said.append(
             f"{len(hurried)} of {len(records)} runs made fewer than {LEARNING_UPDATES} updates ({counts}): too few for "
             "a method to learn, as the machine was too slow or too busy for the budget. A budget in updates, such as "

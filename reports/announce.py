@@ -25,21 +25,21 @@ def junit(compared: Sequence[Comparison]) -> str:
     Gains are properties of their suite, since the schema that Jenkins checks allows none in a test case.
     """
     root = ElementTree.Element("testsuites", _counts(compared) | {"name": TITLE})
-    for gate in dict.fromkeys(each.gate for each in compared):
-        within = [each for each in compared if each.gate == gate]
+    for gate in dict.fromkeys(comparison.gate for comparison in compared):
+        within = [comparison for comparison in compared if comparison.gate == gate]
         suite = ElementTree.SubElement(root, "testsuite", _counts(within) | {"name": f"{TITLE} {gate}"})
-        gains = [each for each in within if each.outcome == "gain"]
+        gains = [comparison for comparison in within if comparison.outcome == "gain"]
         if gains:
             properties = ElementTree.SubElement(suite, "properties")
             for gain in gains:
                 name, value = f"gain: {_name(gain)}", f"{gain.before} -> {gain.after}"
                 ElementTree.SubElement(properties, "property", {"name": printable(name), "value": printable(value)})
-        for each in within:
-            names = {"classname": f"bench.gate.check.{gate}", "name": printable(_name(each))}
+        for tested in within:
+            names = {"classname": f"bench.gate.check.{gate}", "name": printable(_name(tested))}
             case = ElementTree.SubElement(suite, "testcase", names)
-            if each.outcome == "loss":
-                failure = {"type": gate, "message": printable(f"{each.before} -> {each.after}")}
-                ElementTree.SubElement(case, "failure", failure).text = printable(str(each))
+            if tested.outcome == "loss":
+                failure = {"type": gate, "message": printable(f"{tested.before} -> {tested.after}")}
+                ElementTree.SubElement(case, "failure", failure).text = printable(str(tested))
     ElementTree.indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
 
@@ -51,10 +51,10 @@ def annotations(compared: Sequence[Comparison]) -> list[str]:
     """
     lines = []
     for outcomes, command in ((("loss",), "error"), (("gain", "differs"), "notice")):
-        moved = [each for each in compared if each.outcome in outcomes]
+        moved = [comparison for comparison in compared if comparison.outcome in outcomes]
         shown = moved if len(moved) <= SHOWN else moved[: SHOWN - 1]
-        for each in shown:
-            lines.append(f"::{command} title={_property(_name(each))}::{_data(str(each))}")
+        for change in shown:
+            lines.append(f"::{command} title={_property(_name(change))}::{_data(str(change))}")
         if len(moved) > len(shown):
             lines.append(f"::{command} title={TITLE}::{len(moved) - len(shown)} more are in the job summary")
     return lines
@@ -62,8 +62,8 @@ def annotations(compared: Sequence[Comparison]) -> list[str]:
 
 def summary(compared: Sequence[Comparison]) -> str:
     """The job summary in Markdown: what moved as a table, losses first; what did not, folded below."""
-    moved = [each for outcome in ("loss", "gain", "differs") for each in compared if each.outcome == outcome]
-    same = [each for each in compared if each.outcome == "same"]
+    moved = [change for outcome in ("loss", "gain", "differs") for change in compared if change.outcome == outcome]
+    same = [comparison for comparison in compared if comparison.outcome == "same"]
     parts = [f"### {TITLE}: {headline(compared)}", *[_markdown(moved)] * bool(moved)]
     if same:
         parts.append(f"<details><summary>{len(same)} that did not move</summary>\n\n{_markdown(same)}\n\n</details>")
@@ -72,16 +72,16 @@ def summary(compared: Sequence[Comparison]) -> str:
 
 def headline(compared: Sequence[Comparison]) -> str:
     """``1 loss, 2 gains in 24 compared metrics``."""
-    lost, gained = (sum(each.outcome == outcome for each in compared) for outcome in ("loss", "gain"))
+    lost, gained = (sum(comparison.outcome == outcome for comparison in compared) for outcome in ("loss", "gain"))
     losses, gains = "loss" if lost == 1 else "losses", "gain" if gained == 1 else "gains"
     return f"{lost} {losses}, {gained} {gains} in {len(compared)} compared metric{'s' * (len(compared) != 1)}"
 
 
 def as_json(compared: Sequence[Comparison]) -> str:
     """One JSON document: how many losses and gains, and everything that was compared, in its order."""
-    lost, gained = (sum(each.outcome == outcome for each in compared) for outcome in ("loss", "gain"))
-    found = {"losses": lost, "gains": gained, "compared": [each.as_json() for each in compared]}
-    return json.dumps(found, indent=1)
+    lost, gained = (sum(comparison.outcome == outcome for comparison in compared) for outcome in ("loss", "gain"))
+    document = {"losses": lost, "gains": gained, "compared": [comparison.as_json() for comparison in compared]}
+    return json.dumps(document, indent=1)
 
 
 def write_summary(text: str, environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -99,7 +99,7 @@ def write_summary(text: str, environment: Mapping[str, str] = os.environ) -> Pat
 
 
 def _counts(compared: Sequence[Comparison]) -> dict[str, str]:
-    failures = sum(each.outcome == "loss" for each in compared)
+    failures = sum(comparison.outcome == "loss" for comparison in compared)
     return {"tests": str(len(compared)), "failures": str(failures), "errors": "0", "skipped": "0"}
 
 
@@ -120,8 +120,8 @@ def _property(text: str) -> str:
 def _markdown(compared: Sequence[Comparison]) -> str:
     """A table; no text in it is markup."""
     lines = [list(HEADS), ["---"] * len(HEADS)]
-    for each in compared:
-        p = "" if each.p is None else f"{each.p:.2g}"
-        texts = [each.outcome, each.gate, each.cell, each.metric, each.before, each.after, each.rule, p]
+    for row in compared:
+        p = "" if row.p is None else f"{row.p:.2g}"
+        texts = [row.outcome, row.gate, row.cell, row.metric, row.before, row.after, row.rule, p]
         lines.append([re.sub(r"([\\`*_\[\]<>|~&!#])", r"\\\1", printable(text)) for text in texts])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -44,11 +44,11 @@ def build(folder: Path, out: Path | None = None, texts: Collection[str] = ()) ->
     out = _free(out) if out and out.resolve() != folder.resolve() else folder
     damaged: list[Damaged] = []
     lost: list[Damaged] = []
-    found = load_records(folder, damaged)
-    view = View(load_manifest(folder), apart(found))
-    names = {before.spec.name: after.spec.name for before, after in zip(found, view.records, strict=True)}
-    examples = {names[name]: each for name, each in load_examples(folder, lost).items()}
-    points = {names[name]: each for name, each in load_curves(folder, damaged).items()}
+    stored = load_records(folder, damaged)
+    view = View(load_manifest(folder), apart(stored))
+    names = {before.spec.name: after.spec.name for before, after in zip(stored, view.records, strict=True)}
+    examples = {names[name]: pictures for name, pictures in load_examples(folder, lost).items()}
+    points = {names[name]: curve for name, curve in load_curves(folder, damaged).items()}
     return _left_out(damaged, lost) + _write(out, view, examples, points, texts)
 
 
@@ -81,7 +81,7 @@ def _write(
     manifest, records = view.manifest, view.records
     warnings: list[str] = []
     drawn: dict[str, bytes] = {}
-    table = board = found = over = pd.DataFrame()
+    table = board = claims = over = pd.DataFrame()
     with _part("results.csv", warnings):
         table = rows(manifest, records)
         write_text(out / "results.csv", csv(view.stored(table)))
@@ -105,8 +105,8 @@ def _write(
             if len(beside) or is_there(out / name):
                 write_text(out / name, csv(view.stored(beside)))
     with _part("claims.csv", warnings):
-        found = pairs(records, manifest.main_eps, ranked_lines(board))
-        write_text(out / "claims.csv", csv(found))
+        claims = pairs(records, manifest.main_eps, ranked_lines(board))
+        write_text(out / "claims.csv", csv(claims))
     for name in plots.wanted(board, over):
         with _part(f"figures/{name}", warnings):
             pictures = plots.render(name, manifest, records, table, board, over)
@@ -114,10 +114,10 @@ def _write(
                 write_bytes(out / "figures" / f"{name}.{kind}", picture)
             drawn[name] = pictures["svg"]
     with _part("report.pdf", warnings):
-        write_bytes(out / "report.pdf", pdf.render(manifest, records, table, board, found, drawn, view.facts))
+        write_bytes(out / "report.pdf", pdf.render(manifest, records, table, board, claims, drawn, view.facts))
     with _part("report.html", warnings):
         shown = over if points else None
-        page = html.render(manifest, records, table, board, found, drawn, examples, shown, view.facts)
+        page = html.render(manifest, records, table, board, claims, drawn, examples, shown, view.facts)
         write_bytes(out / "report.html", page)
     return warnings
 
@@ -130,7 +130,7 @@ def _free(out: Path) -> Path:
 
 def _left_out(damaged: Sequence[Damaged], pictures: Sequence[Damaged]) -> list[str]:
     """What is missing from the report, as sentences; pictures are not made again, since their run has ended."""
-    return [f"{each}; it is left out, and the command of the run makes it again" for each in damaged] + [
+    return [f"{file}; it is left out, and the command of the run makes it again" for file in damaged] + [
         f"{picture.path} is damaged: its pictures are left out" for picture in pictures
     ]
 

@@ -40,7 +40,7 @@ def charts(
     """Everything that is drawn: methods with their looks, the axes of the scatter plot, its panels, the line plots."""
     scored = rows.assign(passes=rows[PASSES].sum(axis=1, min_count=3))
     looks = methods(rows, board)
-    places = {each["name"]: place for place, each in enumerate(looks)}
+    places = {look["name"]: place for place, look in enumerate(looks)}
     lines = [robust_over_eps(manifest, rows, places), losses(records, places)]
     panels, axes = scatter(manifest, scored, board, places)
     if points is not None:
@@ -167,14 +167,14 @@ def losses(records: Sequence[Record], places: dict[str, int]) -> dict[str, Any]:
     panels: dict[str, dict[str, Any]] = {}
     table = []
     for record in records:
-        found = record.train.losses if record.train else []
-        if len(found) > 1:
+        curve = record.train.losses if record.train else []
+        if len(curve) > 1:
             name, seed = record.spec.row, record.spec.seed
-            picked = sorted({round(place) for place in np.linspace(0, len(found) - 1, min(LONGEST, len(found)))})
-            points = [[_short(100 * found[place][0]), _short(found[place][1])] for place in picked]
+            picked = sorted({round(place) for place in np.linspace(0, len(curve) - 1, min(LONGEST, len(curve)))})
+            points = [[_short(100 * curve[place][0]), _short(curve[place][1])] for place in picked]
             panel = panels.setdefault(name, {"title": name, "series": []})
             panel["series"].append({"method": places[name], "name": f"seed {seed}", "points": points})
-            table.append([name, str(seed), f"{found[0][1]:.5g}", f"{found[-1][1]:.5g}"])
+            table.append([name, str(seed), f"{curve[0][1]:.5g}", f"{curve[-1][1]:.5g}"])
     return {
         "id": "loss",
         "title": "Training loss",
@@ -195,20 +195,20 @@ def over_training(points: pd.DataFrame, places: dict[str, int], cost: str) -> di
     panels: list[dict[str, Any]] = []
     table: list[list[str]] = []
     for score, title in SCORES.items():
-        found = curves.over(points, cost, score)
+        by_method = curves.over(points, cost, score)
         series = [
             {
                 "method": places[method],
-                "points": [[_short(at), *(_short(100 * each) for each in of)] for at, *of in marks],
+                "points": [[_short(at), *(_short(100 * accuracy) for accuracy in of)] for at, *of in marks],
                 "dashed": True,
             }
-            for method, marks in found.items()
+            for method, marks in by_method.items()
         ]
         panels += [{"title": title, "series": series}] * bool(series)
         table += [
-            [method, title, f"{at:.5g}", f"{100 * mean:.1f}"] for method, of in found.items() for at, mean, *_ in of
+            [method, title, f"{at:.5g}", f"{100 * mean:.1f}"] for method, of in by_method.items() for at, mean, *_ in of
         ]
-    costs = [point[0] for panel in panels for each in panel["series"] for point in each["points"]]
+    costs = [point[0] for panel in panels for line in panel["series"] for point in line["points"]]
     return {
         "id": f"over-{cost.replace('_', '-')}",
         "title": f"Accuracy over {label.partition(' (')[0]}",

@@ -125,7 +125,7 @@ def claims(methods: Sequence[Outcomes]) -> list[Claim]:
     tests = {pair: seed_image_test(*pair, spreads, pool) for pair, reasons in barred.items() if not reasons}
     intervals = {pair: seed_image_interval(*pair, spreads, pool) for pair in tests}
     adjusted = dict(zip(tests, holm([p for _, p in tests.values()]).tolist(), strict=True))
-    found = []
+    decided = []
     for a, b in pairs:
         pair = a.method, b.method
         se, p = tests.get(pair, (None, None))
@@ -134,8 +134,8 @@ def claims(methods: Sequence[Outcomes]) -> list[Claim]:
         reasons = barred[pair] or _reasons(a, b, difference, adjusted[pair])
         verdict: Verdict = "tie" if reasons else "better" if difference > 0 else "worse"
         above = superiority(a.accuracies, b.accuracies)
-        found.append(Claim(*pair, difference, se, lo, hi, p, adjusted.get(pair), above, verdict, "; ".join(reasons)))
-    return found
+        decided.append(Claim(*pair, difference, se, lo, hi, p, adjusted.get(pair), above, verdict, "; ".join(reasons)))
+    return decided
 
 
 def _barred(a: Outcomes, b: Outcomes) -> list[str]:
@@ -175,8 +175,8 @@ def ranking(methods: Sequence[Outcomes]) -> list[Claim] | list[EncoderClaim]:
 def wins(found: Iterable[Claim | EncoderClaim]) -> set[tuple[str, str]]:
     """(winner, loser) of each pair that is told apart; encoders of several seeds: the same way at every shared seed."""
     verdicts: dict[tuple[str, str], set[Verdict]] = {}
-    for each in found:
-        verdicts.setdefault((each.a, each.b), set()).add(each.verdict)
+    for claim in found:
+        verdicts.setdefault((claim.a, claim.b), set()).add(claim.verdict)
     won = {pair for pair, ways in verdicts.items() if ways == {"better"}}
     return won | {(b, a) for (a, b), ways in verdicts.items() if ways == {"worse"}}
 
@@ -219,14 +219,14 @@ def encoder_claims(methods: Sequence[Outcomes]) -> list[EncoderClaim]:
             tested.append((a.method, b.method, seed, *discordant(first, second), paired_bootstrap(first, second)))
     images = methods[0].outcomes.shape[1] if methods else 0
     p = [mcnemar(only_a, only_b) for _, _, _, only_a, only_b, _ in tested]
-    found = []
+    decided = []
     for (a_name, b_name, seed, only_a, only_b, (lo, hi)), own, adjusted in zip(
         tested, p, holm(p).tolist(), strict=True
     ):
         difference = (only_a - only_b) / images
         verdict: Verdict = "tie" if adjusted > ALPHA else "better" if difference > 0 else "worse"
-        found.append(EncoderClaim(a_name, b_name, seed, only_a, only_b, difference, lo, hi, own, adjusted, verdict))
-    return found
+        decided.append(EncoderClaim(a_name, b_name, seed, only_a, only_b, difference, lo, hi, own, adjusted, verdict))
+    return decided
 
 
 def time_claim(a: ArrayLike, b: ArrayLike) -> TimeClaim:
@@ -254,7 +254,7 @@ def outcomes(
     runs: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda record: record.spec.seed):
         runs.setdefault(record.spec.row, []).append(record)
-    found: dict[str, list[Outcomes]] = {}
+    lines: dict[str, list[Outcomes]] = {}
     for protocol in dict.fromkeys(protocol for _, protocol in ranked):
         bits = {
             method: [_worst(record, protocol, main_eps) for record in of_method]
@@ -262,7 +262,7 @@ def outcomes(
             if (method, protocol) in ranked
         }
         images = min(len(outcomes) for of_method in bits.values() for outcomes in of_method)
-        found[protocol] = [
+        lines[protocol] = [
             Outcomes(
                 method=method,
                 seeds=tuple(record.spec.seed for record in runs[method]),
@@ -273,7 +273,7 @@ def outcomes(
             )
             for method, of_method in bits.items()
         ]
-    return found
+    return lines
 
 
 def hardware_class(environment: Environment | None) -> str:

@@ -12,15 +12,15 @@ LISTED = 8  # files that differ, a line each
 
 def of_run(record: Record) -> dict[str, str]:
     """Part of a run -> the hash of the code that made what there is of it; "" where that is not known."""
-    found = {TRAINING: record.train.code} if record.train is not None else {}
+    made = {TRAINING: record.train.code} if record.train is not None else {}
     if record.spec.foreign and (record.probes or record.results):
-        found[MODEL] = code(record.sources.get(MODEL, {}))
+        made[MODEL] = code(record.sources.get(MODEL, {}))
     several: dict[str, set[str]] = {}
     for probe in record.probes:
         several.setdefault(head_part(probe.protocol), set()).add(probe.code)
     for result in record.results:
         several.setdefault(attack_part(result.attack), set()).add(result.code)
-    return found | {part: "+".join(sorted(hashes)) for part, hashes in several.items()}
+    return made | {part: "+".join(sorted(hashes)) for part, hashes in several.items()}
 
 
 def cell(record: Record, result: EvalResult | None = None) -> str | None:
@@ -30,8 +30,8 @@ def cell(record: Record, result: EvalResult | None = None) -> str | None:
     if result is not None:
         heads = [probe.code for probe in record.probes if probe.protocol == result.protocol]
         codes += ["".join(heads[:1]), result.code]
-    shown = ["+".join(each[:SHORT] for each in code.split("+")) for code in codes]
-    return ".".join(each or "-" for each in shown) if any(each.strip("+") for each in shown) else None
+    shown = ["+".join(digest[:SHORT] for digest in code.split("+")) for code in codes]
+    return ".".join(text or "-" for text in shown) if any(text.strip("+") for text in shown) else None
 
 
 def conflict(one: Record, other: Record) -> bool:
@@ -56,16 +56,16 @@ def apart(records: Sequence[Record]) -> list[Record]:
     names: dict[str, str] = {}
     for row, of_row in groups.items():
         if len(of_row) > 1:
-            names |= {each.spec.name: label for label, group in _labelled(row, of_row) for each in group}
+            names |= {run.spec.name: label for label, group in _labelled(row, of_row) for run in group}
     return [_named(record, names.get(record.spec.name)) for record in records]
 
 
 def _labelled(row: str, groups: Sequence[list[Record]]) -> list[tuple[str, list[Record]]]:
     whole = [{part: made for record in group for part, made in of_run(record).items()} for group in groups]
-    trained = [each.get(TRAINING, "") or each.get(MODEL, "") for each in whole]
+    trained = [codes.get(TRAINING, "") or codes.get(MODEL, "") for codes in whole]
     if len(set(trained)) < len(groups):  # the same training, evaluated by two codes
-        trained = [code(each) if any(each.values()) else "" for each in whole]
-    return [(f"{row}@{each[:SHORT] or 'unknown'}", group) for each, group in zip(trained, groups, strict=True)]
+        trained = [code(codes) if any(codes.values()) else "" for codes in whole]
+    return [(f"{row}@{digest[:SHORT] or 'unknown'}", group) for digest, group in zip(trained, groups, strict=True)]
 
 
 def _named(record: Record, label: str | None) -> Record:
@@ -96,29 +96,29 @@ def different_files(folders: Sequence[Sequence[Record]]) -> list[tuple[str, tupl
     """
     told = [_parts(records) for records in folders]
     if not all(told) and any(told):
-        return [("", tuple("recorded" if each else "not recorded" for each in told))]
+        return [("", tuple("recorded" if parts else "not recorded" for parts in told))]
     names: list[str] = []
-    for part in dict.fromkeys(part for each in told for part in each):
-        having = [files for each in told for files in each.get(part, ())]
+    for part in dict.fromkeys(part for parts in told for part in parts):
+        having = [files for parts in told for files in parts.get(part, ())]
         names += [name for other in having[1:] for name in changed(having[0], other)]
 
-    def hashes(each: Mapping[str, Sequence[Mapping[str, str]]], name: str) -> str:
-        used = [files[name][:SHORT] for of_part in each.values() for files in of_part if name in files]
+    def hashes(parts: Mapping[str, Sequence[Mapping[str, str]]], name: str) -> str:
+        used = [files[name][:SHORT] for of_part in parts.values() for files in of_part if name in files]
         return "; ".join(dict.fromkeys(used))
 
-    found = [(name, tuple(hashes(each, name) for each in told)) for name in dict.fromkeys(names)]
-    found = [each for each in found if len(set(each[1])) > 1]
-    found.sort(key=lambda each: (own(each[0]), each[0]))
-    more = len(found) - LISTED
+    differing = [(name, tuple(hashes(parts, name) for parts in told)) for name in dict.fromkeys(names)]
+    differing = [pair for pair in differing if len(set(pair[1])) > 1]
+    differing.sort(key=lambda pair: (own(pair[0]), pair[0]))
+    more = len(differing) - LISTED
     rest = [(f"{more} more files", ("other",) * len(folders))] if more > 0 else []
-    return found[:LISTED] + rest
+    return differing[:LISTED] + rest
 
 
 def _parts(records: Iterable[Record]) -> dict[str, list[Mapping[str, str]]]:
     """Part, with its row where it is the row's own -> its files, as each code that made it has them."""
-    found: dict[str, list[Mapping[str, str]]] = {}
+    parts: dict[str, list[Mapping[str, str]]] = {}
     for record in records:
         for part, files in record.sources.items():
-            known = found.setdefault(f"{part} {record.spec.row}" if part in (TRAINING, MODEL) else part, [])
+            known = parts.setdefault(f"{part} {record.spec.row}" if part in (TRAINING, MODEL) else part, [])
             known += [files] if files not in known else []
-    return found
+    return parts

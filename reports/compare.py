@@ -157,8 +157,8 @@ def compare(a: Folder, b: Folder) -> Comparison:
 def _results(record: Record) -> dict[tuple[str, str, Norm, float], EvalResult]:
     """What was asked for and the ranked number, in the order of the tables; not what is drawn for a curve, or apart."""
     ranked = [result for result in derived(record) if result.attack == "worst"]
-    found = [result for result in [*record.results, *ranked] if not (result.curve or result.apart) and result.total]
-    return {(r.protocol, r.attack, r.norm, r.eps): r for r in sorted(found, key=place)}
+    results = [result for result in [*record.results, *ranked] if not (result.curve or result.apart) and result.total]
+    return {(r.protocol, r.attack, r.norm, r.eps): r for r in sorted(results, key=place)}
 
 
 def _cells(before: Record, after: Record) -> Iterable[Cell]:
@@ -226,25 +226,25 @@ def _seeds(before: Sequence[Record], after: Sequence[Record]) -> list[Seeds]:
     keys = [key for key in ours if min(len(ours[key]), len(theirs.get(key, ()))) > 1]
     tests = [welch(theirs[key], ours[key]) for key in keys]
     adjusted = iter(holm([test[2] for test in tests if test]).tolist())
-    found = []
+    compared = []
     for key, test in zip(keys, tests, strict=True):
         a, b = ours[key], theirs[key]
         lo, hi, p = test or (None, None, None)
         means = float(np.mean(a)), float(np.mean(b))
         own = next(adjusted) if test else None
         counts = (len(a), len(b))
-        found.append(Seeds(*key, counts, *means, means[1] - means[0], lo, hi, p, own, superiority(b, a)))
-    return found
+        compared.append(Seeds(*key, counts, *means, means[1] - means[0], lo, hi, p, own, superiority(b, a)))
+    return compared
 
 
 def _accuracies(records: Sequence[Record]) -> dict[Key, list[float]]:
     """Cell without its seed -> the accuracy at each seed."""
-    found: dict[Key, list[float]] = {}
+    accuracies: dict[Key, list[float]] = {}
     several = _of_two_codes(records)
     for record in (record for record in records if record.spec.row not in several):
         for key, result in _results(record).items():
-            found.setdefault((record.spec.row, *key), []).append(result.correct / result.total)
-    return found
+            accuracies.setdefault((record.spec.row, *key), []).append(result.correct / result.total)
+    return accuracies
 
 
 def _of_two_codes(records: Sequence[Record]) -> list[str]:
@@ -268,11 +268,11 @@ def _costs(a: Folder, b: Folder) -> list[Cost]:
 
 
 def _trained(records: Sequence[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
+    by_row: dict[str, list[Record]] = {}
     for record in records:
         if record.train is not None and record.train.status == "finished":
-            found.setdefault(record.spec.row, []).append(record)
-    return found
+            by_row.setdefault(record.spec.row, []).append(record)
+    return by_row
 
 
 def _cost(method: str, what: str, ours: Sequence[Record], theirs: Sequence[Record]) -> Cost | None:

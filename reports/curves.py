@@ -62,9 +62,9 @@ def _row(manifest: Manifest, record: Record, point: Point) -> dict[str, Any]:
 def over(table: pd.DataFrame, cost: str, score: str) -> dict[str, list[tuple[float, float, float, float]]]:
     """Method -> (mean cost, mean, least, most of the score over seeds) of each mark, where both are known."""
     known = table.dropna(subset=[cost, score])
-    found: dict[str, list[tuple[float, float, float, float]]] = {}
+    by_method: dict[str, list[tuple[float, float, float, float]]] = {}
     for (method, _), marks in known.groupby(["method", "percent"], sort=False):
         values = marks[score].astype(float)
         at = float(marks[cost].mean()) / COSTS[cost][1]
-        found.setdefault(str(method), []).append((at, values.mean(), values.min(), values.max()))
-    return {method: sorted(points) for method, points in found.items()}
+        by_method.setdefault(str(method), []).append((at, values.mean(), values.min(), values.max()))
+    return {method: sorted(points) for method, points in by_method.items()}

@@ -20,8 +20,8 @@ class Folder:
     @property
     def environments(self) -> list[Environment]:
         """Of the runs that have begun, each once; that of the manifest where none has."""
-        found = [record.environment for record in self.records if record.environment is not None]
-        return [each for place, each in enumerate(found) if each not in found[:place]] or [self.manifest.environment]
+        known = [record.environment for record in self.records if record.environment is not None]
+        return [used for place, used in enumerate(known) if used not in known[:place]] or [self.manifest.environment]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Difference:
 def differences(folders: Sequence[Folder]) -> list[Difference]:
     """Everything that is not the same in all ``folders``: what a run stands on first, then code, then settings."""
     told = [facts(folder) for folder in folders]
-    names = dict.fromkeys(name for each in told for name in each)
-    found = [Difference(name, tuple(each.get(name, "") for each in told)) for name in names]
-    differing = [each for each in found if len(set(each.values)) > 1]
+    names = dict.fromkeys(name for of_folder in told for name in of_folder)
+    compared = [Difference(name, tuple(of_folder.get(name, "") for of_folder in told)) for name in names]
+    differing = [difference for difference in compared if len(set(difference.values)) > 1]
     return differing + _code(folders) + _settings(folders)
 
 
@@ -82,8 +82,8 @@ def versions(folder: Folder) -> dict[str, str]:
 
 
 def _code(folders: Sequence[Folder]) -> list[Difference]:
-    found = different_files([folder.records for folder in folders])
-    return [Difference(f"code: {name}" if name else "code", hashes) for name, hashes in found]
+    files = different_files([folder.records for folder in folders])
+    return [Difference(f"code: {name}" if name else "code", hashes) for name, hashes in files]
 
 
 def _settings(folders: Sequence[Folder]) -> list[Difference]:
@@ -92,14 +92,14 @@ def _settings(folders: Sequence[Folder]) -> list[Difference]:
         {r.spec.row: {s.name: _shown(s.value) for s in r.settings} for r in folder.records if r.settings}
         for folder in folders
     ]
-    found = []
+    differing = []
     for method in dict.fromkeys(name for methods in told for name in methods):
         having = [methods[method] for methods in told if method in methods]
         for name in dict.fromkeys(name for settings in having for name in settings):
             if len({settings.get(name) for settings in having}) > 1:
                 values = (methods[method].get(name, "") if method in methods else "" for methods in told)
-                found.append(Difference(f"{method}.{name}", tuple(values)))
-    return found
+                differing.append(Difference(f"{method}.{name}", tuple(values)))
+    return differing
 
 
 def _joined(texts: Iterable[str]) -> str:

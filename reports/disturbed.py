@@ -30,12 +30,12 @@ def clock_probe(record: Record, medians: Mapping[Hardware, float]) -> dict[str, 
 
 def machine_medians(records: Iterable[Record]) -> dict[Hardware, float]:
     """Median seconds per unit over the finished timed runs on each hardware; none of fewer than three runs."""
-    found: dict[Hardware, list[tuple[float, float]]] = {}
+    by_machine: dict[Hardware, list[tuple[float, float]]] = {}
     for record in records:
         train = record.train
         if train is not None and train.status == "finished" and train.calibration is not None:
-            found.setdefault(hardware(record), []).append(train.calibration)
-    enough = {machine: pairs for machine, pairs in found.items() if len(pairs) >= ENOUGH}
+            by_machine.setdefault(hardware(record), []).append(train.calibration)
+    enough = {machine: pairs for machine, pairs in by_machine.items() if len(pairs) >= ENOUGH}
     return {machine: statistics.median(s for pair in pairs for s in pair) for machine, pairs in enough.items()}
 
 

@@ -49,10 +49,10 @@ class Comparison:
 
 def moved(compared: Iterable[Comparison]) -> list[Comparison]:
     """What is worth a line, losses first, G1 before G2 before G0."""
-    found = [each for each in compared if each.outcome != "same"]
-    return sorted(found, key=lambda each: (each.outcome != "loss", ("G1", "G2", "G0").index(each.gate)))
+    changes = [comparison for comparison in compared if comparison.outcome != "same"]
+    return sorted(changes, key=lambda change: (change.outcome != "loss", ("G1", "G2", "G0").index(change.gate)))
 
 
 def losses(compared: Iterable[Comparison]) -> list[Comparison]:
     """Those that fail the gate."""
-    return [each for each in compared if each.outcome == "loss"]
+    return [comparison for comparison in compared if comparison.outcome == "loss"]

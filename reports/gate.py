@@ -78,7 +78,7 @@ def exact(found: Reading, baseline: Baseline, strict: bool = False) -> list[Comp
         assert series is not None
         if series.metric not in (*COUNTS, "audit", "status") or series.method not in methods:
             continue
-        old, new = (", ".join(map(str, each.values)) if each else "not measured" for each in (known, got))
+        old, new = (", ".join(map(str, measured.values)) if measured else "not measured" for measured in (known, got))
         verdict: Verdict = "same" if old == new else "worse" if strict else "differs"
         rule = "equal for each seed"
         compared.append(Comparison("G0", series.method, series.cell, series.metric, old, new, verdict, rule))
@@ -87,9 +87,9 @@ def exact(found: Reading, baseline: Baseline, strict: bool = False) -> list[Comp
 
 def exact_weights(found: Sequence[Fixed], baseline: Baseline, strict: bool = False) -> list[Comparison]:
     """G0 of the stored weights: every outcome of every image, clean and attacked."""
-    after = {each.spec.row: each for each in found}
+    after = {fixed.spec.row: fixed for fixed in found}
     compared = []
-    for known in (each for each in baseline.fixed if each.spec.row in after):
+    for known in (fixed for fixed in baseline.fixed if fixed.spec.row in after):
         got = after[known.spec.row]
         pairs = list(zip(known.clean + known.attacked, got.clean + got.attacked, strict=False))
         differ = sum(one != other for one, other in pairs) + len(known.clean + known.attacked) - len(pairs)
@@ -109,7 +109,7 @@ def same_weights(found: Sequence[Fixed], baseline: Baseline, timed: bool = True)
     that is as bad as where fewer do. Each direction is a family of its own under Holm. ``timed``: whether speeds of the
     two machines can be compared.
     """
-    after = {each.spec.row: each for each in found}
+    after = {fixed.spec.row: fixed for fixed in found}
     pairs = [(before, after[before.spec.row]) for before in baseline.fixed if before.spec.row in after]
     compared = [broken(before, now) for before, now in pairs if now.error]
     pairs = [(before, now) for before, now in pairs if not now.error]
@@ -120,7 +120,7 @@ def same_weights(found: Sequence[Fixed], baseline: Baseline, timed: bool = True)
     fell = holm([mcnemar(b, c, "greater") for b, c in splits])
     rose = holm([mcnemar(b, c, "less") for b, c in splits])
     for (before, now), (b, c), down, up in zip(pairs, splits, fell, rose, strict=True):
-        old, new = (f"{each.attacked.count('1')} of {len(each.attacked)}" for each in (before, now))
+        old, new = (f"{fixed.attacked.count('1')} of {len(fixed.attacked)}" for fixed in (before, now))
         worse = min(down, up) < LEVEL_FIXED
         what = "fewer images stand" if down <= up else "more images stand, so the attack is weaker"
         rule = f"McNemar below {LEVEL_FIXED:g}; {b} fell, {c} rose; {what}" if worse else f"{b} fell, {c} rose"
@@ -146,7 +146,7 @@ def clean_outcomes(before: Fixed, now: Fixed) -> Comparison:
     """Clean accuracy of the stored weights, in no family of tests: no draw is in it, and only rounding may move it."""
     b, c = discordant(list(map(int, before.clean)), list(map(int, now.clean)))
     p = mcnemar(b, c, "greater")
-    old, new = (f"{each.clean.count('1')} of {len(each.clean)}" for each in (before, now))
+    old, new = (f"{fixed.clean.count('1')} of {len(fixed.clean)}" for fixed in (before, now))
     verdict: Verdict = "worse" if p < LEVEL_FIXED else "better" if mcnemar(b, c, "less") < LEVEL_FIXED else "same"
     rule = f"McNemar below {LEVEL_FIXED:g}; {b} fell, {c} rose"
     return Comparison("G1", before.spec.row, f"{before.cell}, clean", "clean accuracy", old, new, verdict, rule, p)
@@ -157,7 +157,7 @@ def speed(before: Fixed, now: Fixed, tolerance: float) -> Comparison:
     assert before.speed is not None
     assert now.speed is not None
     rule = f"at most {100 * tolerance:g} % slower, relative to a calibration loop in the same process"
-    old, new = (f"{each:.3g} loops an update" for each in (before.speed, now.speed))
+    old, new = (f"{loops:.3g} loops an update" for loops in (before.speed, now.speed))
     return Comparison(
         "G1", before.spec.row, before.cell, "speed", old, new, ratio(before.speed, now.speed, tolerance), rule
     )
@@ -182,7 +182,7 @@ def retrained(found: Reading, baseline: Baseline, only: Sequence[Comparison] | N
     methods = {series.method for series in found.series}
     known = [series for series in before.values() if series.method in methods]
     if only is not None:
-        asked = {each.key for each in only}
+        asked = {alarm.key for alarm in only}
         known = [series for series in known if ("G2", series.cell, series.metric) in asked]
     if found.platform != baseline.platform:
         known = [series for series in known if series.metric != "peak memory"]
@@ -233,8 +233,8 @@ def accuracies(pairs: Sequence[tuple[Series, Series]], tolerances: Tolerances) -
 
 def family(p: Sequence[float], possible: Sequence[bool]) -> list[float]:
     """Holm over the tests that are possible; 1 for the others."""
-    adjusted = iter(holm([value for value, each in zip(p, possible, strict=True) if each]).tolist())
-    return [next(adjusted) if each else 1.0 for each in possible]
+    adjusted = iter(holm([value for value, testable in zip(p, possible, strict=True) if testable]).tolist())
+    return [next(adjusted) if testable else 1.0 for testable in possible]
 
 
 def percent(series: Series) -> list[float]:
@@ -262,7 +262,7 @@ def status_rule(before: Series, after: Series, _: Tolerances) -> Comparison:
 
 def audit_rule(before: Series, after: Series, _: Tolerances) -> Comparison:
     """The worst verdict over the seeds is none that is worse than the baseline's worst."""
-    worst, worst_now = (max(map(badness, each.values)) for each in (before, after))
+    worst, worst_now = (max(map(badness, series.values)) for series in (before, after))
     verdict: Verdict = "worse" if worst_now > worst else "same"
     rule = "no verdict worse than the worst of the baseline"
     return Comparison("G2", before.method, before.cell, "audit", counted(before), counted(after), verdict, rule)
@@ -318,20 +318,20 @@ RULES: dict[str, Callable[[Series, Series, Tolerances], Comparison]] = {
 
 def alarms(compared: Iterable[Comparison]) -> list[Comparison]:
     """What is worse in a first look: to be repeated once, and no regression before."""
-    return [each for each in compared if each.verdict == "worse"]
+    return [comparison for comparison in compared if comparison.verdict == "worse"]
 
 
 def confirmed(first: Sequence[Comparison], repeat: Sequence[Comparison]) -> list[Comparison]:
     """The first look, its alarms kept only where the repeat is worse too; the rule then names both results."""
-    again = {each.key: each for each in repeat}
+    again = {repeated.key: repeated for repeated in repeat}
     settled = []
-    for each in first:
-        if each.verdict == "worse":
-            other = again.get(each.key)
+    for comparison in first:
+        if comparison.verdict == "worse":
+            other = again.get(comparison.key)
             after = other.after if other else "not measured"
-            unseen = other is None and each.metric != "evaluation"  # which is there only where it failed
+            unseen = other is None and comparison.metric != "evaluation"  # which is there only where it failed
             stays = unseen or (other is not None and other.verdict == "worse")
-            rule = f"{each.rule}; the repeat gave {after}"
-            each = replace(each, verdict="worse" if stays else "not confirmed", rule=rule)
-        settled.append(each)
+            rule = f"{comparison.rule}; the repeat gave {after}"
+            comparison = replace(comparison, verdict="worse" if stays else "not confirmed", rule=rule)
+        settled.append(comparison)
     return settled

@@ -114,7 +114,7 @@ def content(
     told = pdf.content(manifest, records, rows, board, found, {}, facts)
     claims = next((section for section in told["sections"] if section["title"] == OWN[0]), None)
     drawn = charts(manifest, records, rows, board, curves)
-    colours = {each["name"]: each["colour"] for each in drawn["methods"]}
+    colours = {method["name"]: method["colour"] for method in drawn["methods"]}
     return {
         "title": told["title"],
         "dataset": told["dataset"],
@@ -129,7 +129,7 @@ def content(
         "charts": drawn,
         "examples": examples(records, pictures, colours),
         "audits": audits(records, board, colours),
-        "sections": [each for each in told["sections"] + told["appendix"] if each["title"] not in OWN],
+        "sections": [section for section in told["sections"] + told["appendix"] if section["title"] not in OWN],
         "figures": [
             {
                 "caption": CAPTIONS.get(name, name),
@@ -180,7 +180,7 @@ def leaderboard(
     standing = board.dropna(subset=["standing"]).groupby("protocol", sort=False)["standing"].first()
     said = list(dict.fromkeys(standing))
     notes = (
-        said if len(said) == 1 else [f"{names.get(str(name), str(name))}: {each}" for name, each in standing.items()]
+        said if len(said) == 1 else [f"{names.get(str(name), str(name))}: {text}" for name, text in standing.items()]
     )
     return {"columns": columns, "lines": lines, "filters": filters, "notes": notes}
 
@@ -241,7 +241,7 @@ def _number_cell(values: Any, name: str, form: str, per: float = 1.0) -> dict[st
 def _strip(line: dict[Any, Any]) -> dict[str, Any]:
     """Both accuracies with their intervals in percent, and the words for who cannot see them."""
     marks = {
-        name: [round(100 * line[each], 2) for each in (name, f"{name}_lo", f"{name}_hi")]
+        name: [round(100 * line[column], 2) for column in (name, f"{name}_lo", f"{name}_hi")]
         if line[name] is not None
         else []
         for name in ("clean", "worst")
@@ -268,16 +268,16 @@ def audits(records: Sequence[Record], board: pd.DataFrame, colours: dict[str, in
             panels.setdefault((record.spec.row, audit.protocol), []).append(audit)
     names = titles(record.spec for record in records)
     return [
-        _panel(method, protocol, found, verdicts, colours) | {"protocol": names.get(protocol, protocol)}
-        for (method, protocol), found in panels.items()
+        _panel(method, protocol, by_seed, verdicts, colours) | {"protocol": names.get(protocol, protocol)}
+        for (method, protocol), by_seed in panels.items()
     ]
 
 
 def _panel(
-    method: str, protocol: str, found: list[Audit], verdicts: dict[tuple[str, str], Any], colours: dict[str, int]
+    method: str, protocol: str, by_seed: list[Audit], verdicts: dict[tuple[str, str], Any], colours: dict[str, int]
 ) -> dict[str, Any]:
     together: dict[str, list[Check]] = {}
-    for audit in found:
+    for audit in by_seed:
         for check in audit.checks:
             together.setdefault(check.id, []).append(check)
     checks = [_check(id, seeds) for id, seeds in together.items()]
@@ -286,9 +286,9 @@ def _panel(
     return {
         "method": method,
         "colour": colours.get(method, 0),
-        "verdict": found[0].verdict if not isinstance(verdict, str) else verdict,
-        "level": ", ".join(dict.fromkeys(audit.level for audit in found)),
-        "seeds": len(found),
+        "verdict": by_seed[0].verdict if not isinstance(verdict, str) else verdict,
+        "level": ", ".join(dict.fromkeys(audit.level for audit in by_seed)),
+        "seeds": len(by_seed),
         "counts": [f"{count} {name}" for name, count in counts.items() if count and name != "not in this level"],
         "checks": [check for check in checks if check["verdict"] != "not in this level"],
         "left_out": [check["id"] for check in checks if check["verdict"] == "not in this level"],
@@ -317,15 +317,15 @@ def examples(
     shown: dict[str, dict[str, Any]] = {}
     names = titles(record.spec for record in records)
     for record in records:
-        for found in pictures.get(record.spec.name, []) if record.status == "finished" else []:
-            name = names.get(found.protocol, found.protocol)
+        for pictured in pictures.get(record.spec.name, []) if record.status == "finished" else []:
+            name = names.get(pictured.protocol, pictured.protocol)
             panel = shown.setdefault(
                 name,
                 {
                     "protocol": name,
                     "clean": [
                         {"label": example.label, "source": _address("image/png", example.image)}
-                        for example in found.examples
+                        for example in pictured.examples
                     ],
                     "methods": {},
                 },
@@ -334,8 +334,8 @@ def examples(
                 "name": record.spec.row,
                 "seed": record.spec.seed,
                 "colour": colours.get(record.spec.row, 0),
-                "eps": format_eps(found.eps),
-                "cells": [_example(example) for example in found.examples],
+                "eps": format_eps(pictured.eps),
+                "cells": [_example(example) for example in pictured.examples],
             }
             if len(row["cells"]) == len(panel["clean"]):
                 panel["methods"].setdefault(record.spec.row, row)

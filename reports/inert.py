@@ -10,8 +10,8 @@ def printable(value: Any) -> Any:
     if isinstance(value, str):
         return value if value.isprintable() else "".join(c if c.isprintable() else " " for c in value)
     if isinstance(value, dict):
-        return {key: printable(each) for key, each in value.items()}
-    return [printable(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: printable(item) for key, item in value.items()}
+    return [printable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def cell(value: Any) -> Any:

@@ -124,12 +124,12 @@ def different_attacks(rows: pd.DataFrame, main_eps: float) -> dict[str, list[str
     So it is where the code differs that fitted the heads or attacked.
     """
     worst = rows[(rows["attack"] == "worst") & np.isclose(rows["eps"].astype(float), main_eps)]
-    found: dict[str, list[str]] = {}
+    differing: dict[str, list[str]] = {}
     for (protocol, _), of_seed in worst.groupby(["protocol", "seed"]):
         hashes = sorted({_attack(*pair) for pair in of_seed[["config_hash", "code"]].itertuples(index=False)} - {""})
         if len(hashes) > 1:
-            found[str(protocol)] = hashes
-    return found
+            differing[str(protocol)] = hashes
+    return differing
 
 
 def _attack(config_hash: object, code: object) -> str:
@@ -194,8 +194,8 @@ def _line(
 
 def _audit(worst: pd.DataFrame) -> str | None:
     """The gravest verdict over the seeds; None where there is no ranked number."""
-    found = set(worst["audit"].dropna())
-    return next((verdict for verdict in VERDICTS if verdict in found), None)
+    verdicts = set(worst["audit"].dropna())
+    return next((verdict for verdict in VERDICTS if verdict in verdicts), None)
 
 
 def _accuracy(name: str, results: pd.DataFrame) -> dict[str, float]:

@@ -57,8 +57,8 @@ def load(folder: Path | str) -> Run:
     if not isinstance(folder, Path | str):
         raise UsageError(f"expected the folder of a run, got {folder!r}")
     place = Path(folder)
-    found = load_records(place)
-    records = apart(found)
-    names = {before.spec.name: after.spec.name for before, after in zip(found, records, strict=True)}
-    points = {names[name]: each for name, each in load_curves(place).items()}
+    stored = load_records(place)
+    records = apart(stored)
+    names = {before.spec.name: after.spec.name for before, after in zip(stored, records, strict=True)}
+    points = {names[name]: curve for name, curve in load_curves(place).items()}
     return Run(place, load_manifest(place), records, points)

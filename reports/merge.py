@@ -88,7 +88,7 @@ class View:
             return board
         timed = any(record.spec.budget.unit == "seconds" for record in self.records)
         note = f"{LEFT_OUT} {UNEQUAL}" if timed else LEFT_OUT
-        return board.assign(standing=[f"{each or ''} {note}".strip() for each in board["standing"]])
+        return board.assign(standing=[f"{standing or ''} {note}".strip() for standing in board["standing"]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +101,9 @@ class Merged:
     def together(self, parts: Sequence[Mapping[str, T]]) -> dict[str, T]:
         """What the folders hold for each run (pictures, curves), under the names of the view."""
         return {
-            names[run]: each
+            names[run]: content
             for names, part in zip(self.names, parts, strict=True)
-            for run, each in part.items()
+            for run, content in part.items()
             if run in names
         }
 
@@ -172,9 +172,9 @@ def _apart(folders: Sequence[Folder], taken: Sequence[tuple[int, Record]]) -> se
         runs.setdefault(_method(record), []).append((place, record))
     return {
         method
-        for method, found in runs.items()
-        if len({place for place, _ in found}) > 1
-        and (not _one_recipe([r for _, r in found]) or len({r.spec.seed for _, r in found}) < len(found))
+        for method, pairs in runs.items()
+        if len({place for place, _ in pairs}) > 1
+        and (not _one_recipe([r for _, r in pairs]) or len({r.spec.seed for _, r in pairs}) < len(pairs))
     }
 
 
@@ -197,7 +197,7 @@ def _one_recipe(records: Sequence[Record]) -> bool:
     resolved = [[(s.name, s.value) for s in r.settings] for r in records if r.settings]
     if any(conflict(one, other) for one, other in combinations(records, 2)):
         return False
-    return all(each == asked[0] for each in asked) and all(each == resolved[0] for each in resolved)
+    return all(request == asked[0] for request in asked) and all(settings == resolved[0] for settings in resolved)
 
 
 # ---------------------------------------------------------------- what is said of them
@@ -208,8 +208,8 @@ def _manifest(folders: Sequence[Folder], records: Sequence[Record]) -> Manifest:
     manifests = [folder.manifest for folder in folders]
 
     def common(values: Iterable[Any]) -> Any:
-        found = list(values)
-        return found[0] if all(each == found[0] for each in found) else None
+        listed = list(values)
+        return listed[0] if all(value == listed[0] for value in listed) else None
 
     return manifests[0].model_copy(
         update={
@@ -226,7 +226,7 @@ def _manifest(folders: Sequence[Folder], records: Sequence[Record]) -> Manifest:
 def _told(folders: Sequence[Folder], records: Sequence[Record], sources: Mapping[str, str]) -> dict[str, str]:
     """The facts of the first page: where the runs are from, what differs, then what all share."""
 
-    def each(values: Iterable[str]) -> str:
+    def by_folder(values: Iterable[str]) -> str:
         return "; ".join(f"{value} ({folder.name})" for folder, value in zip(folders, values, strict=True) if value)
 
     counts, methods = Counter(sources.values()), len({record.spec.row for record in records})
@@ -238,13 +238,13 @@ def _told(folders: Sequence[Folder], records: Sequence[Record], sources: Mapping
     return {
         "Merged from": ", ".join(f"{f.name} ({(n := counts[f.name])} run{'s' * (n != 1)})" for f in folders),
         "What differs": ", ".join(different) or "nothing that is listed here",
-        **{_title(name): each(values) for name, values in different.items()},
+        **{_title(name): by_folder(values) for name, values in different.items()},
         **{_title(name): value for name, value in plain.items()},
         "Runs": f"{methods} methods, seeds {', '.join(map(str, sorted({r.spec.seed for r in records})))}",
         "Evaluation": ", ".join(level),
         "Software": ", ".join(f"{name} {shared[name]}" for name in software if name in shared),
-        "Commands": each(shlex.join(folder.manifest.command) for folder in folders),
-        "Dates": each(folder.manifest.created for folder in folders),
+        "Commands": by_folder(shlex.join(folder.manifest.command) for folder in folders),
+        "Dates": by_folder(folder.manifest.created for folder in folders),
     }
 
 

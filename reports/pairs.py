@@ -52,7 +52,7 @@ def pairs(records: Sequence[Record], main_eps: float, ranked: Collection[tuple[s
     lines: list[dict[str, Any]] = []
     budgets = budget_of(records)
     for budget in dict.fromkeys(budgets.values()) or [None]:
-        within = [each for each in ranked if budgets.get(each[0]) == budget]
+        within = [line for line in ranked if budgets.get(line[0]) == budget]
         for protocol, methods in outcomes(records, main_eps, within).items():
             about = {"protocol": protocol, "budget": budget}
             lines += [{"kind": "method"} | about | method for method in _methods(methods)]
@@ -73,9 +73,9 @@ def sentences(table: pd.DataFrame, main_eps: float, most: int = 10) -> list[str]
     told = table[(table["kind"] != "method") | ~table["protocol"].isin(encoders)]
     size = told["difference"].abs().fillna(0.0)
     order = told.assign(tie=told["verdict"] == "tie", size=-size).sort_values(["tie", "size"], kind="stable")
-    found = [_sentence(line, main_eps) for line in order.head(most).to_dict("records")]
-    left = len(told) - len(found)
-    return found + [f"{left} more pair{' is' if left == 1 else 's are'} in claims.csv."] * (left > 0)
+    texts = [_sentence(line, main_eps) for line in order.head(most).to_dict("records")]
+    left = len(told) - len(texts)
+    return texts + [f"{left} more pair{' is' if left == 1 else 's are'} in claims.csv."] * (left > 0)
 
 
 def _methods(methods: Sequence[Outcomes]) -> Iterable[dict[str, Any]]:
@@ -128,16 +128,16 @@ def _times(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
     for a, b in combinations(seconds, 2):
         whole = all(len(runs[method]) == len(seconds[method]) >= SEEDS for method in (a, b))
         if whole and len(hardware[a] | hardware[b]) == 1:
-            found = time_claim(seconds[a], seconds[b])
+            claim = time_claim(seconds[a], seconds[b])
             yield {
                 "a": a,
                 "b": b,
                 "seeds": min(len(seconds[a]), len(seconds[b])),
-                "ratio": found.ratio,
-                "lo": found.lo,
-                "hi": found.hi,
-                "verdict": found.verdict,
-                "reason": found.reason or None,
+                "ratio": claim.ratio,
+                "lo": claim.lo,
+                "hi": claim.hi,
+                "verdict": claim.verdict,
+                "reason": claim.reason or None,
             }
 
 

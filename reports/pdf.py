@@ -88,9 +88,9 @@ def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) ->
     data, machine = manifest.data, manifest.environment
     shape = " x ".join(str(size) for size in data.image_shape)
     eps = [
-        format_radius(norm, each)
+        format_radius(norm, radius)
         for norm in NORMS
-        for each in sorted({each for spec in manifest.runs for each in spec.eval.radii(norm)})
+        for radius in sorted({given for spec in manifest.runs for given in spec.eval.radii(norm)})
     ]
     named = budget_of(records)
     budget = " or ".join(dict.fromkeys(named.values())) or manifest.budget or "each row its own"

@@ -232,7 +232,7 @@ def frontier(material: Material) -> Figure:
     scores = {"clean": attack == "none", robust: (attack == robust) & np.isclose(eps, material.manifest.main_eps)}
     for place, (protocol, points) in enumerate(material.panels()):
         points = points.assign(amount=[budgets[text].amount for text in points["budget"]])
-        points = points.assign(base=[base(*each) for each in points[["method", "budget"]].to_numpy()])
+        points = points.assign(base=[base(*row) for row in points[["method", "budget"]].to_numpy()])
         for panel, (score, cells) in zip(axes[:, place], scores.items(), strict=True):
             scored = material.rows[cells & (material.rows["protocol"] == protocol)]
             seeds = scored.groupby("method")["accuracy"]
@@ -311,7 +311,7 @@ def _flops(manifest: Manifest, records: Sequence[Record]) -> dict[str, float]:
         if record.train is not None and record.results:
             images = (record.data or manifest.data).train
             work.setdefault(record.spec.row, []).append(record.train.flops_per_image * record.train.epochs * images)
-    return {method: sum(each) / len(each) for method, each in work.items()}
+    return {method: sum(flops) / len(flops) for method, flops in work.items()}
 
 
 def _sizes(times: pd.Series) -> Callable[[float], float]:

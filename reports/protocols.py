@@ -15,11 +15,11 @@ def shown(specs: Iterable[RunSpec]) -> dict[str, Shown]:
 
     One that is not known any more is shown by its name, without a rank.
     """
-    found: dict[str, Shown] = {}
+    by_name: dict[str, Shown] = {}
     for spec in specs:
         for name in spec.eval.protocols:
-            found.setdefault(name, spec.eval.own_protocols.get(name) or outline.shown(name))
-    return dict(sorted(found.items(), key=lambda item: (bool(item[1].path or item[1].base), item[0])))
+            by_name.setdefault(name, spec.eval.own_protocols.get(name) or outline.shown(name))
+    return dict(sorted(by_name.items(), key=lambda item: (bool(item[1].path or item[1].base), item[0])))
 
 
 def titles(specs: Iterable[RunSpec]) -> dict[str, str]:

@@ -110,11 +110,11 @@ class Reading(Data):
 
 def series_of(method: str, records: Sequence[Record | None]) -> list[Series]:
     """All series of one method from its runs, one for each seed; None for a run that is missing."""
-    found: dict[tuple[str, str, str], Series] = {}
+    by_key: dict[tuple[str, str, str], Series] = {}
 
     def put(place: int, value: int | float | str, metric: Metric, where: str = "", total: int | None = None) -> None:
         fresh = Series(method=method, where=where, metric=metric, total=total, values=[None] * len(records))
-        series = found.setdefault(fresh.key, fresh)
+        series = by_key.setdefault(fresh.key, fresh)
         if series.total != total:
             raise UsageError(f"nothing to compare: {series.cell}, {metric}: {series.total} images and {total}")
         series.values[place] = value
@@ -137,7 +137,7 @@ def series_of(method: str, records: Sequence[Record | None]) -> list[Series]:
             passes = cost.forward_per_image + cost.backward_input_per_image + cost.backward_weight_per_image
             put(place, round(passes, 6), "passes per image")
             put(place, cost.peak_memory_bytes, "peak memory")
-    return list(found.values())
+    return list(by_key.values())
 
 
 def metric_of(result: EvalResult) -> Metric:
@@ -215,28 +215,28 @@ class Baseline(Reading):
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the file"
             raise UsageError(f"{file} is not a baseline: {place}: {first['msg']}") from None
-        if any(names_code(each.spec) for each in baseline.fixed):
+        if any(names_code(fixed.spec) for fixed in baseline.fixed):
             raise UsageError(
                 f"{file} is refused: it names the file of a method or an encoder, which is code; stored weights need "
                 "none"
             )
-        lengths = {len(each.values) for each in baseline.series}
-        if not any(each.metric in COUNTS and each.numbers for each in baseline.series):
+        lengths = {len(line.values) for line in baseline.series}
+        if not any(line.metric in COUNTS and line.numbers for line in baseline.series):
             raise UsageError(f"nothing to compare with: the baseline {file} is empty")
         if lengths != {len(baseline.seeds)}:
             raise UsageError(f"{file} is not a baseline: expected {len(baseline.seeds)} values in each series")
-        for each in baseline.series:
-            words = each.metric in ("status", "audit")
-            fits = all(isinstance(value, str) == words for value in each.values if value is not None)
-            if not fits or not (words or each.numbers) or (each.metric in COUNTS) != bool(each.total):
-                raise UsageError(f"{file} is not a baseline: {each.cell}, {each.metric}: values of another kind")
+        for stored in baseline.series:
+            words = stored.metric in ("status", "audit")
+            fits = all(isinstance(value, str) == words for value in stored.values if value is not None)
+            if not fits or not (words or stored.numbers) or (stored.metric in COUNTS) != bool(stored.total):
+                raise UsageError(f"{file} is not a baseline: {stored.cell}, {stored.metric}: values of another kind")
         return baseline
 
     def text(self) -> str:
         """As JSON, a series a line."""
         head = self.model_dump(mode="json", exclude={"series", "fixed"})
         lists = {
-            name: ",\n  ".join(json.dumps(each.model_dump(mode="json")) for each in part)
+            name: ",\n  ".join(json.dumps(entry.model_dump(mode="json")) for entry in part)
             for name, part in (("series", self.series), ("fixed", self.fixed))
         }
         parts = [f' "{name}": [\n  {lines}\n ]' if lines else f' "{name}": []' for name, lines in lists.items()]

@@ -193,8 +193,8 @@ def _audit(record: Record, protocol: str) -> dict[str, Any]:
     accuracy = audit.worst_audited / audit.audited if audit.audited else None
     points = next((check.value for check in audit.checks if check.id == "A6"), None)
     spread = None if points is None else points / 100
-    found = {"audit": audit.verdict, "audit_level": audit.level, "worst_audited": accuracy}
-    return found | {"attack_spread": spread}
+    columns = {"audit": audit.verdict, "audit_level": audit.level, "worst_audited": accuracy}
+    return columns | {"attack_spread": spread}
 
 
 def _pgd(record: Record, worst: EvalResult) -> dict[str, float]:

@@ -131,7 +131,7 @@ def _attacks(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
     for cell in scored.to_dict("records"):
         tables.setdefault((cell["protocol"], cell["norm"]), []).append(cell)
     titles = known.titles(manifest.runs)
-    found = []
+    parts = []
     for (protocol, norm), cells in tables.items():
         if norm != "linf":
             cells = [cell for cell in tables.get((protocol, "linf"), ()) if cell["attack"] == "none"] + cells
@@ -139,8 +139,8 @@ def _attacks(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
         shown = list(dict.fromkeys(format_radius(norm, eps) for eps in tried))  # equal but for rounding: one column
         main = format_eps(manifest.main_eps) if norm == "linf" else shown[-1]
         for start in range(0, max(len(shown), 1), EPS_COLUMNS):
-            found.append(_over_eps(main, titles[protocol], norm, shown[start : start + EPS_COLUMNS], cells))
-    return found
+            parts.append(_over_eps(main, titles[protocol], norm, shown[start : start + EPS_COLUMNS], cells))
+    return parts
 
 
 def _over_eps(main: str, title: str, norm: Norm, tried: list[str], cells: list[dict[Any, Any]]) -> dict[str, Any]:
@@ -326,5 +326,5 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return ", ".join(_shown(each) for each in value)
+        return ", ".join(_shown(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -63,7 +63,7 @@ def paired_bootstrap(first: ArrayLike, second: ArrayLike, draws: int = DRAWS, se
 
 def newcombe(correct: tuple[int, int], total: tuple[int, int]) -> tuple[float, float]:
     """95 % interval of the first share minus the second, of independent counts (Newcombe, 1998, method 10)."""
-    (low, high), (other_low, other_high) = (wilson(*each) for each in zip(correct, total, strict=True))
+    (low, high), (other_low, other_high) = (wilson(*counts) for counts in zip(correct, total, strict=True))
     first, second = (k / n for k, n in zip(correct, total, strict=True))
     difference = first - second
     below, above = math.hypot(first - low, other_high - second), math.hypot(high - first, second - other_low)
@@ -163,11 +163,11 @@ class Pool:
 
 def pool_seeds(spreads: dict[str, Spread]) -> Pool:
     """s^2 weighted by S - 1, without methods whose seed sd is above 3 times the median (protocol 5.3 ii)."""
-    sds = {name: math.sqrt(each.between_seeds) for name, each in spreads.items()}
+    sds = {name: math.sqrt(of_method.between_seeds) for name, of_method in spreads.items()}
     limit = OUTLIER * float(np.median(list(sds.values()))) if sds else 0.0
-    inside = {name: each for name, each in spreads.items() if sds[name] <= limit}
-    freedom = sum(each.seeds - 1 for each in inside.values())
-    total = sum((each.seeds - 1) * each.between_seeds for each in inside.values())
+    inside = {name: of_method for name, of_method in spreads.items() if sds[name] <= limit}
+    freedom = sum(of_method.seeds - 1 for of_method in inside.values())
+    total = sum((of_method.seeds - 1) * of_method.between_seeds for of_method in inside.values())
     return Pool(frozenset(inside), total / freedom if freedom else 0.0, freedom)
 
 

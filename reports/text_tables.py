@@ -68,7 +68,7 @@ def plain_markdown(text: str) -> str:
     >>> plain_markdown("a_b|<i>")
     'a\\_b\\|\\<i\\>'
     """
-    return MARKDOWN.sub(lambda found: f"\\{found[0]}", printable(text).strip()).replace("@", f"@{UNSEEN}")
+    return MARKDOWN.sub(lambda match: f"\\{match[0]}", printable(text).strip()).replace("@", f"@{UNSEEN}")
 
 
 def _latex_table(table: dict[str, Any], place: int) -> str:
