@@ -68,23 +68,23 @@ def check(
         click.echo(announce.as_json(outcome.compared))
         return REGRESSION if lost else 0
     print_outcome(outcome, file)
-    for each in moved(outcome.compared):
-        say(str(each))
+    for change in moved(outcome.compared):
+        say(str(change))
     say(f"{len(lost)} losses in {len(outcome.compared)} comparisons with {file}")
     return REGRESSION if lost else 0
 
 
 def print_outcome(outcome: "Outcome", file: Path) -> None:
     """The comparison table, without the counts that are equal, and the notes."""
-    shown = [each for each in outcome.compared if each.gate != "G0"]
-    rows = [[each.cell, each.metric, each.before, each.after, each.verdict] for each in shown]
+    shown = [comparison for comparison in outcome.compared if comparison.gate != "G0"]
+    rows = [[line.cell, line.metric, line.before, line.after, line.verdict] for line in shown]
     show(table(f"compared with {file.name}", ["cell", "metric", "before", "after", "verdict"], rows))
-    counts = [each for each in outcome.compared if each.gate == "G0"]
+    counts = [comparison for comparison in outcome.compared if comparison.gate == "G0"]
     if counts:
         same = sum(count.verdict == "same" for count in counts)
         say(f"G0: {same} of {len(counts)} metrics have equal counts for each seed")
     for note in outcome.notes:
         say(note)
-    for each in outcome.compared:
-        if each.verdict == "not confirmed":
-            say(f"alarm not confirmed: {each.cell}, {each.metric}: {each.before} -> {each.after} ({each.rule})")
+    for alarm in outcome.compared:
+        if alarm.verdict == "not confirmed":
+            say(f"alarm not confirmed: {alarm.cell}, {alarm.metric}: {alarm.before} -> {alarm.after} ({alarm.rule})")

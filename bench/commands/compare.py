@@ -28,13 +28,13 @@ def compare(a: Path, b: Path, as_json: bool) -> int:
 
     from reports import compare
 
-    found = compare.compare(_folder(a), _folder(b))
+    comparison = compare.compare(_folder(a), _folder(b))
     if as_json:
-        click.echo(json.dumps({"a": str(a), "b": str(b)} | found.as_json(), indent=1))
+        click.echo(json.dumps({"a": str(a), "b": str(b)} | comparison.as_json(), indent=1))
     else:
         say(f"A: {a}")
         say(f"B: {b}")
-        _show(found)
+        _show(comparison)
     return 0
 
 
@@ -46,47 +46,47 @@ def _folder(path: Path) -> "Folder":
 
     damaged: list[Damaged] = []
     manifest, records = load_manifest(path), load_records(path, damaged)
-    for each in damaged:
-        say(f"warning: {each}; it is left out", err=True)
+    for file in damaged:
+        say(f"warning: {file}; it is left out", err=True)
     return Folder(str(path), manifest, records)
 
 
-def _show(found: "Comparison") -> None:
-    if found.differences:
-        rows = [[difference.what, *difference.values] for difference in found.differences]
+def _show(comparison: "Comparison") -> None:
+    if comparison.differences:
+        rows = [[difference.what, *difference.values] for difference in comparison.differences]
         show(table("What differs", ["", "A", "B"], rows))
     else:
-        say(f"Same {'code, ' * found.code_known}versions, commit, hardware, data, budget and settings.")
-    if not found.code_known:
+        say(f"Same {'code, ' * comparison.code_known}versions, commit, hardware, data, budget and settings.")
+    if not comparison.code_known:
         say("The code that made them is not recorded.")
-    for note in found.notes:
+    for note in comparison.notes:
         say(note)
     heads = ["attack", "seed", "A %", "B %", "B - A", "only A/B", "h", "p (Holm)"]
-    for method, protocol in dict.fromkeys((cell.method, cell.protocol) for cell in found.cells):
-        rows = [_cell(cell) for cell in found.cells if (cell.method, cell.protocol) == (method, protocol)]
+    for method, protocol in dict.fromkeys((cell.method, cell.protocol) for cell in comparison.cells):
+        rows = [_cell(cell) for cell in comparison.cells if (cell.method, cell.protocol) == (method, protocol)]
         show(table(f"{method}, {protocol}: two checkpoints, in points, with 95 % intervals", heads, rows))
-    for note in dict.fromkeys(cell.note for cell in found.cells if cell.note):
-        where = [cell for cell in found.cells if cell.note == note]
-        say(f"{len(where)} of {len(found.cells)} cells: {note}.")
-    if found.seeds:
+    for note in dict.fromkeys(cell.note for cell in comparison.cells if cell.note):
+        where = [cell for cell in comparison.cells if cell.note == note]
+        say(f"{len(where)} of {len(comparison.cells)} cells: {note}.")
+    if comparison.seeds:
         heads = ["method", "attack", "seeds", "A %", "B %", "B - A", "P(B > A)", "p (Holm)"]
-        for protocol in dict.fromkeys(line.protocol for line in found.seeds):
-            rows = [_seeds(line) for line in found.seeds if line.protocol == protocol]
+        for protocol in dict.fromkeys(line.protocol for line in comparison.seeds):
+            rows = [_seeds(line) for line in comparison.seeds if line.protocol == protocol]
             show(table(f"{protocol}: trainings over seeds (Welch's t), in points", heads, rows))
-    if found.costs:
+    if comparison.costs:
         heads = ["method", "cost", "A", "B", "B / A", "95 %"]
-        show(table("Cost: medians over the runs", heads, [_cost(cost) for cost in found.costs]))
-    for note in dict.fromkeys(cost.note for cost in found.costs if cost.note):
-        of = dict.fromkeys(cost.what for cost in found.costs if cost.note == note)
+        show(table("Cost: medians over the runs", heads, [_cost(cost) for cost in comparison.costs]))
+    for note in dict.fromkeys(cost.note for cost in comparison.costs if cost.note):
+        of = dict.fromkeys(cost.what for cost in comparison.costs if cost.note == note)
         say(f"{', '.join(of)}: {note}.")
-    _conclude(found)
+    _conclude(comparison)
 
 
-def _conclude(found: "Comparison") -> None:
+def _conclude(comparison: "Comparison") -> None:
     """How many differences chance does not explain; the p of one table are one family."""
-    lines: dict[str, list[Cell] | list[Seeds]] = {"checkpoints": found.cells, "trainings": found.seeds}
-    for kind, each in lines.items():
-        tested = [line for line in each if line.p is not None]
+    lines: dict[str, list[Cell] | list[Seeds]] = {"checkpoints": comparison.cells, "trainings": comparison.seeds}
+    for kind, of_kind in lines.items():
+        tested = [line for line in of_kind if line.p is not None]
         if tested:
             better = sum(line.differs and line.difference > 0 for line in tested)
             worse = sum(line.differs and line.difference < 0 for line in tested)

@@ -71,19 +71,19 @@ def data(data_root: str | None) -> dict[str, str]:
     from bench.data.images import data_root as root_of
     from bench.spec import DataSpec
 
-    found: dict[str, str] = {}
+    places: dict[str, str] = {}
     for name in registry.names("dataset"):
         dataset: Any = registry.load("dataset", name).Dataset()
         if dataset.needs_path:
-            found[name] = "reads the folder that it is given"
+            places[name] = "reads the folder that it is given"
             continue
         folders = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
         if name not in folders:
-            found[name] = "in the package"
+            places[name] = "in the package"
             continue
         place = root_of(dataset, DataSpec(name=name, root=data_root)) / folders[name]
-        found[name] = f"found in {place}" if place.is_dir() else f"not in {place}; fetched on first use"
-    return found
+        places[name] = f"found in {place}" if place.is_dir() else f"not in {place}; fetched on first use"
+    return places
 
 
 def shadowed() -> dict[str, str]:
@@ -93,13 +93,13 @@ def shadowed() -> dict[str, str]:
 
 def hidden() -> dict[str, str]:
     """Name -> folder or file that Python would import instead of our package of that name."""
-    found: dict[str, str] = {}
+    shadows: dict[str, str] = {}
     for name in ("bench", "methods", "attacks", "reports"):
         spec = importlib.util.find_spec(name)
         folders = [*(spec.submodule_search_locations or ())] if spec else []
         if HERE / name not in {Path(folder).resolve() for folder in folders}:
-            found[name] = (folders or [spec.origin if spec else None])[0] or "nowhere"
-    return found
+            shadows[name] = (folders or [spec.origin if spec else None])[0] or "nowhere"
+    return shadows
 
 
 def refuse_hidden() -> None:

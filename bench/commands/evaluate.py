@@ -134,7 +134,7 @@ def conduct(request: "Request") -> Path:
             raise UsageError(messages[-1])
         if code or not opened:
             say_log(log)
-            found = messages[-1] if messages else f"the process ended with code {code}"
-            say(f"bench: the evaluation of {request.source} failed: {found}", err=True)
+            reason = messages[-1] if messages else f"the process ended with code {code}"
+            say(f"bench: the evaluation of {request.source} failed: {reason}", err=True)
             raise click.exceptions.Exit(1)
     return opened[-1]

@@ -116,15 +116,15 @@ def show_plan(
     with tempfile.TemporaryDirectory() as folder, signals_raise():
         log = Path(folder) / "log.txt"
         try:
-            found = measure_rows(specs, log, jobs)
+            outcomes = measure_rows(specs, log, jobs)
         except UsageError:
             if log.is_file():
                 say_log(log)
             raise
-        missing = {row: each for row, each in found.items() if isinstance(each, str)}
-        if any(str(log) in each for each in missing.values()):
+        missing = {row: reason for row, reason in outcomes.items() if isinstance(reason, str)}
+        if any(str(log) in reason for reason in missing.values()):
             say_log(log)
-    measured = {row: each for row, each in found.items() if isinstance(each, Measured)}
+    measured = {row: outcome for row, outcome in outcomes.items() if isinstance(outcome, Measured)}
     for row, why in missing.items():
         say(f"{row}: no estimate: {why}", err=True)
     specs = [spec for spec in specs if spec.row in measured]
@@ -139,7 +139,7 @@ def show_plan(
         on_cluster = plan_cluster(cluster, specs, measured)
         device = f"{environment(device, specs[0].precision).device_name} ({device}, {specs[0].precision})"
     if as_json:
-        runs = [each.model_dump() | {"seconds": each.seconds} for each in estimates]
+        runs = [run.model_dump() | {"seconds": run.seconds} for run in estimates]
         document: dict[str, Any] = {"dataset": label, "device": specs[0].device, "jobs": jobs}
         document["seconds"] = total_seconds(estimates, jobs)
         document |= {"cluster": on_cluster.document() | {"measured_on": device}} if on_cluster else {}
@@ -148,15 +148,15 @@ def show_plan(
         return NOT_ALL if missing else 0
     rows = [
         [
-            each.row,
-            str(each.seed),
-            str(each.cells),
+            run.row,
+            str(run.seed),
+            str(run.cells),
             str(spec.budget),
-            duration(each.train_seconds),
-            duration(each.evaluate_seconds),
-            f"{each.peak_memory_bytes / 2**30:.2f} GiB",
+            duration(run.train_seconds),
+            duration(run.evaluate_seconds),
+            f"{run.peak_memory_bytes / 2**30:.2f} GiB",
         ]
-        for spec, each in zip(specs, estimates, strict=True)
+        for spec, run in zip(specs, estimates, strict=True)
     ]
     heads = ["method", "seed", "cells", "budget", "training", "evaluation", "memory up to"]
     show(table(f"{label}, on {specs[0].device} in {specs[0].precision}", heads, rows))
@@ -175,7 +175,7 @@ def check_cap(total: Budget | None, estimates: list["Estimate"]) -> None:
     """Raises UsageError if the planned training is above a total budget; a total that is split is always kept."""
     from bench.runs.plan import duration
 
-    planned = sum(each.train_seconds - each.warm_up_seconds for each in estimates)
+    planned = sum(estimate.train_seconds - estimate.warm_up_seconds for estimate in estimates)
     if total is not None and total.unit == "seconds" and planned > 1.01 * total.amount:
         raise UsageError(
             f"the rows need about {duration(planned)} of training, above the total budget of {total}; "
@@ -186,7 +186,7 @@ def check_cap(total: Budget | None, estimates: list["Estimate"]) -> None:
 def too_short(estimates: list["Estimate"], specs: list[RunSpec]) -> list[str]:
     """A line about the runs whose budget in time holds too few updates on this machine; none where all hold enough."""
     timed = {spec.row for spec in specs if spec.budget.unit == "seconds"}
-    few = {each.row: each.updates for each in estimates if each.row in timed and each.updates < LEARNING_UPDATES}
+    few = {run.row: run.updates for run in estimates if run.row in timed and run.updates < LEARNING_UPDATES}
     if not few:
         return []
     rows = ", ".join(f"{row} about {updates}" for row, updates in few.items())
@@ -214,10 +214,10 @@ def summary(estimates: list["Estimate"], jobs: int) -> str:
     """The plan in one line, with so many runs at a time."""
     from bench.runs.plan import duration, total_seconds
 
-    training = sum(each.train_seconds for each in estimates)
-    evaluation = sum(each.evaluate_seconds for each in estimates)
-    cells = sum(each.cells for each in estimates)
-    memory = max(each.peak_memory_bytes for each in estimates) / 2**30
+    training = sum(estimate.train_seconds for estimate in estimates)
+    evaluation = sum(estimate.evaluate_seconds for estimate in estimates)
+    cells = sum(estimate.cells for estimate in estimates)
+    memory = max(estimate.peak_memory_bytes for estimate in estimates) / 2**30
     return (
         f"plan: {len(estimates)} runs with {cells} cells, {jobs} at a time; training {duration(training)}, evaluation "
         f"about {duration(evaluation)}{dearest(estimates)}, in all about {duration(total_seconds(estimates, jobs))}, "
