@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def check_attacks(options: Options) -> None:
     """Raises UsageError for attacks, radii and settings of attacks that cannot be, as far as their source says so."""
     outlines = {name: read(file) for name, file in asked_attacks(options).items()}
-    norms = {name: norm_of(found) for name, found in outlines.items()}
+    norms = {name: norm_of(source) for name, source in outlines.items()}
     check_radii(norms, asked_threats(options).radii)
-    for name, found in outlines.items():
-        known = None if found is None else [field for field in found.fields if field != "chunk"]
+    for name, declared in outlines.items():
+        known = None if declared is None else [field for field in declared.fields if field != "chunk"]
         for key in options.settings.get(name, {}):
             if known is not None and key not in known:
                 raise UsageError(f"the attack {name}: {unknown('setting', key, known)}")

@@ -15,14 +15,14 @@ def changes(stored: Manifest, new: Manifest) -> str:
     The time of an evaluation may differ: with another limit a run goes on in the same folder.
     """
     told = [alone("only there", stored, new), alone("only now", new, stored)]
-    before, now = ({spec.name: flat(unlimited(spec)) for spec in each.runs} for each in (stored, new))
+    before, now = ({spec.name: flat(unlimited(spec)) for spec in manifest.runs} for manifest in (stored, new))
     both = [name for name in before if name in now]
-    found: dict[str, list[str]] = {}  # difference -> the runs that have it
+    differing: dict[str, list[str]] = {}  # difference -> the runs that have it
     for name in both:
         for text in between(before[name], now[name]):
-            found.setdefault(text, []).append(name)
-    told += [text if names == both else f"{text} ({', '.join(names)})" for text, names in found.items()]
-    told += between({"budget": stored.budget}, {"budget": new.budget}) if not found else []
+            differing.setdefault(text, []).append(name)
+    told += [text if names == both else f"{text} ({', '.join(names)})" for text, names in differing.items()]
+    told += between({"budget": stored.budget}, {"budget": new.budget}) if not differing else []
     told = [text for text in told if text]
     return "; ".join(told[:MOST]) + f"; and {len(told) - MOST} more" * (len(told) > MOST)
 
@@ -49,11 +49,11 @@ def between(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def flat(value: Data | dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted name -> value of every field of a record, and of the records and dictionaries in it."""
     fields = {name: getattr(value, name) for name in type(value).model_fields} if isinstance(value, Data) else value
-    found: dict[str, Any] = {}
-    for name, each in fields.items():
-        nested = isinstance(each, dict | Data) and not isinstance(each, Budget)
-        found |= flat(each, f"{prefix}{name}.") if nested else {f"{prefix}{name}": each}
-    return found
+    dotted: dict[str, Any] = {}
+    for name, content in fields.items():
+        nested = isinstance(content, dict | Data) and not isinstance(content, Budget)
+        dotted |= flat(content, f"{prefix}{name}.") if nested else {f"{prefix}{name}": content}
+    return dotted
 
 
 def said(name: str, value: Any) -> str:
@@ -61,6 +61,6 @@ def said(name: str, value: Any) -> str:
     if value in (None, UNSET, ()):
         return "none"
     if isinstance(value, tuple | list):
-        return ",".join(said(name, each) for each in value)
+        return ",".join(said(name, item) for item in value)
     text = format_eps(value) if "eps" in name and isinstance(value, float) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -43,13 +43,13 @@ def check_scoring(options: Options) -> None:
 def check_dataset(spec: DataSpec) -> None:
     """Raises UsageError for a dataset that does not exist, or is not called so, and for a folder that is missing."""
     file = registry.source("dataset", spec.name)
-    found = outline(file, "Dataset") if file is not None else None
-    if found is not None:
+    declared = outline(file, "Dataset") if file is not None else None
+    if declared is not None:
         check_data(
             spec,
-            needs_path=found.values.get("needs_path", False),
-            takes_size="EncodedDataset" in found.bases,
-            takes_classes=found.values.get("takes_classes", False),
+            needs_path=declared.values.get("needs_path", False),
+            takes_size="EncodedDataset" in declared.bases,
+            takes_classes=declared.values.get("takes_classes", False),
         )
     for path, what in ((spec.path, "a folder of images"), (spec.root, "a folder for the data")):
         place = Path(path).expanduser() if path else None
@@ -64,7 +64,7 @@ def check_settings(options: Options, rows: list[Row]) -> None:
     check_targets(options, rows, asked_protocols(options))
     for row in rows:
         file = registry.source("method", row.method)
-        found = outline(file, "Config") if file is not None else None
-        for key in options.settings_of(row) if found is not None else ():
-            if found is not None and key not in found.fields:
-                raise UsageError(unknown("setting", key, found.fields))
+        declared = outline(file, "Config") if file is not None else None
+        for key in options.settings_of(row) if declared is not None else ():
+            if declared is not None and key not in declared.fields:
+                raise UsageError(unknown("setting", key, declared.fields))

@@ -84,13 +84,13 @@ def named_class(path: Path) -> str | None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            (name,) = [each for each in archive.namelist() if each.endswith("data.pkl")]
+            (name,) = [member for member in archive.namelist() if member.endswith("data.pkl")]
             with archive.open(name) as file:
                 operations = pickletools.genops(file.read(LARGEST_PICKLE))
                 named = [str(what) for operation, what, _ in operations if operation.name == "GLOBAL"]
     except Exception:  # no archive of torch, or cut off
         return None
-    return next((each.replace(" ", ".") for each in named if not re.fullmatch(OF_TENSORS, each)), None)
+    return next((what.replace(" ", ".") for what in named if not re.fullmatch(OF_TENSORS, what)), None)
 
 
 def parse_normalize(text: str) -> tuple[float, ...]:

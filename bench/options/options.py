@@ -183,16 +183,16 @@ def parse_names(kind: registry.Kind, text: str) -> list[str]:
     """Known names of a comma-separated list; a path to a .py file may stand for a name. Raises UsageError."""
     wanted = [part.strip() for part in text.split(",") if part.strip()]
     groups = registry.method_groups() if kind == "method" else {}
-    found: list[str] = []
+    names: list[str] = []
     for name in wanted:
-        found += groups.get(name, (name,))
-    if not found:
+        names += groups.get(name, (name,))
+    if not names:
         raise UsageError(f"expected at least one {kind}, got {text!r}; known: {', '.join(registry.names(kind))}")
-    for name in found:
+    for name in names:
         registry.source(kind, named(name)[1] if kind == "method" else name)  # raises for an unknown one
-    if len(set(found)) != len(found):
+    if len(set(names)) != len(names):
         raise UsageError(f"expected each {kind} once, got {text!r}")
-    return found
+    return names
 
 
 def asked_attacks(options: Options) -> dict[str, str]:
@@ -200,17 +200,17 @@ def asked_attacks(options: Options) -> dict[str, str]:
 
     After them their forms in the other norms of --threats: of ``pgd`` for l2 that is ``pgd_l2``.
     """
-    found: dict[str, str] = {}
+    attacks: dict[str, str] = {}
     for given in parse_names("attack", options.attacks):
         file = given.endswith(".py")
         name = Path(given).stem if file else given
-        if name in found:
+        if name in attacks:
             raise UsageError(f"expected attacks of different names, got {name} twice; rename a file")
         if file and name in TAKEN:
             raise UsageError(f"expected an attack file of another name, got {given}: {name} means something in tables")
-        found[name] = str(Path(given).resolve()) if file else given
-    forms = [f"{name}_{norm}" for norm in asked_threats(options).brought for name in found]
-    return found | {name: name for name in forms if name in registry.names("attack")}
+        attacks[name] = str(Path(given).resolve()) if file else given
+    forms = [f"{name}_{norm}" for norm in asked_threats(options).brought for name in attacks]
+    return attacks | {name: name for name in forms if name in registry.names("attack")}
 
 
 def asked_threats(options: Options) -> Threats:

@@ -56,12 +56,12 @@ def asked_images(options: Options, usual: dict[str, Any] = QUICK_IMAGES) -> dict
             if dot and protocol not in known:
                 raise UsageError(unknown("protocol", protocol, known))
             images.setdefault(attack, {})[protocol] = int(count)
-    found: dict[str, Any] = {f"{name}_images": images.pop(name)[""] for name in ("pgd", "band") if name in images}
+    fields: dict[str, Any] = {f"{name}_images": images.pop(name)[""] for name in ("pgd", "band") if name in images}
     for attack, counts in images.items():
         key = f"{attack}_images"
         all_protocols = dict.fromkeys(asked, counts[""]) if "" in counts else usual[key]
-        found[key] = all_protocols | {protocol: count for protocol, count in counts.items() if protocol}
-    return found
+        fields[key] = all_protocols | {protocol: count for protocol, count in counts.items() if protocol}
+    return fields
 
 
 def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
@@ -71,7 +71,7 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     attacks = attack_fields(options)
     protocols = protocol_classes(options, level)
     quick = quick_images(protocols)
-    main = [each for each in eps if abs(each - dataset.main_eps) < 1e-9]
+    main = [radius for radius in eps if abs(radius - dataset.main_eps) < 1e-9]
     if options.attack_images and level != "quick":
         raise UsageError(f"expected --attack-images with --eval quick only, got --eval {level}, whose images are fixed")
     if options.search == "tf32" and device.type != "cuda":

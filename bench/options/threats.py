@@ -40,16 +40,16 @@ def parse_threats(eps: str | None, threats: str | None) -> Threats:
 
 def parse_radii(text: str) -> dict[Norm, tuple[float, ...]]:
     """The radii of a list by their norm, from the smallest; a norm of which none is given is not there. UsageError."""
-    found: dict[Norm, list[float]] = {}
+    by_norm: dict[Norm, list[float]] = {}
     for part in text.split(","):
         if part.strip():
             norm, eps = parse_radius(part)
-            found.setdefault(norm, []).append(eps)
-    if min((eps for radii in found.values() for eps in radii), default=0) == 0:
+            by_norm.setdefault(norm, []).append(eps)
+    if min((eps for radii in by_norm.values() for eps in radii), default=0) == 0:
         raise UsageError(f"expected eps above 0, got {text!r}; clean accuracy is always measured")
-    for radii in found.values():
+    for radii in by_norm.values():
         check_apart(radii)
-    return {norm: tuple(sorted(set(radii))) for norm, radii in found.items()}
+    return {norm: tuple(sorted(set(radii))) for norm, radii in by_norm.items()}
 
 
 def check_radii(norms: Mapping[str, Norm | None], radii: Mapping[Norm, tuple[float, ...]]) -> None:
