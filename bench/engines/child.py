@@ -67,14 +67,14 @@ class Child:
         if not data:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
-        found = []
+        events = []
         for line in lines:
             with contextlib.suppress(ValueError):  # cut off, or not text
-                found.append(json.loads(line))
-        for event in found:
+                events.append(json.loads(line))
+        for event in events:
             if event.get("event") == "disk":
                 raise DiskError(event["message"])
-        return found
+        return events
 
     def ended(self) -> int:
         """The exit code, 0 when it went well; waits for it."""

@@ -64,7 +64,7 @@ class Bounds:
 def bounds(kinds: Sequence[Nodes], gpus: Sequence[int], seconds: Sequence[Sequence[float]]) -> Bounds:
     """Of runs on so many GPUs of each kind; ``seconds``: by kind, then by run."""
     places = [(kind.ready_seconds, count) for kind, count in zip(kinds, gpus, strict=True)]
-    ends = [[kind.ready_seconds + each for each in own] for kind, own in zip(kinds, seconds, strict=True)]
+    ends = [[kind.ready_seconds + length for length in own] for kind, own in zip(kinds, seconds, strict=True)]
     quickest, slowest, first_ends = (
         [pick(run) for run in zip(*times, strict=True)] for pick, times in ((min, seconds), (max, seconds), (min, ends))
     )
@@ -145,11 +145,11 @@ def plan_cluster(cluster: Cluster, specs: list[RunSpec], measured: dict[str, Mea
     """
     seconds: list[dict[str, float]] = []  # of each kind, by run
     for kind in cluster.nodes:
-        quick = {row: faster(each, kind.speed) for row, each in measured.items()}
+        quick = {row: faster(costs, kind.speed) for row, costs in measured.items()}
         per_hour, back = kind.preemptions_per_hour, kind.start_seconds + START_SECONDS
         alone = {spec.name: estimate(spec, quick[spec.row]).seconds for spec in specs}
         seconds.append(
-            {run: with_preemptions(each, per_hour, back, cluster.checkpoint_seconds) for run, each in alone.items()}
+            {run: with_preemptions(length, per_hour, back, cluster.checkpoint_seconds) for run, length in alone.items()}
         )
     gpus = [kind.count * kind.gpus for kind in cluster.nodes]
     return ClusterPlan(

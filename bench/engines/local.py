@@ -40,7 +40,7 @@ class LocalEngine:
         """See Engine."""
         names: dict[object, str] = {child.events: name for name, child in self._children.items()}
         pipes: list[Connection] = [child.events for child in self._children.values()]
-        found: list[tuple[str, Event]] = []
+        heard: list[tuple[str, Event]] = []
         for pipe in wait(pipes, seconds):
             name = names[pipe]
             child = self._children[name]
@@ -49,8 +49,8 @@ class LocalEngine:
                 events = [{"event": EXIT, "code": child.ended()}]
                 self._children.pop(name).close()
                 self._free += [self._gpu.pop(name)] if name in self._gpu else []
-            found += [(name, event) for event in events]
-        return found
+            heard += [(name, event) for event in events]
+        return heard
 
     def stop(self, signum: int) -> None:
         """See Engine: all of them end within the patience together."""
@@ -77,9 +77,9 @@ def local_jobs(specs: list[RunSpec], device: str, jobs: int | None) -> tuple[int
 
     if jobs is not None and jobs < 1:
         raise UsageError(f"expected --jobs of at least 1, got {jobs}")
-    each = max(spec.gpus_per_run for spec in specs)
+    per_run = max(spec.gpus_per_run for spec in specs)
     seen = devices.visible_gpus() if device in ("auto", "cuda") else ()
-    gpus = tuple(",".join(seen[start : start + each]) for start in range(0, len(seen) - each + 1, each))
+    gpus = tuple(",".join(seen[start : start + per_run]) for start in range(0, len(seen) - per_run + 1, per_run))
     if gpus:
         if (jobs or 0) > len(gpus):
             raise UsageError(f"expected --jobs of at most {len(gpus)} on {len(seen)} GPUs, got {jobs}")

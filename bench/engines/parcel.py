@@ -46,16 +46,16 @@ def unpack(folder: Path, parcel: Parcel) -> None:
 
 def names(folder: Path, within: str = "") -> list[str]:
     """The files below a folder, relative to it, sorted; not what was put aside there. Raises DiskError."""
-    found = []
+    paths = []
     for name in listed(folder / within):
         if f"{within}{name}" == ASIDE:
             continue
         path = folder / within / name
         try:
             if path.is_dir():
-                found += names(folder, f"{within}{name}/")
+                paths += names(folder, f"{within}{name}/")
             elif not name.startswith(".") and not name.endswith(".damaged"):
-                found.append(f"{within}{name}")
+                paths.append(f"{within}{name}")
         except OSError as error:
             raise cannot("read", path, error) from error
-    return found
+    return paths

@@ -76,8 +76,8 @@ def task(
             raise ConnectionError(f"no answer from the command: {type(error).__name__}") from error
 
     def fetch() -> Parcel:
-        found: Parcel = parcel[0].future().result() if parcel else {}
-        return found
+        content: Parcel = parcel[0].future().result() if parcel else {}
+        return content
 
     return answer(order, fetch, tell)
 
@@ -153,16 +153,16 @@ class RayEngine:
         ready, _ = self._ray.wait(list(self._refs), num_returns=1, timeout=seconds)
         if ready:  # and all others that are ready too
             ready, _ = self._ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
-        found: list[tuple[str, Event]] = []
+        heard: list[tuple[str, Event]] = []
         for name, events in self._ask(self._mailbox.take.remote()):
             home = any(event["event"] == HOME for event in events)
             self._due[name] = time.monotonic() + (ARRIVAL if home else SILENT)
-            found += [(name, event) for event in events if event["event"] != HOME]
-        found += self._silent(ready)  # before the files of those that are ready are taken in, which may take long
+            heard += [(name, event) for event in events if event["event"] != HOME]
+        heard += self._silent(ready)  # before the files of those that are ready are taken in, which may take long
         for ref in ready:
             spec = self._refs.pop(ref)
-            found.append((spec.name, self._ended(ref, spec)))
-        return found
+            heard.append((spec.name, self._ended(ref, spec)))
+        return heard
 
     def _ask(self, answer: Any) -> Any:
         """What the mailbox answers. Raises ConnectionError where the cluster is gone."""

@@ -93,8 +93,8 @@ class SlurmEngine:
     def _read_known(self) -> dict[str, str]:
         path = self._out / JOBS
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads(path.read_bytes()) if is_there(path) else {}
-            return {str(name): str(job) for name, job in found.items()}
+            jobs = json.loads(path.read_bytes()) if is_there(path) else {}
+            return {str(name): str(job) for name, job in jobs.items()}
         return {}
 
     def start(self, spec: RunSpec) -> None:
@@ -179,7 +179,7 @@ class SlurmEngine:
 
 def parse_parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
     """``--slurm partition=gpu`` -> {"slurm_partition": "gpu"}; numbers are numbers. Raises UsageError."""
-    found: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
@@ -188,7 +188,7 @@ def parse_parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
         if name == "time":
             if not isinstance(number, int):
                 raise UsageError(f"expected --slurm time=MINUTES, got {pair!r}")
-            found["timeout_min"] = number
+            parameters["timeout_min"] = number
         else:
-            found[f"slurm_{name}"] = number
-    return found
+            parameters[f"slurm_{name}"] = number
+    return parameters

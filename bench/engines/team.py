@@ -51,11 +51,11 @@ class Crew:
             yield from share(search, test, standing.clone(), self.ranks)
         except AttackError as error:  # the others have to be heard all the same
             complaint = str(error)
-        for found, warnings, theirs in self.ranks.collect(([], [], ""))[1:]:
+        for chunks, warnings, theirs in self.ranks.collect(([], [], ""))[1:]:
             for warning in warnings:
                 logging.getLogger("attacks").warning("%s", warning)  # into the notes of this cell
             complaint = complaint or theirs
-            yield from found
+            yield from chunks
         if complaint:
             raise AttackError(complaint)
 
@@ -78,15 +78,15 @@ def serve(it: Evaluated[Any], ranks: Ranks) -> None:
         restore(it.spec, protocol, classifiers[protocol], job.probe, it.device)
         attack = build_attack(job.cell, it.spec).stages(it.test.classes, job.cell.images)[job.stage]
         search = build_search(it, classifiers[protocol], attack, job.cell)
-        at_first, found, complaint = Before(classifiers[protocol]), [], ""
+        at_first, chunks, complaint = Before(classifiers[protocol]), [], ""
         with listening(job.cell, lambda event: None) as warnings:
             try:
-                found = list(share(search, it.test, job.standing, ranks))
+                chunks = list(share(search, it.test, job.standing, ranks))
                 blame(at_first, search.label, partial(search.ask, it.test), attacked=job.cell.attack != "none")
             except AttackError as error:
                 at_first.restore()
                 complaint = str(error)
-        ranks.collect((found, warnings, complaint))
+        ranks.collect((chunks, warnings, complaint))
 
 
 def share(search: Search, test: ImageSet, standing: Tensor, ranks: Ranks) -> Iterator[Found]:
@@ -97,12 +97,12 @@ def share(search: Search, test: ImageSet, standing: Tensor, ranks: Ranks) -> Ite
     if hasattr(search.attack, "share"):
         together = replace(search, attack=replace(search.attack, share=Batches(ranks)))  # type: ignore[call-arg]
         try:
-            found = list(alone(together, test, standing))
+            chunks = list(alone(together, test, standing))
         except AttackError as error:
             if error.__cause__ is None:  # found on what all have made together, and so by all
                 raise
             raise error.__cause__ from None  # the others wait for this rank's batches: the run ends, and goes on
-        yield from found if ranks.rank == 0 else ()
+        yield from chunks if ranks.rank == 0 else ()
     else:
         yield from alone(search, test, standing, ranks.rank, ranks.size)
 
@@ -118,6 +118,6 @@ class Batches(Share):
 
     def whole(self, moved: Tensor, images: Tensor) -> Tensor:
         merged = images.clone()
-        for each in self.ranks.stack(moved):
-            merged = torch.where(each != images, each, merged)
+        for part in self.ranks.stack(moved):
+            merged = torch.where(part != images, part, merged)
         return merged
