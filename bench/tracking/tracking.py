@@ -46,8 +46,8 @@ def parse_trackers(text: str) -> list[str]:
         raise UsageError(f"expected at least one tracker, got {text!r}; known: {', '.join(registry.names('tracker'))}")
     for name in names:
         package = getattr(registry.load("tracker", name), "PACKAGE", None)
-        found = find_spec(package) if package else None
-        if package and (found is None or found.origin is None):  # wandb makes a folder wandb: no package
+        spec = find_spec(package) if package else None
+        if package and (spec is None or spec.origin is None):  # wandb makes a folder wandb: no package
             known = name in registry.names("tracker")
             wanted = f"'robust-ssl-bench[{name}]'" if known else package
             raise UsageError(f"--track {name} needs {package}: pip install {wanted}")
