@@ -327,15 +327,15 @@ def doctor(data_root: str | None, as_json: bool) -> int:
     """What this machine has: torch, GPU, data, optional extras, and packages that shadow ours."""
     from bench.commands.doctor import examine
 
-    found = examine(data_root)
+    sections = examine(data_root)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        click.echo(json.dumps(sections, indent=1))
     else:
-        for section, lines in found.items():
+        for section, lines in sections.items():
             say(section)
             for name, value in lines.items():
                 say(f"  {name:<16} {value}")
-    return 1 if found["shadowed packages"] else 0
+    return 1 if sections["shadowed packages"] else 0
 
 
 cli.add_command(evaluate)

@@ -31,18 +31,18 @@ def too_few(result: TrainResult, budget: Budget) -> bool:
 
 def remarks(result: TrainResult, budget: Budget, threads: int) -> list[str]:
     """What to say of the machine after a training, a line each; none where all was well."""
-    found = [complaint(result)]
+    lines = [complaint(result)]
     if stalled(result):
-        found.append(
+        lines.append(
             f"stalled: {threads} threads are {result.thread_gain:.1f} times as fast as one, because they share their "
             "cores with other work; use --threads 1"
         )
     if too_few(result, budget):
-        found.append(
+        lines.append(
             f"{result.updates} updates in {budget}: too few for this method to learn, as this machine is too slow or "
             "too busy for that budget; give a longer one, or updates, such as --budget 300up"
         )
-    return [line for line in found if line]
+    return [line for line in lines if line]
 
 
 def complaint(result: TrainResult) -> str:

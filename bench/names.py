@@ -65,7 +65,7 @@ def check_apart(radii: Iterable[float]) -> None:
 def check_path(out: Path) -> None:
     """Raises UsageError where the file system takes no folder of this name, or no files in it."""
     whole = out.absolute()
-    there = next(each for each in (*whole.parents, Path("/")) if os.path.exists(each))
+    there = next(folder for folder in (*whole.parents, Path("/")) if os.path.exists(folder))
     most = {kind: limit(there, f"PC_{kind}_MAX") for kind in ("NAME", "PATH")}
     for part in whole.parts:
         if len(os.fsencode(part)) > most["NAME"]:

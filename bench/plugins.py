@@ -40,15 +40,15 @@ def parts(kind: Kind) -> list[tuple[str, list[Part]]]:
         from methods.common.base import BaseConfig, BaseMethod
 
         method = Part("Method", BaseMethod, ("build",), one_of=("loss", "objective"))
-        found = [Part("Config", BaseConfig, settings=True), method]
+        wanted = [Part("Config", BaseConfig, settings=True), method]
     elif kind == "attack":
         from attacks.common.base import BaseAttack
 
-        found = [Part("Attack", BaseAttack, ("perturb",), settings=True)]
+        wanted = [Part("Attack", BaseAttack, ("perturb",), settings=True)]
     elif kind == "encoder":
         from bench.encoders.common.base import BaseEncoder
 
-        found = [Part("Encoder", BaseEncoder, ("forward",))]
+        wanted = [Part("Encoder", BaseEncoder, ("forward",))]
     elif kind == "dataset":
         from bench.data.images import BaseDataset, EncodedDataset
 
@@ -56,12 +56,12 @@ def parts(kind: Kind) -> list[tuple[str, list[Part]]]:
     elif kind == "protocol":
         from bench.protocols.common.base import BaseProtocol
 
-        found = [Part("Protocol", BaseProtocol, ("fit", "restore"), settings=True)]
+        wanted = [Part("Protocol", BaseProtocol, ("fit", "restore"), settings=True)]
     else:
         from bench.tracking.hooks import Hook
 
-        found = [Part("Tracker", Hook, one_of=("started", "progress", "evaluated", "ended"))]
-    return [(part.name, [part]) for part in found]
+        wanted = [Part("Tracker", Hook, one_of=("started", "progress", "evaluated", "ended"))]
+    return [(part.name, [part]) for part in wanted]
 
 
 def check(kind: Kind, module: ModuleType, where: str) -> None:
@@ -72,8 +72,8 @@ def check(kind: Kind, module: ModuleType, where: str) -> None:
         names = " and ".join(name for name, _ in wanted)
         raise UsageError(f"{where} must define {names}; missing: {', '.join(missing)}")
     for name, choices in wanted:
-        found = getattr(module, name)
-        for complaint in complaints(found, choices):
+        defined = getattr(module, name)
+        for complaint in complaints(defined, choices):
             raise UsageError(f"{where}: {complaint}")
 
 
@@ -90,7 +90,7 @@ def complaints(found: Any, choices: list[Part]) -> Iterator[str]:
         yield f"expected {part.name} to define {' and '.join(lacking)}, found no such method in it"
     if part.one_of and all(getattr(found, name) is getattr(part.base, name) for name in part.one_of):
         yield f"expected {part.name} to define {', '.join(part.one_of[:-1])} or {part.one_of[-1]}, found none of them"
-    own = [each for each in found.__mro__ if each not in part.base.__mro__]
+    own = [cls for cls in found.__mro__ if cls not in part.base.__mro__]
     if part.settings:
         yield from lost_settings(found, part.base, own)
     else:
@@ -105,27 +105,27 @@ def complaints(found: Any, choices: list[Part]) -> Iterator[str]:
 def lost_settings(found: type, base: type, own: list[type]) -> Iterator[str]:
     """Attributes of the plug-in's own classes that look like settings and are no fields of ``found``."""
     fields = {field.name: field for field in dataclasses.fields(found)}
-    class_variables = {name for each in found.__mro__ for name in annotated(each, class_variable=True)}
-    for each in own:
-        decorated = "__dataclass_fields__" in vars(each)
-        for name in annotated(each, class_variable=False):
+    class_variables = {name for ancestor in found.__mro__ for name in annotated(ancestor, class_variable=True)}
+    for cls in own:
+        decorated = "__dataclass_fields__" in vars(cls)
+        for name in annotated(cls, class_variable=False):
             if not decorated:
                 yield (
-                    f"{each.__name__}.{name} is no setting, because {each.__name__} is no dataclass; "
-                    f"write @dataclass(frozen=True) above class {each.__name__}"
+                    f"{cls.__name__}.{name} is no setting, because {cls.__name__} is no dataclass; "
+                    f"write @dataclass(frozen=True) above class {cls.__name__}"
                 )
             elif name not in fields or not fields[name].init:
-                yield f"{each.__name__}.{name} is no setting; write it as a plain field, {name}: TYPE = VALUE"
-        for name, value in vars(each).items():
-            if name in annotated(each, class_variable=False) or name.startswith("_"):
+                yield f"{cls.__name__}.{name} is no setting; write it as a plain field, {name}: TYPE = VALUE"
+        for name, value in vars(cls).items():
+            if name in annotated(cls, class_variable=False) or name.startswith("_"):
                 continue
             known = name in base.__dataclass_fields__ and name not in annotated(base, class_variable=True)  # type: ignore[attr-defined]
             if known and (name not in fields or not is_value(value)):
-                yield f"{each.__name__}.{name} hides the setting {name} of {base.__name__}; give it another name"
+                yield f"{cls.__name__}.{name} hides the setting {name} of {base.__name__}; give it another name"
             elif is_value(value) and name not in class_variables:
                 kind = f"{name}: {type(value).__name__}" if type(value).__module__ == "builtins" else f"{name}: TYPE"
                 yield (
-                    f"{each.__name__}.{name} is no setting, because it has no annotation; "
+                    f"{cls.__name__}.{name} is no setting, because it has no annotation; "
                     f"write {kind} = {value!r}, or {name}: ClassVar = {value!r} for what is no setting"
                 )
 
@@ -143,10 +143,10 @@ def is_value(value: Any) -> bool:
 
 def slips(name: str, base: type, own: list[type]) -> Iterator[str]:
     """Names that are nearly those that the harness reads of the base, as ``main_esp`` and ``OVERRIDE``."""
-    known = {n for each in base.__mro__ if ours(each) for n in named(each)}
-    for each in own:
-        for written in named(each):
-            close = difflib.get_close_matches(written, known, 1, CLOSE[callable(getattr(each, written, None))])
+    known = {n for ancestor in base.__mro__ if ours(ancestor) for n in named(ancestor)}
+    for cls in own:
+        for written in named(cls):
+            close = difflib.get_close_matches(written, known, 1, CLOSE[callable(getattr(cls, written, None))])
             if close and not hasattr(base, written) and written not in known:
                 yield f"{name}.{written} is read by nothing; did you mean {close[0]}? otherwise give it another name"
 
@@ -163,9 +163,9 @@ def ours(each: type) -> bool:
 
 def wrong_values(name: str, found: type) -> Iterator[str]:
     """Class variables whose values are not of the type that the base says."""
-    for each in found.__mro__:
-        hints = typing.get_type_hints(each) if ours(each) else {}
-        for attribute in annotated(each, class_variable=True):
+    for cls in found.__mro__:
+        hints = typing.get_type_hints(cls) if ours(cls) else {}
+        for attribute in annotated(cls, class_variable=True):
             hint = typing.get_args(hints.get(attribute))
             if hint and not fits(getattr(found, attribute), hint[0]):
                 kind = getattr(hint[0], "__name__", "") if typing.get_origin(hint[0]) is None else str(hint[0])

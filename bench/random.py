@@ -108,13 +108,13 @@ def environment(device: str, precision: str, ranks: int = 1) -> Environment:
 
 def versions() -> dict[str, str]:
     """Installed versions of PACKAGES; a missing package is left out."""
-    found = {}
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def cpu_name() -> str:

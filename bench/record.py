@@ -230,12 +230,12 @@ class Audit(Data):
     @property
     def verdict(self) -> Literal["PASS", "FLAG", "FAIL", "NOT_RUN"]:
         """FAIL or NOT_RUN: shown, struck through, not ranked. FLAG: ranked with a mark."""
-        found = {check.verdict for check in self.checks}
-        if "FAIL" in found:
+        verdicts = {check.verdict for check in self.checks}
+        if "FAIL" in verdicts:
             return "FAIL"
-        if not self.checks or "NOT_RUN" in found:
+        if not self.checks or "NOT_RUN" in verdicts:
             return "NOT_RUN"
-        return "FLAG" if "WARN" in found else "PASS"
+        return "FLAG" if "WARN" in verdicts else "PASS"
 
     @property
     def worst_audited(self) -> int:

@@ -27,8 +27,8 @@ def read_text(path: Path, what: str, most: int = LARGEST) -> str:
     is in no such encoding.
     """
     try:
-        found = path.stat()
-        if found.st_size > most or stat.S_ISFIFO(found.st_mode):
+        status = path.stat()
+        if status.st_size > most or stat.S_ISFIFO(status.st_mode):
             raise UsageError(f"expected a {what} of at most {most} bytes in a file, got {printable(path)}")
         data = path.read_bytes()
     except OSError as error:
