@@ -133,7 +133,7 @@ class Closure:
 
 @cache
 def imports(content: bytes) -> tuple[Import, ...]:
-    """All imports of a file, those inside functions too, but for those of type checkers. None of them where it is no Python."""
+    """All imports of a file, also inside functions, but for those of type checkers; () where it is no Python."""
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError):
