@@ -20,7 +20,8 @@ from bench.audit import checks
 from bench.audit.checks.subject import AuditCheck, Counted, Subject
 from bench.audit.checks.transfer import sources_of
 from bench.data.images import duplicates
-from bench.evaluation.evaluated import Evaluated, Report, chunk_images, silent
+from bench.evaluation.evaluated import Evaluated, chunk_images
+from bench.events import Report, silent
 from bench.protocols.common.base import protocol_of
 from bench.record import Audit, Check, EvalResult, Record
 from bench.spec import AuditLevel, RunSpec

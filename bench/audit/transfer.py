@@ -6,10 +6,8 @@ on where it was stopped, and a source that has changed is made and tried again. 
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +18,7 @@ from bench.audit.checks.transfer import STEPS, adversarial_images, image_count, 
 from bench.audit.verify import load
 from bench.device import device as devices
 from bench.evaluation.evaluated import Evaluated, chunk_images
+from bench.events import Report
 from bench.protocols.common.base import protocol_of
 from bench.random import stream
 from bench.record import Record
@@ -27,8 +26,6 @@ from bench.spec import Data
 from bench.storage.disk import is_there
 from bench.storage.files import Damaged, load_tensors, read, save, save_tensors, sha256
 from bench.storage.store import RunFolder, load_manifest
-
-Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -164,8 +161,9 @@ def make(sources: list[Source], report: Report) -> None:
     run = sources[0].run
     record = run.record()
     it, spec = opened(run, record), record.spec.eval
+    report({"event": "about", "name": run.spec.name})
     for source in sources:
-        report(event(source.run, source.protocol, "attack") | {"attack": "transfer", "eps": spec.main_eps,
+        report({"event": "attack", "protocol": source.protocol, "attack": "transfer", "eps": spec.main_eps,
                 "message": "images for the others"})  # fmt: skip
         began = time.monotonic()
         classifier = it.stored_classifier(source.protocol)
@@ -193,6 +191,7 @@ def ask(targets: list[Target], report: Report) -> None:
     record = run.record()
     it = opened(run, record)
     audits = {audit.protocol: audit for audit in record.audits}
+    report({"event": "about", "name": run.spec.name})
     for target in targets:
         subject = build_subject(it, record, target.protocol)
         subject.sources = {source.run.spec.name: source.images for source in target.sources}
@@ -209,14 +208,10 @@ def ask(targets: list[Target], report: Report) -> None:
         audit = earlier.model_copy(update={"checks": checks, "broken": broken})
         audits[target.protocol] = audit
         run.save_audits(list(audits.values()))
-        report(event(run, target.protocol, "audit") | {"verdict": audit.verdict, "level": audit.level})
+        report({"event": "audit", "protocol": target.protocol, "verdict": audit.verdict, "level": audit.level})
 
 
 def spent(source: Source) -> tuple[float, float]:
     """(passes, seconds) of making its images; none where no other run wanted them."""
     made = source.made()
     return (made.passes, made.seconds) if made else (0.0, 0.0)
-
-
-def event(run: RunFolder, protocol: str, kind: str) -> dict[str, Any]:
-    return {"event": kind, "run": run.spec.name, "protocol": protocol}

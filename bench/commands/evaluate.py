@@ -8,6 +8,7 @@ import click
 
 from bench.commands.output import print_leaderboard, say_log
 from bench.commands.where import command_line
+from bench.events import Event
 from bench.spec import UsageError
 from bench.text import say
 
@@ -118,7 +119,7 @@ def conduct(request: "Request") -> Path:
     with tempfile.TemporaryDirectory() as scratch, signals_raise(), Display() as display:
         log = Path(scratch) / "log.txt"
 
-        def listen(event: dict[str, Any]) -> None:
+        def listen(event: Event) -> None:
             if event["event"] == "opened":
                 opened.append(Path(event["out"]))
                 display.line(f"results in {event['out']}")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from bench.events import Event
 from bench.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
 Name = Literal["local", "ray", "slurm"]
 NAMES: tuple[Name, ...] = ("local", "ray", "slurm")
-Event = dict[str, Any]
-EXIT = "exit"  # the last event of a run: it has ended by itself, with ``code``
-LOST = "lost"  # or: its worker or node is gone, as ``message`` says; it can be started again
 
 
 def run_task(
@@ -64,7 +62,7 @@ class Engine(Protocol):
     def poll(self, seconds: float) -> Iterable[tuple[str, Event]]:
         """What has happened since the last call: (name of the run, event); waits at most so long for something.
 
-        Each run ends with one EXIT or LOST. Raises DiskError.
+        Each run ends with one ``exit`` or ``lost``. Raises DiskError.
         """
         ...
 

@@ -9,17 +9,17 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from bench.events import Event, Report
 from bench.runs.child_main import PATIENCE, forked
 from bench.storage.disk import DiskError, cannot
 from bench.storage.signals import EXIT_INTERRUPTED, Interrupted
 
-Report = Callable[[dict[str, Any]], None]
 PRELOAD = ["torch", "torchvision.models", "sklearn.datasets", "pydantic"]  # what a run imports slowly
 
 
@@ -56,7 +56,7 @@ class Child:
                 if ours is not None:
                     ours.close()
 
-    def heard(self, seconds: float | None = None) -> list[dict[str, Any]] | None:
+    def heard(self, seconds: float | None = None) -> list[Event] | None:
         """The events that have come; waits for some, at most so long. None once there are no more: it is ending.
 
         Raises DiskError where the child could not write.
@@ -67,12 +67,12 @@ class Child:
         if not data:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
-        events = []
+        events: list[Event] = []
         for line in lines:
             with contextlib.suppress(ValueError):  # cut off, or not text
                 events.append(json.loads(line))
         for event in events:
-            if event.get("event") == "disk":
+            if event["event"] == "disk":
                 raise DiskError(event["message"])
         return events
 

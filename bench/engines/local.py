@@ -5,8 +5,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from bench.cores import cores
-from bench.engines import EXIT, Event, codes_of, images_of, run_task
+from bench.engines import codes_of, images_of, run_task
 from bench.engines.child import Child
+from bench.events import Event
 from bench.runs.child_main import PATIENCE
 from bench.spec import RunSpec, UsageError
 from bench.storage.store import RunFolder
@@ -46,7 +47,7 @@ class LocalEngine:
             child = self._children[name]
             events = child.heard()
             if events is None:
-                events = [{"event": EXIT, "code": child.ended()}]
+                events = [{"event": "exit", "code": child.ended()}]
                 self._children.pop(name).close()
                 self._free += [self._gpu.pop(name)] if name in self._gpu else []
             heard += [(name, event) for event in events]

@@ -13,9 +13,9 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from bench.engines import EXIT, LOST, Event
 from bench.engines.parcel import Parcel, names, pack
-from bench.engines.worker import HOME, TELL_EVERY, Order, Outcome, answer, common, ended
+from bench.engines.worker import TELL_EVERY, Order, Outcome, answer, common, ended
+from bench.events import Event
 from bench.identity.source import source_hash
 from bench.runs.child_main import PATIENCE
 from bench.spec import RunSpec, UsageError
@@ -155,9 +155,9 @@ class RayEngine:
             ready, _ = self._ray.wait(list(self._refs), num_returns=len(self._refs), timeout=0)
         heard: list[tuple[str, Event]] = []
         for name, events in self._ask(self._mailbox.take.remote()):
-            home = any(event["event"] == HOME for event in events)
+            home = any(event["event"] == "home" for event in events)
             self._due[name] = time.monotonic() + (ARRIVAL if home else SILENT)
-            heard += [(name, event) for event in events if event["event"] != HOME]
+            heard += [(name, event) for event in events if event["event"] != "home"]
         heard += self._silent(ready)  # before the files of those that are ready are taken in, which may take long
         for ref in ready:
             spec = self._refs.pop(ref)
@@ -181,7 +181,7 @@ class RayEngine:
         for ref in gone:
             self._ray.cancel(ref, force=True)  # so that a worker that was only asleep does not go on
             del self._refs[ref]
-        return [(spec.name, {"event": LOST, "message": "its worker is silent"}) for spec in gone.values()]
+        return [(spec.name, {"event": "lost", "message": "its worker is silent"}) for spec in gone.values()]
 
     def _ended(self, ref: Any, spec: RunSpec) -> Event:
         failures = self._ray.exceptions
@@ -189,9 +189,9 @@ class RayEngine:
             told, files = self._ray.get(ref)
         except failures.RayTaskError as error:
             cause = error.cause or error
-            return {"event": EXIT, "code": 1, "message": f"{type(cause).__name__}: {cause}".splitlines()[0]}
+            return {"event": "exit", "code": 1, "message": f"{type(cause).__name__}: {cause}".splitlines()[0]}
         except failures.RayError as error:
-            return {"event": LOST, "message": shorten(f"{type(error).__name__}: {error}", 140, placeholder=" ...")}
+            return {"event": "lost", "message": shorten(f"{type(error).__name__}: {error}", 140, placeholder=" ...")}
         return ended(Outcome.model_validate(told), files, RunFolder(self._out, spec), self._stopping)
 
     def stop(self, signum: int) -> None:

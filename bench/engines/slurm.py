@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.engines import EXIT, LOST, Event
 from bench.engines.parcel import Parcel
 from bench.engines.worker import TELL_EVERY, Order, Outcome, answer, common, ended
+from bench.events import Event
 from bench.identity.source import source_hashes
 from bench.runs.child_main import PATIENCE
 from bench.spec import RunSpec, UsageError
@@ -150,13 +150,13 @@ class SlurmEngine:
         del self._over[name]
         if not job.paths.result_pickle.exists():
             job.cancel(check=False)  # so that Slurm does not start it once more beside the next one
-            return {"event": LOST, "message": f"job {job.job_id} has ended without a result ({job.state})"}
+            return {"event": "lost", "message": f"job {job.job_id} has ended without a result ({job.state})"}
         try:
             told, files = job.result()
         except FailedJobError as error:
-            return {"event": EXIT, "code": 1, "message": (str(error).strip().splitlines() or [repr(error)])[-1]}
+            return {"event": "exit", "code": 1, "message": (str(error).strip().splitlines() or [repr(error)])[-1]}
         except (UncompletedJobError, OSError, EOFError) as error:
-            return {"event": LOST, "message": f"job {job.job_id}: {str(error).strip().splitlines()[0]}"}
+            return {"event": "lost", "message": f"job {job.job_id}: {str(error).strip().splitlines()[0]}"}
         return ended(Outcome.model_validate(told), files, RunFolder(self._out, self._specs[name]), stopping=False)
 
     def stop(self, signum: int) -> None:

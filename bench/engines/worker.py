@@ -17,9 +17,10 @@ from typing import Any
 from platformdirs import user_cache_path
 from pydantic import Field, ValidationError
 
-from bench.engines import EXIT, LOST, Event, codes_of, images_of, run_task
+from bench.engines import codes_of, images_of, run_task
 from bench.engines.child import Child
 from bench.engines.parcel import Parcel, pack, unpack
+from bench.events import Event, Last
 from bench.identity.source import Unfit, difference, source_hash
 from bench.record import DataInfo
 from bench.runs.child_main import PATIENCE, UNFIT
@@ -31,7 +32,6 @@ from bench.storage.store import MANIFEST, RunFolder
 
 TELL_EVERY = 2.0  # seconds between two calls home: thousands of workers have one home
 LOUD = ("train", "attack", "probe")  # events of progress: of several in a row only the last is told
-HOME = "home"  # the last event that a worker tells: the run has ended, and its files are on their way
 
 
 class Order(Data):
@@ -122,7 +122,7 @@ def work(order: Order, parcel: Callable[[], Parcel], tell: Callable[[list[Event]
         return Outcome(code=code, message=message, node=node), files
 
 
-def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) -> Event:
+def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) -> Last:
     """The last event of a run whose worker has come back, its files brought home first. Raises DiskError, UsageError.
 
     One that a signal has stopped there, while nobody here is ``stopping``, goes on elsewhere.
@@ -130,8 +130,8 @@ def ended(outcome: Outcome, files: Parcel, folder: RunFolder, stopping: bool) ->
     if files:
         unpack(folder.path, files)
     if outcome.code in EXIT_INTERRUPTED.values() and not stopping:
-        return {"event": LOST, "message": outcome.message or f"it was stopped on {outcome.node}"}
-    return {"event": EXIT, "code": outcome.code, "message": outcome.message, "node": outcome.node}
+        return {"event": "lost", "message": outcome.message or f"it was stopped on {outcome.node}"}
+    return {"event": "exit", "code": outcome.code, "message": outcome.message, "node": outcome.node}
 
 
 def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[Event]], bool]) -> tuple[int, str]:
@@ -150,12 +150,12 @@ def attend(order: Order, out: Path, log: Path, lock: int, tell: Callable[[list[E
             ready = wait([child.events], TELL_EVERY)
             events = child.heard() if ready else []
             for event in events or ():
-                message = event["message"] if event.get("event") == "error" else message
-                if untold and untold[-1].get("event") == event.get("event") in LOUD:
+                message = event["message"] if event["event"] == "error" else message
+                if untold and untold[-1]["event"] == event["event"] in LOUD:
                     untold.pop()
                 untold.append(event)
             if events is None:
-                untold.append({"event": HOME})
+                untold.append({"event": "home"})
             if events is None or time.monotonic() - told >= TELL_EVERY:
                 stop, untold, told = tell(untold), [], time.monotonic()
                 if stop and not stopping:

@@ -18,9 +18,10 @@ from attacks.common.base import BaseAttack, config_hash, configured
 from attacks.common.threat import geometry
 from bench import registry
 from bench.evaluation.cells import plan_cells
-from bench.evaluation.evaluated import Evaluated, chunk_images, passes_per_image, silent
+from bench.evaluation.evaluated import Evaluated, chunk_images, passes_per_image
 from bench.evaluation.search import Cell, Search, Team, in_this_process, listening
 from bench.evaluation.traces import Before, blame
+from bench.events import silent
 from bench.names import family
 from bench.protocols.common.base import protocol_of
 from bench.protocols.common.classifier import Classifier

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from bench.evaluation.search import Cell
+from bench.events import Counted
 from bench.names import CORRUPTIONS, eps_name, family
 from bench.protocols.common.base import protocol_of
 from bench.record import EvalResult
@@ -72,3 +73,17 @@ def failed_result(cell: Cell, space: Literal["image", "crop"], stages: EvalResul
         seconds=0.0,
     )
     return (stages or bare).model_copy(update={"complete": False, "failed": reason})
+
+
+def counted(result: EvalResult) -> Counted:
+    """What is told of a cell that has its number."""
+    return {
+        "event": "cell",
+        "protocol": result.protocol,
+        "attack": result.attack,
+        "eps": result.eps,
+        "correct": result.correct,
+        "total": result.total,
+        "seconds": result.seconds,
+        "note": "; ".join(result.remarks),
+    }

@@ -46,8 +46,8 @@ def curve(it: Evaluated[RunFolder], result: TrainResult) -> None:
             seconds=time.monotonic() - began,
         )
         folder.save_curve([points[percent] for percent in sorted(points)])
-        shares = {"clean": clean[0] / clean[1], "robust": robust[0] / robust[1] if robust else None}
-        it.report({"event": "curve", "percent": snapshot.percent} | shares)
+        it.report({"event": "curve", "percent": snapshot.percent, "clean": clean[0] / clean[1],
+                   "robust": robust[0] / robust[1] if robust else None})  # fmt: skip
 
 
 def moments(

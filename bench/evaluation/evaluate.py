@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.evaluation.attack_cell import Start, attack_cell, build_attack
-from bench.evaluation.cells import failed_result, plan_cells
+from bench.evaluation.cells import counted, failed_result, plan_cells
 from bench.evaluation.corrupted import corrupted_cell
 from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.heads import fitted_classifier
@@ -98,10 +98,7 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
                            "message": str(error)})  # fmt: skip
                 continue
             assert result is not None
-            it.report(
-                {"event": "cell", **{k: v for k, v in result.model_dump().items() if k in REPORTED}}
-                | {"correct": result.correct, "total": result.total, "note": "; ".join(result.remarks)}
-            )
+            it.report(counted(result))
         if cell.attack == "pgd":
             standing = torch.tensor([outcome == "1" for outcome in result.outcomes])
             for curve in {cell.curve, True}:
@@ -109,9 +106,6 @@ def evaluate(it: Evaluated[Any], team: Team = in_this_process) -> str:
     late = f"the evaluation's {spec.budget_seconds:g} s are spent; missing: {', '.join(skipped)}" if skipped else ""
     without = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in failed.items())
     return "; ".join(filter(None, [late, f"without a number: {without}" if without else ""]))
-
-
-REPORTED = ("protocol", "attack", "eps", "seconds")
 
 
 def kept_images(it: Evaluated[Any], cell: Cell) -> Tensor | None:

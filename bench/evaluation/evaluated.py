@@ -1,7 +1,6 @@
 """What is evaluated: one encoder, on which images, how, and where its cells are kept."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -10,12 +9,11 @@ from torch import Tensor, nn
 
 from bench.data.images import ImageSet
 from bench.encoders.common.folding import fold_batch_norm
+from bench.events import Report, silent
 from bench.protocols.common.base import protocol_of
 from bench.protocols.common.classifier import Classifier
 from bench.record import EvalResult, ProbeResult
 from bench.spec import EvalSpec, Norm
-
-Report = Callable[[dict[str, Any]], None]
 
 
 class Cells(Protocol):
@@ -32,10 +30,6 @@ class Cells(Protocol):
 
 
 Place = TypeVar("Place", bound=Cells, covariant=True)
-
-
-def silent(event: dict[str, Any]) -> None:
-    """The report of whoever does not listen."""
 
 
 @dataclass(frozen=True)

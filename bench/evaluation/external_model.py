@@ -8,9 +8,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +22,6 @@ from bench.spec import UsageError, unknown
 from bench.storage.files import load_tensors
 from bench.storage.store import RunFolder
 
-Report = Callable[[dict[str, Any]], None]
 LISTED = 6  # names of a kind of misfit that one line shows
 DEFAULT_WIDTH = 4096  # of the features, where the file has none
 WEIGHTS = "encoder.safetensors"  # in the run's folder: a copy of the file that was evaluated

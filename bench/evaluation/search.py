@@ -5,10 +5,10 @@ again. Those that it broke in TF32 and that stand in float32 are attacked again 
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,11 @@ from attacks.common.threat import geometry
 from bench.data.images import ImageSet, Pictures
 from bench.device import device as devices
 from bench.evaluation.traces import AttackError
+from bench.events import Report
 from bench.protocols.common.classifier import Classifier, OfCrops
 from bench.random import stream
 from bench.spec import Norm, ThreatModel, UsageError
 
-Report = Callable[[dict[str, Any]], None]
 Found = tuple[Tensor, Tensor, int, Tensor]  # places of a chunk (B,); of them: which stand, flips, what was returned
 TOLERANCE = 1e-6  # of the ball, for each unit of a radius above 1: float rounding, not freedom
 

@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench.engines.child import run_child
 from bench.engines.local import LocalEngine
+from bench.events import Event
 from bench.identity.source import together
 from bench.options.options import load_suite, options_of
 from bench.options.resolve import resolve
@@ -21,7 +21,7 @@ from bench.record import Manifest
 from bench.runs.child_main import SAVE_EVERY, task_of
 from bench.runs.conduct import make_manifest, opened, run_all
 from bench.runs.progress import Display
-from bench.spec import UsageError
+from bench.spec import RunSpec, UsageError
 from bench.storage.files import read
 from bench.storage.signals import signals_raise
 from bench.storage.store import load_manifest, load_records
@@ -90,12 +90,16 @@ def score_weights(asked: Sequence[Fixed], weights: Path, folder: Path, display: 
     use_portable_kernels()
     messages: list[str] = []
     specs = {weight.spec.row: weight.spec for weight in asked}
+    about: RunSpec | None = None
 
-    def listen(event: dict[str, Any]) -> None:
-        if event.get("event") == "error":
+    def listen(event: Event) -> None:
+        nonlocal about
+        if event["event"] == "about":
+            about = specs[event["name"]]
+        elif event["event"] == "error":
             messages.append(event["message"])
-        elif "row" in event:
-            display.event(specs[event.pop("row")], event)
+        elif about is not None:
+            display.event(about, event)
 
     dumped = [weight.model_dump(mode="json") for weight in asked]
     task = task_of("fixed", weights=str(weights), out=str(folder / FIXED), fixed=dumped)

@@ -19,8 +19,10 @@ from bench.data.images import ImageSet, load_data
 from bench.device import device as devices
 from bench.device.clock_probe import Load
 from bench.evaluation.attack_cell import run_cell
+from bench.evaluation.cells import counted
 from bench.evaluation.evaluated import Evaluated, restore
-from bench.evaluation.search import Cell, Report
+from bench.evaluation.search import Cell
+from bench.events import Report
 from bench.identity.source import together
 from bench.protocols.common.classifier import Classifier
 from bench.random import Draws
@@ -49,11 +51,8 @@ def score_all(asked: list[dict[str, Any]], folder: Path, out: Path, report: Repo
     scored, weights = [], [Fixed.model_validate(fields) for fields in asked]
     now = together(weight.spec for weight in weights)
     for weight in weights:
-
-        def tell(event: dict[str, Any], row: str = weight.spec.row) -> None:
-            report(event | {"row": row})
-
-        scored.append(score(weight, folder, tell))
+        report({"event": "about", "name": weight.spec.row})
+        scored.append(score(weight, folder, report))
     save(out, FixedRun(fixed=scored, code=now))
 
 
@@ -75,8 +74,7 @@ def score(asked: Fixed, folder: Path, report: Report) -> Fixed:
         classifier = stored(it, tensors, asked)
         for name, attack, eps in (("clean", "none", 0.0), ("attacked", "pgd", asked.eps)):
             result = run_cell(it, classifier, Cell(asked.protocol, attack, eps, len(images)))
-            report({"event": "cell", "protocol": asked.protocol, "attack": attack, "eps": eps, "note": ""}
-                   | {"correct": result.correct, "total": result.total, "seconds": result.seconds})  # fmt: skip
+            report(counted(result))
             measured[name] = result.outcomes
         measured["speed"] = loops_an_update(build_method(spec, dataset, train.image_shape[0], train.classes)[0], train)
     except Exception as error:  # whatever the code under test does wrong is what the gate is for

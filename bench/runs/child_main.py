@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from bench import registry
+from bench.events import Event
 from bench.record import DataInfo
 from bench.spec import RunSpec, UsageError
 from bench.storage.disk import DiskError
@@ -66,7 +67,7 @@ def main(stdin: TextIO, stdout: TextIO, lock: Connection | None = None) -> int:
     """The child process: one task in, events out. Exit codes as everywhere. ``lock`` is for the ranks of a run."""
     flag = StopFlag()
 
-    def report(event: dict[str, Any]) -> None:
+    def report(event: Event) -> None:
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(event), file=stdout, flush=True)
 
@@ -112,7 +113,7 @@ def main(stdin: TextIO, stdout: TextIO, lock: Connection | None = None) -> int:
     except UsageError as error:
         from bench.identity.source import Unfit  # which the command line need not load
 
-        report({"event": "error", "message": str(error), "usage": True})
+        report({"event": "error", "message": str(error)})
         return UNFIT if isinstance(error, Unfit) else 2
     except DiskError as error:
         report({"event": "disk", "message": str(error)})

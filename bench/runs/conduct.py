@@ -10,12 +10,12 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from bench import __version__, registry
-from bench.engines import EXIT, LOST, Engine, Event
+from bench.engines import Engine
 from bench.engines.child import run_child
 from bench.engines.queue import TRIES, Job, Schedule
+from bench.events import Event, Last
 from bench.identity.again import check_code
 from bench.names import check_path
 from bench.options.changes import MOST, between, changes, flat, unlimited
@@ -133,11 +133,11 @@ def run_all(
                 engine.start(folders[name].spec)
             for name, event in engine.poll(POLL):
                 folder = folders[name]
-                if event["event"] == LOST and schedule.lose(name, folder.reached()):
+                if event["event"] == "lost" and schedule.lose(name, folder.reached()):
                     display.line(f"{name}: {event['message']}; it goes on elsewhere", "yellow")
-                elif event["event"] in (LOST, EXIT):
+                elif event["event"] == "lost" or event["event"] == "exit":
                     record = conclude(folder, event, messages[name])
-                    if event["event"] == EXIT:
+                    if event["event"] == "exit":
                         schedule.end(name)
                     if event.get("code") == UNFIT:
                         refused.append(name)
@@ -188,20 +188,20 @@ def finished(folder: RunFolder) -> bool:
     return record.status == "finished" and not record.failed and not damaged
 
 
-def conclude(folder: RunFolder, last: Event, messages: list[str]) -> Record:
+def conclude(folder: RunFolder, last: Last, messages: list[str]) -> Record:
     """The record of a run that has ended, as it is stored; marked as failed where the run has not said how it ended.
 
-    ``last``: the engine's EXIT or LOST. A damaged file fails this run and no other. Raises DiskError.
+    A damaged file fails this run and no other. Raises DiskError.
     """
     damaged: list[Damaged] = []
-    code, record = last.get("code", 1), folder.record(damaged)
+    code, record = (last["code"] if last["event"] == "exit" else 1), folder.record(damaged)
     if code in EXIT_INTERRUPTED.values() and not damaged:  # a signal to the child alone, which may not have begun
         mark_stopped(folder)
         record = folder.record()
     stopped = code in EXIT_INTERRUPTED.values() and record.status == "preempted"
     if damaged or record.status == "pending" or (code and not stopped and record.status not in ENDED):
         message = complaint(folder, last, messages)
-        if last["event"] == LOST:
+        if last["event"] == "lost":
             message = (
                 f"lost {TRIES} times in a row and no further than the first time; the last time: {message}; "
                 "the same command goes on from what is saved"
@@ -213,11 +213,11 @@ def conclude(folder: RunFolder, last: Event, messages: list[str]) -> Record:
     return record
 
 
-def complaint(folder: RunFolder, last: Event, messages: list[str]) -> str:
+def complaint(folder: RunFolder, last: Last, messages: list[str]) -> str:
     """What a run, or else its worker, has said last of what is wrong, and where."""
-    log = f"the process ended with code {last.get('code', 1)}; see {folder.place('log.txt')}"
+    code, node = (last["code"], last.get("node", "")) if last["event"] == "exit" else (1, "")
+    log = f"the process ended with code {code}; see {folder.place('log.txt')}"
     said = [log, *messages, *filter(None, [last.get("message")])][-1]
-    node = last.get("node")
     return f"{said} (on {node})" if node and node not in said else said
 
 
@@ -237,12 +237,16 @@ def run_transfer(out: Path, specs: list[RunSpec], display: Display, lock: int | 
     if len(specs) < 2 or all(spec.eval.audit != "full" for spec in specs):
         return True
     by_name, messages, log = {spec.name: spec for spec in specs}, [], out / "transfer-log.txt"
+    about = specs[0]
 
-    def listen(event: dict[str, Any]) -> None:
-        if event.get("event") == "error":
+    def listen(event: Event) -> None:
+        nonlocal about
+        if event["event"] == "about":
+            about = by_name[event["name"]]
+        elif event["event"] == "error":
             messages.append(event["message"])
-        if "run" in event:
-            display.event(by_name[event["run"]], event)
+        else:
+            display.event(about, event)
 
     display.line("transfer: adversarial images of each run on the others", "bold")
     code = run_child(task_of("transfer", out=str(out)), listen, log, lock)

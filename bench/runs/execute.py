@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from bench.evaluation.evaluate import evaluate
 from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.examples import examples
 from bench.evaluation.search import in_this_process
+from bench.events import Event, Report
 from bench.fairness import remarks
 from bench.identity.again import check_run
 from bench.identity.signed import Signed
@@ -39,7 +39,6 @@ from bench.training.build import build_method
 from bench.training.state import Training
 from bench.training.train import Keeper, train
 
-Report = Callable[[dict[str, Any]], None]
 WARM_UP_SECONDS = 600.0  # that the warm-up may take, compilation included
 
 
@@ -112,8 +111,8 @@ def execute(
         ended(result.status, result.note or f"after {result.updates} updates")
         return
     train_set = train_set.seen_as(test_set)
-    ran = {"updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss}
-    report({"event": "trained", "remarks": remarks(result, spec.budget, torch.get_num_threads())} | ran)
+    report({"event": "trained", "updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss,
+            "remarks": remarks(result, spec.budget, torch.get_num_threads())})  # fmt: skip
     crew = Crew(ranks, spec.eval) if ranks.size > 1 else None
     try:
         if crew is not None:
@@ -168,8 +167,9 @@ def train_run(
         gain = clock_probe.thread_gain(device, stop=flag)
         reading = reading or clock_probe.read_machine(spec.budget, device, spec.precision, stop=flag)
 
-        def heard(event: dict[str, Any]) -> None:
-            heartbeat.heard(event)
+        def heard(event: Event) -> None:
+            if event["event"] == "train":
+                heartbeat.heard(event)
             report(event)
 
         def save(state: dict[str, Any]) -> None:

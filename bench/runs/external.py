@@ -1,10 +1,8 @@
 """The evaluation of a foreign module, in a process of its own: into a run folder, audited as our own."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +18,7 @@ from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.examples import examples
 from bench.evaluation.external_model import WEIGHTS, check_module, load_module, own_logits
 from bench.evaluation.search import one_line
+from bench.events import Report
 from bench.identity.again import check_run
 from bench.identity.signed import Signed
 from bench.identity.source import sources
@@ -34,7 +33,6 @@ from bench.storage.repair import repair
 from bench.storage.signals import Interrupted
 from bench.storage.store import RunFolder, load_manifest
 
-Report = Callable[[dict[str, Any]], None]
 ELSEWHERE = "trained elsewhere: no budget, no cost and no adversary of training is known"
 
 

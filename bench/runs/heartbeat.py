@@ -2,8 +2,8 @@
 
 import contextlib
 import threading
-from typing import Any
 
+from bench.events import TrainProgress
 from bench.spec import Budget
 from bench.storage.disk import DiskError
 from bench.storage.store import Beat, RunFolder
@@ -29,7 +29,7 @@ class Heartbeat:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._write, daemon=True)
 
-    def heard(self, event: dict[str, Any]) -> None:
+    def heard(self, event: TrainProgress) -> None:
         """How far the training has come, as its progress says."""
         self._newest = event["seconds"], event["updates"]
 

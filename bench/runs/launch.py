@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,13 +20,13 @@ from bench.device import device as devices
 from bench.distributed.ranks import joined
 from bench.engines.assist import assist
 from bench.engines.child import PRELOAD
+from bench.events import Report
 from bench.runs.child_main import PATIENCE, SAVE_EVERY, expected_images, forked, task_of
 from bench.runs.execute import execute
 from bench.spec import RunSpec
 from bench.storage.signals import Interrupted, StopFlag
 from bench.storage.store import RunFolder
 
-Report = Callable[[dict[str, Any]], None]
 RESTARTS = 3  # of a run of which a rank has died
 OUT_OF_MEMORY = 5  # exit code of a rank; the status of the run is that of any of them
 

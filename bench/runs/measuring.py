@@ -73,14 +73,14 @@ class Lane:
         """
         events = self._child.heard(seconds)
         for event in events or ():
-            kind = event.pop("event")
-            if kind == "measuring":
-                self._running, self._since = event["row"], time.monotonic()
-            elif kind == "measured":
-                outcomes[event["row"]] = Measured.model_validate(event)
-                self.rows.pop(event["row"])
+            if event["event"] == "about":
+                self._running, self._since = event["name"], time.monotonic()
+            elif event["event"] == "measured":
+                measured = Measured.model_validate(event["found"])
+                outcomes[measured.row] = measured
+                self.rows.pop(measured.row)
                 self._running = None
-            elif "message" in event:
+            elif event["event"] == "error":
                 self._why = event["message"]
         if events is not None and self._running is not None and time.monotonic() - self._since > MOST_SECONDS:
             self._leave_out(outcomes, f"a few updates took longer than {MOST_SECONDS:g} s")

@@ -5,18 +5,16 @@ The time of a pass is measured for two batch sizes and taken as a + b * n; what 
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 
 from bench.data.corruptions import SEVERITIES, TYPES
+from bench.events import Report
 from bench.fairness import LEARNING_UPDATES
 from bench.names import CORRUPTIONS, family
 from bench.spec import Data, EvalSpec, RunSpec
-
-Report = Callable[[dict[str, Any]], None]
 
 STANDING = {"none": 0.0, "pgd": 0.45, "free": 0.45}  # assumed robust accuracy at the main eps, by training adversary
 AUTOATTACK_PASSES = 11_700  # of an image that survives all four attacks
@@ -189,7 +187,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         devices.prepare(device, spec.threads)
         dataset = registry.load("dataset", spec.data.name).Dataset()
         train_set, test_set = load_data(dataset, spec.data)
-        report({"event": "measuring", "row": spec.row})
+        report({"event": "about", "name": spec.row})
         method, _ = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
         _, total = laid_out(method, len(train_set), spec.budget)
         # one of several GPUs has its part of the batch; what they send each other is not in the plan
@@ -202,22 +200,18 @@ def measure(specs: list[RunSpec], report: Report) -> None:
             key = (protocol, method.config.feature_width)
             if key not in passes:
                 passes[key] = pass_seconds(method.kept(), test_set, spec.eval, protocol, device)
-        report(
-            {
-                "event": "measured",
-                **Measured(
-                    row=spec.row,
-                    adversary=method.adversary,
-                    updates=total,
-                    update_seconds=result.median_update_seconds,
-                    warm_up_seconds=result.compile_seconds,
-                    passes={p: passes[p, method.config.feature_width] for p in protocols},
-                    train_images=len(train_set),
-                    test_images=len(test_set),
-                    peak_memory_bytes=devices.peak_memory_bytes(device),
-                ).model_dump(),
-            }
+        found = Measured(
+            row=spec.row,
+            adversary=method.adversary,
+            updates=total,
+            update_seconds=result.median_update_seconds,
+            warm_up_seconds=result.compile_seconds,
+            passes={p: passes[p, method.config.feature_width] for p in protocols},
+            train_images=len(train_set),
+            test_images=len(test_set),
+            peak_memory_bytes=devices.peak_memory_bytes(device),
         )
+        report({"event": "measured", "found": found.model_dump()})
 
 
 def pass_seconds(encoder: Any, images: Any, spec: EvalSpec, protocol: str, device: Any) -> tuple[float, float]:

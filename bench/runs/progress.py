@@ -4,12 +4,12 @@ Not a terminal: plain lines only. Names come from users, so nothing is read as m
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from bench.events import Event
 from bench.runs.plan import Estimate, duration
 from bench.spec import RunSpec, format_eps
 from bench.text import plain
@@ -85,10 +85,9 @@ class Display:
             self._bar[spec.name] = self._bars.add_task(spec.name, total=1.0, text="starting")
         self.line(f"{spec.name}: run {self._begun} of {len(self._specs)}, training for {spec.budget}", "bold")
 
-    def event(self, spec: RunSpec, event: dict[str, Any]) -> None:
+    def event(self, spec: RunSpec, event: Event) -> None:
         """Something happened in a run: an event of the engine."""
-        kind = event.get("event")
-        if kind == "train":
+        if event["event"] == "train":
             text = (
                 f"loss {event['loss']:.4g}, {event['images_per_second']:.4g} images/s, "
                 f"{duration(event['seconds_left'])} left"
@@ -99,20 +98,20 @@ class Display:
             if quarter > self._quarter.get(spec.name, 0) and not self.console.is_terminal:
                 self._quarter[spec.name] = quarter
                 self.line(f"{spec.name}: training {event['progress']:.0%}, {text}")
-        elif kind == "trained":
+        elif event["event"] == "trained":
             self._training_left[spec.name] = 0.0
             self.line(f"{spec.name}: trained, {event['updates']} updates in {event['seconds']:.4g} s")
-            for remark in event.get("remarks", ()):
+            for remark in event["remarks"]:
                 self.line(f"{spec.name}: {remark}", "yellow")
-        elif kind == "damaged":
+        elif event["event"] == "damaged":
             self.line(f"{spec.name}: {event['message']}", "yellow")
-        elif kind == "probe":
+        elif event["event"] == "probe":
             self._show(spec, 0.0, f"{event['protocol']}: fitting the probe")
-        elif kind == "attack":
+        elif event["event"] == "attack":
             share = event["done"] / event["total"] if "done" in event else None
             text = event.get("message") or f"{event['done']} of {event['total']} images"
             self._show(spec, share, f"{event['protocol']} {event['attack']} {format_eps(event['eps'])}: {text}")
-        elif kind == "cell":
+        elif event["event"] == "cell":
             self._cells[spec.name] = self._cells.get(spec.name, 0) + 1
             accuracy = event["correct"] / event["total"]
             what = f"{event['protocol']:<14} {event['attack']:<10} eps {format_eps(event['eps']):<7}"
@@ -120,15 +119,15 @@ class Display:
             count = f"{event['correct']}/{event['total']}"
             self.line(f"{spec.name}: {what} {accuracy:>6.1%}  {count:<12} {event['seconds']:.3g} s{note}")
 
-        elif kind == "failed":
+        elif event["event"] == "failed":
             self._cells[spec.name] = self._cells.get(spec.name, 0) + 1
             what = f"{event['protocol']} {event['attack']} eps {format_eps(event['eps'])}"
             self.line(f"{spec.name}: {what} failed: {event['message']}", "red")
-        elif kind == "curve":
+        elif event["event"] == "curve":
             robust = f", {event['robust']:.1%} under PGD" if event["robust"] is not None else ""
             what = f"at {event['percent']} % of the budget {event['clean']:.1%} of held-out training images{robust}"
             self.line(f"{spec.name}: {what}")
-        elif kind == "audit":
+        elif event["event"] == "audit":
             verdict, style = event["verdict"], {"PASS": "", "FLAG": "yellow"}.get(event["verdict"], "red")
             self.line(f"{spec.name}: {event['protocol']} audit {verdict} ({event['level']})", style)
 

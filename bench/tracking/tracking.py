@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import registry
+from bench.events import Event
 from bench.record import Record
 from bench.spec import RunSpec, UsageError
 from bench.storage.signals import Interrupted
@@ -97,18 +98,31 @@ class Tracking:
         self._runs[spec.name] = Heard(Run(id=identity, spec=spec, out=self._out))
         self._tell("started", spec.name)
 
-    def event(self, name: str, event: dict[str, Any]) -> None:
+    def event(self, name: str, event: Event) -> None:
         """An event of the engine in a run that was started."""
-        kind, heard = event.get("event"), self._runs[name]
-        if kind in ("train", "trained"):
+        heard = self._runs[name]
+        if event["event"] == "train" or event["event"] == "trained":
             heard.updates = event["updates"]
-        if kind == "train" and (event["seconds"] >= heard.told + EVERY or event["progress"] >= 1):
+        if event["event"] == "train" and (event["seconds"] >= heard.told + EVERY or event["progress"] >= 1):
             heard.told = event["seconds"]
-            same = {key: event[key] for key in ("updates", "seconds", "loss", "images_per_second")}
-            self._tell("progress", name, Progress(share=event["progress"], **same))
-        elif kind == "cell":
-            same = {key: event[key] for key in ("protocol", "attack", "eps", "correct", "total")}
-            self._tell("evaluated", name, Accuracy(updates=heard.updates, **same))
+            progress = Progress(
+                share=event["progress"],
+                updates=event["updates"],
+                seconds=event["seconds"],
+                loss=event["loss"],
+                images_per_second=event["images_per_second"],
+            )
+            self._tell("progress", name, progress)
+        elif event["event"] == "cell":
+            accuracy = Accuracy(
+                updates=heard.updates,
+                protocol=event["protocol"],
+                attack=event["attack"],
+                eps=event["eps"],
+                correct=event["correct"],
+                total=event["total"],
+            )
+            self._tell("evaluated", name, accuracy)
 
     def ended(self, record: Record) -> None:
         """A run that was started has ended, well or not."""

@@ -20,6 +20,7 @@ import torch
 from bench.data.images import ImageSet
 from bench.device import device as devices
 from bench.distributed.ranks import ALONE, Ranks
+from bench.events import Report, TrainProgress, silent
 from bench.random import Draws
 from bench.record import Status, TrainResult
 from bench.spec import Budget, Precision
@@ -30,7 +31,6 @@ from bench.training.state import Training, Undo, begun, kept_generators, seed_ge
 from bench.training.step import blank_view, set_rates, shared, tell, update, warm_up
 from methods.common.base import BaseMethod
 
-Report = Callable[[dict[str, Any]], None]
 REPORT_EVERY = 0.5  # seconds between two lines of progress
 FINITE_EVERY = 25  # updates between two looks at every weight, buffer and momentum
 SLOW = 1.0  # seconds: beside an update that takes longer, a copy of the state costs nothing
@@ -46,7 +46,7 @@ class Keeper:
     save: Callable[[dict[str, Any]], None] = lambda state: None
     every: float = math.inf
     stop: Callable[[], bool] = lambda: False  # asked after each update
-    report: Report = lambda event: None
+    report: Report = silent
     marks: tuple[int, ...] = ()  # percent of the budget, rising
     snapshot: Callable[[int, Training], None] = lambda mark, training: None  # at the first update at or past each
 
@@ -295,7 +295,7 @@ def loop(training: Training, undo: Undo, images: ImageSet, seed: int, keeper: Ke
     return "finished"
 
 
-def progress_event(training: Training, loss: float) -> dict[str, Any]:
+def progress_event(training: Training, loss: float) -> TrainProgress:
     """What a reader of the progress wants to know."""
     clock = training.clock
     training.account()

@@ -286,7 +286,7 @@ def test_the_share_of_a_budget_in_time_is_continuous():
 
 def test_the_terminal_says_it_beside_the_end_of_the_training():
     spec = RunSpec(method="emp_ssl", data=DataSpec(name="digits"), budget=Budget.parse("10s"))
-    event = {"event": "trained", "updates": 3, "seconds": 9.9, "loss": 0.1}
+    event = {"event": "trained", "updates": 3, "seconds": 9.9, "loss": 0.1, "remarks": []}
     text = io.StringIO()
     display = Display(Console(file=text, width=200))
     display.event(spec, event)

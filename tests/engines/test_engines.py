@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from cluster_fixtures import Heard, cells
 
-from bench.engines import EXIT, LOST, local, worker
+from bench.engines import local, worker
 from bench.engines.local import LocalEngine, check_cores, local_jobs
 from bench.engines.parcel import pack, unpack
 from bench.engines.ray import ANSWER, ARRIVAL, SILENT, Mailbox, RayEngine, task
-from bench.engines.worker import HOME, TELL_EVERY, Outcome, ended
+from bench.engines.worker import TELL_EVERY, Outcome, ended
 from bench.identity.source import source_hash
 from bench.record import Record
 from bench.runs.child_main import PATIENCE, UNFIT
@@ -24,7 +24,7 @@ from bench.storage.store import RunFolder
 
 @pytest.mark.parametrize(
     ("code", "stopping", "event"),
-    [(0, False, EXIT), (1, False, EXIT), (143, False, LOST), (130, False, LOST), (143, True, EXIT)],
+    [(0, False, "exit"), (1, False, "exit"), (143, False, "lost"), (130, False, "lost"), (143, True, "exit")],
 )
 def test_a_signal_on_a_worker_is_a_loss_unless_it_came_from_here(tmp_path, code, stopping, event):
     folder = RunFolder(tmp_path, cells(1)[0])
@@ -50,9 +50,9 @@ class Losing:
         folder = self.folders.pop()
         if self.starts <= self.losses:
             folder.save_checkpoint({"updates": 5 + self.moves * self.starts})
-            return [(folder.spec.name, {"event": LOST, "message": "the node is gone"})]
+            return [(folder.spec.name, {"event": "lost", "message": "the node is gone"})]
         folder.save_record(Record(spec=folder.spec, status="finished"))
-        return [(folder.spec.name, {"event": EXIT, "code": 0})]
+        return [(folder.spec.name, {"event": "exit", "code": 0})]
 
 
 def test_a_run_that_moves_on_between_its_losses_is_not_given_up(tmp_path):
@@ -146,7 +146,7 @@ def test_a_run_whose_folder_is_still_held_is_lost_not_failed(tmp_path, monkeypat
     with owned(folder.path):
         outcome, files = worker.work(asked, dict, lambda events: False)
     last = ended(outcome, files, folder, stopping=False)
-    assert last["event"] == LOST
+    assert last["event"] == "lost"
     assert "is in use by process" in last["message"]
 
 
@@ -193,7 +193,7 @@ def test_after_a_refusal_no_other_run_is_begun(tmp_path):
     class Refusing(Losing):
         def poll(self, seconds):
             folder = self.folders.pop()
-            return [(folder.spec.name, {"event": EXIT, "code": UNFIT, "message": "other images", "node": "far"})]
+            return [(folder.spec.name, {"event": "exit", "code": UNFIT, "message": "other images", "node": "far"})]
 
     runs, display = cells(3), Heard()
     engine = Refusing(tmp_path, losses=0, moves=0)
@@ -207,7 +207,7 @@ def test_after_a_refusal_no_other_run_is_begun(tmp_path):
 def test_a_run_whose_process_is_stopped_before_it_has_begun_is_preempted_and_has_not_failed(tmp_path):
     class Stopped(Losing):
         def poll(self, seconds):
-            return [(self.folders.pop().spec.name, {"event": EXIT, "code": 143})]
+            return [(self.folders.pop().spec.name, {"event": "exit", "code": 143})]
 
     (spec,) = cells(1)
     assert run_all(tmp_path, [spec], Heard(), None, Stopped(tmp_path, losses=0, moves=0)) == [spec.name]
@@ -284,7 +284,7 @@ def test_a_run_is_lost_30_seconds_after_its_last_word_and_one_that_waits_is_not(
     ray.letters = [(talks.name, [])]
     assert engine.poll(0.0) == []
     now[0] = 30.1
-    assert engine.poll(0.0) == [(silent.name, {"event": LOST, "message": "its worker is silent"})]
+    assert engine.poll(0.0) == [(silent.name, {"event": "lost", "message": "its worker is silent"})]
     assert (ray.cancelled, list(engine._refs)) == (["silent"], ["talks", "waits"])
     assert ANSWER + 2 * PATIENCE + 2 * TELL_EVERY < SILENT  # worker, launcher and ranks have ended before
 
@@ -292,12 +292,12 @@ def test_a_run_is_lost_30_seconds_after_its_last_word_and_one_that_waits_is_not(
 def test_a_run_whose_files_are_on_their_way_is_not_silent(quiet):
     engine, ray, now = quiet
     name = engine._refs["talks"].name
-    ray.letters = [(name, [{"event": "train"}, {"event": HOME}])]
+    ray.letters = [(name, [{"event": "train"}, {"event": "home"}])]
     assert engine.poll(0.0) == [(name, {"event": "train"})]
     now[0] = ARRIVAL - 0.1
     assert engine.poll(0.0) == []
     now[0] = ARRIVAL + 0.1
-    assert engine.poll(0.0) == [(name, {"event": LOST, "message": "its worker is silent"})]
+    assert engine.poll(0.0) == [(name, {"event": "lost", "message": "its worker is silent"})]
 
 
 def test_while_large_files_are_taken_in_nobody_is_taken_for_silent(quiet, monkeypatch):
@@ -307,10 +307,10 @@ def test_while_large_files_are_taken_in_nobody_is_taken_for_silent(quiet, monkey
 
     def slow(ref, spec):
         now[0] += 100.0
-        return {"event": EXIT, "code": 0}
+        return {"event": "exit", "code": 0}
 
     monkeypatch.setattr(engine, "_ended", slow)
-    assert engine.poll(0.0) == [(ended.name, {"event": EXIT, "code": 0})]
+    assert engine.poll(0.0) == [(ended.name, {"event": "exit", "code": 0})]
     ray.letters, ray.ready = [(talks.name, [])], []  # has come meanwhile
     assert engine.poll(0.0) == []
     assert ray.cancelled == []

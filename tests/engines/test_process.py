@@ -236,7 +236,7 @@ def test_a_mistake_of_the_users_is_exit_code_2_and_one_line(tmp_path, capsys, ch
     code, events = in_process(tmp_path, spec(**changes))
     assert code == 2
     assert len(events) == 1
-    assert events[0]["usage"] is True
+    assert events[0]["event"] == "error"
     assert message in events[0]["message"]
     assert "\n" not in events[0]["message"]
     assert capsys.readouterr().err == ""

@@ -40,11 +40,11 @@ class Child:
             self.rows.clear()
             return [{"event": "error", "message": "no images"}]
         if row != "broken":
-            return [{"event": "measuring", "row": row}, {"event": "measured", "row": row, **FOUND}]
+            return [{"event": "about", "name": row}, {"event": "measured", "found": {"row": row, **FOUND}}]
         self.rows.clear()
         self.hung = self.end["hangs"]
         said = [{"event": "error", "message": self.end["message"]}] if self.end["message"] else []
-        return [{"event": "measuring", "row": row}, *said]
+        return [{"event": "about", "name": row}, *said]
 
     def ended(self):
         return self.end["code"]

@@ -5,7 +5,7 @@ from cluster_fixtures import IMAGES, Heard, cells, opened
 from process_fixtures import handlers_given_back, in_process
 from ranks_fixtures import on_ranks
 
-from bench.engines import EXIT, worker
+from bench.engines import worker
 from bench.engines.local import LocalEngine
 from bench.identity.source import source_hash
 from bench.record import Record
@@ -78,7 +78,7 @@ def test_the_process_of_a_run_refuses_and_leaves_everything_as_it_was(tmp_path):
     before = (folder.path / "run.json").read_bytes()
     with handlers_given_back():
         code, events = in_process(tmp_path, run, images=OTHER.model_dump(mode="json"))
-    assert (code, len(events), events[0]["usage"]) == (UNFIT, 1, True)
+    assert (code, len(events), events[0]["event"]) == (UNFIT, 1, "error")
     assert f"got others ({OWN})" in events[0]["message"]
     assert [each.name for each in folder.path.iterdir()] == ["run.json"]
     assert (folder.path / "run.json").read_bytes() == before
@@ -105,7 +105,7 @@ def test_a_worker_sends_home_why_it_refuses(tmp_path, monkeypatch):
     told = worker.common(out, 1.0) | {"manifest": "0" * 64, "spec": run, "source": source_hash(run)}
     outcome, files = worker.work(worker.Order(**told), dict, lambda events: False)
     last = worker.ended(outcome, files, folder, stopping=False)
-    assert (last["event"], last["code"], files) == (EXIT, UNFIT, {})
+    assert (last["event"], last["code"], files) == ("exit", UNFIT, {})
     assert f"({WRONG}) on every machine, got others ({OWN})" in last["message"]
     assert conclude(folder, last, []) == folder.record()
     assert folder.record().status == "finished"
