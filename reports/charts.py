@@ -17,7 +17,8 @@ from reports.plots import MARKERS, PALETTE
 from reports.protocols import ranked, titles
 from reports.stats import wilson
 
-ATTACKS = {"pgd": "PGD", "autoattack": "AutoAttack", "fgsm": "FGSM", "noise": "Noise", "pgd_crop": "PGD on crops"}
+ATTACKS = {"pgd": "PGD", "autoattack": "AutoAttack", "fgsm": "FGSM", "noise": "Noise", "pgd_crop": "PGD on crops",
+           "pgd_l2": "PGD in l2", "autoattack_l2": "AutoAttack in l2", "fmn": "FMN", "fmn_l2": "FMN in l2"}  # fmt: skip
 PASSES = ["forward_per_image", "backward_input_per_image", "backward_weight_per_image"]
 COSTS = {  # column of the rows -> (label, unit, what one unit is)
     "train_seconds": ("Training time", "s", 1.0),

@@ -4,6 +4,7 @@ A colour is a method (in the manifest's order), a marker is its adversary; every
 """
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +30,7 @@ PALETTE = ("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#8
 MARKERS = {"none": "o", "pgd": "s", "free": "^"}
 PERCENT = ("clean", "clean_lo", "clean_hi", "pgd", "autoattack", "worst", "worst_lo", "worst_hi")
 DARK = "#222222"
+TITLE_WIDTH = 42  # letters that fit over a panel
 ALONE = 0.4  # opacity of PGD alone: an upper bound, not ranked
 STYLE = seaborn.axes_style("ticks") | {  # type: ignore[no-untyped-call]
     "axes.grid": True,
@@ -323,7 +325,7 @@ def _sizes(times: pd.Series) -> Callable[[float], float]:
 def _title(material: Material, protocol: str, totals: pd.Series) -> str:
     title = titles(material.manifest.runs).get(protocol, protocol)
     begins = title[:1] if title[1:2].isupper() else title[:1].lower()  # SLF stays as it is
-    return f"{begins}{title[1:]}, {_count(totals)}"
+    return textwrap.fill(f"{begins}{title[1:]}, {_count(totals)}", TITLE_WIDTH)
 
 
 def _count(totals: pd.Series) -> str:

@@ -112,3 +112,13 @@ def test_pgd_alone_beside_worst_cases_is_told_apart():
     assert {"SLF (linear probe), n = 64 to 300", "Pareto front", "PGD alone"} <= text
     text = set(words(drawn("accuracy_vs_cost", asked, found)["svg"]))
     assert {"robust at eps 0.1", "PGD alone at eps 0.1"} <= text
+
+
+def test_a_long_title_is_broken_into_lines_that_its_panel_holds(monkeypatch):
+    title = "Released head (2 epochs on clean images, then 2 on images of PGD, then 0 on clean images)"
+    monkeypatch.setattr(plots, "titles", lambda specs: {"linear": title})
+    asked = manifest(METHODS[:2])
+    text = words(drawn("clean_vs_robust", asked, records(asked))["svg"])
+    (begin,) = [place for place, word in enumerate(text) if word.startswith("released head")]
+    assert " ".join(text[begin : begin + 3]) == f"{title.replace('R', 'r', 1)}, n = 64"
+    assert max(map(len, text[begin : begin + 3])) <= plots.TITLE_WIDTH
