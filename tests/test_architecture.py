@@ -229,6 +229,7 @@ WRITES = {  # file: what it may do there
     "bench/tracking/tracking.py": {"open"},  # the same of a hook
     "bench/datasets/cifar10.py": {"open"},  # the download, which is checked before it is used
     "bench/storage/lock.py": {"open", "ftruncate", "pwrite"},  # who the owner is
+    "bench/evaluation/torch_reader.py": {"save_file"},  # into a folder for one reading
     "reports/plots.py": {"savefig"},  # into memory
     "reports/build.py": {"to_csv"},  # into a string
 }

@@ -19,8 +19,10 @@ FAILED_CELLS = 3
 
 
 @click.command("evaluate")
-@click.argument("source", metavar="FILE.safetensors|package.module:factory")
-@click.option("--architecture", help="of a FILE: resnet18, resnet8, torchvision:NAME or timm:NAME")
+@click.argument("source", metavar="FILE|package.module:factory")
+@click.option("--architecture", help="of a FILE: resnet18, resnet8, torchvision:NAME, timm:NAME or a .py file")
+@click.option("--prefix", help="of a file of torch with weights in several places: that of the encoder's names")
+@click.option("--branch", help="of a file of torch with several batch norms in each place: which of them")
 @click.option("--kind", type=click.Choice(["encoder", "classifier"]), default="encoder", show_default=True,
               help="an encoder gets heads (--protocols); a classifier's own logits are scored")  # fmt: skip
 @click.option("--normalize", help="a first layer: mean,std, or all means and then all stds of the channels")
@@ -71,7 +73,7 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     check_source(source, given["architecture"])
     normalize, kind = given.pop("normalize"), given.pop("kind")
     means_and_stds = parse_normalize(normalize) if normalize else ()
-    own = {"architecture": given.pop("architecture"), "name": given.pop("name"), "kind": kind}
+    own = {name: given.pop(name) for name in ("architecture", "prefix", "branch", "name")} | {"kind": kind}
     if own["architecture"] is not None:
         check_encoder_name(own["architecture"])
     given["settings"] = parse_settings(given["settings"])

@@ -1,28 +1,33 @@
-"""Anybody's encoder or classifier, audited and scored as our own: loaded strictly, checked at the door, then evaluated.
+"""Anybody's encoder or classifier, audited and scored as our own: loaded whole, checked at the door, then evaluated.
 
-A checkpoint is read as safetensors only, since a pickle may hold code. A factory ``package.module:name`` is code, and
-so it counts only where the command line names it; it runs in the process of the evaluation, never in the parent.
+A file has a place for every weight of the encoder or is refused. A factory ``package.module:name`` is code, and so it
+counts only where the command line names it; it runs in the process of the evaluation, never in the parent.
 """
 
 import importlib
 import math
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.data.images import ImageSet
+from bench.encoders.common.base import FeatureEncoder
 from bench.encoders.common.build import build_encoder
+from bench.evaluation.matching import fit, listed
 from bench.evaluation.search import one_line
+from bench.evaluation.torch_file import read_checkpoint
 from bench.options.external_request import Kind, check_source
 from bench.record import ProbeResult
 from bench.spec import UsageError, unknown
 from bench.storage.files import load_tensors
 from bench.storage.store import RunFolder
 
-LISTED = 6  # names of a kind of misfit that one line shows
+FEATURE_LAYER = "feature_layer.0.weight"
 DEFAULT_WIDTH = 4096  # of the features, where the file has none
 WEIGHTS = "encoder.safetensors"  # in the run's folder: a copy of the file that was evaluated
 
@@ -30,21 +35,73 @@ WEIGHTS = "encoder.safetensors"  # in the run's folder: a copy of the file that 
 # ---------------------------------------------------------------- loading
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How a file is to be read, where it can be read in several ways."""
+
+    prefix: str | None = None  # of the encoder's weights; None: the only one under which all of them are
+    branch: str | None = None  # of batch norm; None: there is one
+
+
 def load_module(source: str, architecture: str | None, channels: int, normalize: tuple[float, ...]) -> nn.Module:
     """The module: images (B, C, H, W) in [0, 1] -> features or logits; in eval mode, frozen. Raises UsageError."""
+    return opened(source, architecture, channels, normalize)[0]
+
+
+def opened(
+    source: str, architecture: str | None, channels: int, normalize: tuple[float, ...], loading: Loading = Loading()
+) -> tuple[nn.Module, dict[str, Tensor], list[str]]:
+    """(module as of ``load_module``, the weights of a file under the encoder's names, what to say of the loading)."""
     check_source(source, architecture)
-    module = load_weights(Path(source), architecture, channels) if architecture else call_factory(source)
+    weights: dict[str, Tensor] = {}
+    said: list[str] = []
+    if architecture is None:
+        module = call_factory(source)
+    elif Path(source).suffix == ".safetensors":
+        weights = load_tensors(Path(source).resolve())  # what the command line names may be a link
+        module = placed(weights, Path(source), architecture, channels)
+    else:
+        weights, said = found_weights(Path(source), architecture, channels, loading)
+        module = placed(weights, Path(source), architecture, channels)
     if normalize or not architecture:
         module = Foreign(module, *mean_and_std(normalize, channels))
-    return module.eval().requires_grad_(False)
+    return module.eval().requires_grad_(False), weights, said
 
 
-def load_weights(path: Path, architecture: str, channels: int) -> nn.Module:
-    """The architecture with every weight of the file in its place. Raises UsageError that lists what does not fit."""
-    weights = load_tensors(path.resolve())  # what the command line names may be a link
-    features = weights.get("feature_layer.0.weight")
+def found_weights(
+    path: Path, architecture: str, channels: int, loading: Loading
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that a file of torch has for an encoder, and where they were. Raises UsageError unless it has all.
+
+    With our feature layer where the file has one, else without: then the features are those of the backbone.
+    """
+    containers = read_checkpoint(path)
+    layers = [t for tensors in containers.values() for name, t in tensors.items() if name.endswith(FEATURE_LAYER)]
+    encoder = new_encoder(architecture, channels, len(layers[0]) if layers else DEFAULT_WIDTH)
+    wanted = (encoder if layers else encoder.backbone).state_dict()
+    found = fit(containers, wanted, loading.prefix, loading.branch)
+    said = [f"weights: {len(found.weights)} of {len(wanted)}, 100 % of {architecture}, from {found.place}"]
+    said += [f"renamed: {', '.join(found.renamed)}"] * bool(found.renamed)
+    said += [f"branch of batch norm: {found.branch}"] * bool(found.branch)
+    said += [f"left over: {listed(list(found.left_over))}"] * bool(found.left_over)
+    said += [f"no feature layer: the features are those of the backbone, {encoder.backbone_width} wide"] * (not layers)
+    return found.weights, said
+
+
+def new_encoder(architecture: str, channels: int, feature_width: int) -> FeatureEncoder:
+    """Untrained; the global generator stays as it is."""
     with torch.random.fork_rng(devices=[]):
-        encoder = build_encoder(architecture, channels, DEFAULT_WIDTH if features is None else len(features))
+        return build_encoder(architecture, channels, feature_width)
+
+
+def placed(weights: dict[str, Tensor], path: Path, architecture: str, channels: int) -> nn.Module:
+    """The architecture with every weight in its place. Raises UsageError that lists what does not fit.
+
+    Weights of a backbone alone, under its own names, make an encoder without our feature layer.
+    """
+    features = weights.get(FEATURE_LAYER)
+    whole = new_encoder(architecture, channels, DEFAULT_WIDTH if features is None else len(features))
+    encoder = whole.backbone if weights.keys() == whole.backbone.state_dict().keys() else whole
     wanted = encoder.state_dict()
     misfits = {
         "missing": sorted(wanted.keys() - weights.keys()),
@@ -96,12 +153,6 @@ def holds(given: Tensor, wanted: Tensor) -> bool:
     if given.is_floating_point():
         return given.dtype.itemsize > 1 and bool((given == given.round()).all())
     return not given.is_complex() and (given.dtype == torch.bool) == (wanted.dtype == torch.bool)
-
-
-def listed(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def call_factory(source: str) -> nn.Module:
@@ -198,6 +249,27 @@ def check_module(module: nn.Module, kind: Kind, test: ImageSet, device: torch.de
     if not output.requires_grad:
         raise UsageError(f"expected {name} to be differentiable, got an output without a gradient to the images")
     return int(output.shape[1])
+
+
+def canary(module: nn.Module, train: ImageSet, test: ImageSet, device: torch.device) -> str:
+    """What the nearest of 1,000 training images say of 200 test images, by the cosine of the features: one line.
+
+    It tells of weights that are not those of a trained encoder, or of another normalization, before hours of attacks.
+    """
+
+    def unit(images: ImageSet, count: int) -> Tensor:
+        parts = [module(images.pictures(ids, device)) for ids in torch.arange(min(count, len(images))).split(100)]
+        return F.normalize(torch.cat(parts), dim=1)
+
+    with torch.no_grad():
+        nearest = (unit(test, 200) @ unit(train, 1000).T).argmax(dim=1).cpu()
+    count = len(nearest)
+    right = int((train.labels[nearest] == test.labels[:count]).sum())
+    share = 1 / test.classes
+    by_chance = right < count * share + 3 * math.sqrt(count * share * (1 - share))
+    said = f"canary: the nearest training image names the class of {right} of {count} test images"
+    doubt = "; chance does as well: are these the weights of a trained encoder, and is --normalize right?"
+    return said + doubt * by_chance
 
 
 def own_logits(classes: int, train: ImageSet, protocol: str = "linear") -> tuple[ProbeResult, dict[str, Tensor]]:

@@ -10,6 +10,7 @@ from typing import Literal
 from bench.spec import Data, DataSpec, EvalSpec, UsageError
 
 Kind = Literal["encoder", "classifier"]
+LARGEST_FILE = 2**32  # bytes of a file of torch
 LARGEST_PICKLE = 2**24  # bytes of a checkpoint's structure, without its numbers
 OF_TENSORS = r"collections OrderedDict|torch \w+|torch\.(_utils|_tensor|storage|nn\.parameter) \w+"
 
@@ -17,9 +18,11 @@ OF_TENSORS = r"collections OrderedDict|torch \w+|torch\.(_utils|_tensor|storage|
 class Request(Data):
     """What ``bench evaluate`` asks of the process that does it."""
 
-    source: str  # FILE.safetensors or package.module:factory
+    source: str  # FILE.safetensors, a file of torch or package.module:factory
     architecture: str | None = None  # of a file: a name in bench/encoders, library:NAME or a .py file
     kind: Kind = "encoder"
+    prefix: str | None = None  # of the encoder's weights in a file of torch, where several places have them
+    branch: str | None = None  # of batch norm, where it has several
     normalize: tuple[float, ...] = ()  # mean and std, one of each or one for each channel: all means, then all stds
     name: str | None = None  # in every table; None: that of the file or the factory
     data: DataSpec
@@ -43,36 +46,50 @@ def is_factory(source: str) -> bool:
 
 
 def check_source(source: str, architecture: str | None) -> None:
-    """Raises UsageError unless this is a factory, or a safetensors file with an architecture. Reads nothing."""
+    """Raises UsageError unless this is a factory, or a file of weights with an architecture. Loads nothing."""
     if is_factory(source):
         if architecture is not None:
             raise UsageError(f"expected --architecture with a file only, got it with the factory {source}")
         return
     path = Path(source)
     if not path.is_file():
-        raise UsageError(f"expected a .safetensors file or package.module:factory, got {source!r}: no such file")
-    if path.suffix != ".safetensors":
-        other = named_class(path)
-        advice = (
-            f"convert it: {conversion(path)}"
-            if other is None
-            else f"load it in a factory of your own, package.module:name, since it holds a {other} and not only weights"
-        )
         raise UsageError(
-            f"expected a .safetensors file, got {path}, which may hold code and is not read; where you trust it, "
-            f"{advice}"
+            f"expected a .safetensors file, a file of torch or package.module:factory, got {source!r}: no such file"
         )
+    if path.suffix != ".safetensors":
+        check_torch_file(path)
     if architecture is None:
         raise UsageError(f"expected --architecture, such as resnet18 or timm:NAME, with the file {path}, got none")
 
 
+def check_torch_file(path: Path) -> None:
+    """Raises UsageError for a file that is none of torch, is too large, or needs more than weights. Loads nothing."""
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise UsageError(
+            f"expected a file of at most {LARGEST_FILE / 2**30:g} GiB, got {path} of {size / 2**30:.1f} GiB"
+        )
+    with path.open("rb") as file:
+        begin = file.read(64).lstrip()
+    if not begin.startswith((b"PK\x03\x04", b"\x80")):  # the archive of torch, or a pickle as of versions before 1.6
+        what = "a web page that was saved as a file" if begin.startswith(b"<") else "no file that torch has saved"
+        pointer = begin.startswith(b"version https://git-lfs")
+        what = "a pointer of Git LFS and not the file itself" if pointer else what
+        raise UsageError(f"expected a .safetensors file or one of torch.save, got {path}: {what}")
+    if other := named_class(path):
+        raise UsageError(
+            f"{path} needs {other}, which is code, and so it is not read; where you trust it, take its weights out and "
+            f"evaluate those: {conversion(path)}"
+        )
+
+
 def conversion(path: Path) -> str:
-    """The command that writes the weights of a checkpoint as safetensors: its own, or those inside one of a trainer."""
+    """The command that writes the weights of a checkpoint into a file of their own. It runs the code that it names."""
     code = (
-        f"import torch, safetensors.torch as s; w = torch.load({str(path)!r}, weights_only=True); "
-        "w = w.get('state_dict', w.get('model', w)); "
-        f"s.save_file({{k: v.contiguous().clone() for k, v in w.items() if torch.is_tensor(v)}}, "
-        f"{str(path.with_suffix('.safetensors'))!r})"
+        f"import torch; c = torch.load({str(path)!r}, weights_only=False); "
+        "c = c.get('state_dict', c.get('model', c)) if isinstance(c, dict) else c; "
+        "c = c if isinstance(c, dict) else c.state_dict(); "
+        f"torch.save({{k: v for k, v in c.items() if torch.is_tensor(v)}}, {str(path.with_suffix('.weights.pth'))!r})"
     )
     return f'python -c "{code}"'
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench import registry
 from bench.audit.audit import audit
@@ -16,7 +16,7 @@ from bench.evaluation.embedding import encoder_shift
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.examples import examples
-from bench.evaluation.external_model import WEIGHTS, check_module, load_module, own_logits
+from bench.evaluation.external_model import WEIGHTS, Loading, canary, check_module, opened, own_logits
 from bench.evaluation.search import one_line
 from bench.events import Report
 from bench.identity.again import check_run
@@ -26,9 +26,10 @@ from bench.options.external_request import Request
 from bench.options.threats import check_images
 from bench.random import environment
 from bench.record import Record, Setting, TrainResult
-from bench.runs.conduct import make_manifest, opened
+from bench.runs.conduct import make_manifest
+from bench.runs.conduct import opened as opened_folder
 from bench.spec import Budget, RunSpec
-from bench.storage.files import Damaged, load_tensors, save_tensors, sha256
+from bench.storage.files import Damaged, save_tensors, sha256
 from bench.storage.repair import repair
 from bench.storage.signals import Interrupted
 from bench.storage.store import RunFolder, load_manifest
@@ -50,22 +51,29 @@ def evaluate_foreign(request: Request, report: Report) -> None:
     for remark in remarks(info):
         report({"event": "remark", "message": remark})
     check_images(request.eval, test.image_shape)
-    module = load_module(request.source, request.architecture, test.image_shape[0], request.normalize)
+    loading = Loading(request.prefix, request.branch)
+    channels = test.image_shape[0]
+    module, stored, said = opened(request.source, request.architecture, channels, request.normalize, loading)
     devices.place(module, device)
     width = check_module(module, request.kind, test, device, request.source)
+    if request.architecture is not None and request.kind == "encoder":
+        said.append(canary(module, train.seen_as(test), test, device))
+    for remark in said:
+        report({"event": "remark", "message": remark})
     weights = sha256(module.state_dict())
     spec = run_spec(request, weights)
     out = Path(request.out) if request.out else default_folder(spec)
     manifest = make_manifest([spec], None, None, info, list(request.command))
-    with opened(out, manifest, again=request.again):
+    with opened_folder(out, manifest, again=request.again):
         folder = Signed(out, spec, now)
         check_run(folder, now, load_manifest(out).code[spec.row])
-        score(request, module, width, train.seen_as(test), test, spec, folder, device, report)
+        score(request, module, stored, width, train.seen_as(test), test, spec, folder, device, report)
 
 
 def score(
     request: Request,
     module: nn.Module,
+    weights: dict[str, Tensor],
     width: int,
     train: ImageSet,
     test: ImageSet,
@@ -87,7 +95,7 @@ def score(
         sources=folder.found,
     )
     if request.architecture is not None:
-        save_tensors(folder.place(WEIGHTS), load_tensors(Path(request.source).resolve()))
+        save_tensors(folder.place(WEIGHTS), weights)
     folder.save_record(record)
     report({"event": "opened", "out": str(folder.out)})
 

@@ -70,7 +70,7 @@ REFUSED = [  # later options win over those of RUN
     (["evaluate", "pack.module:make", "--normalize", "123.675,58.395"], "with mean and std in [0, 1]"),
     (["evaluate", "pack.module:make", "--data", "digitz"], "unknown dataset 'digitz'"),
     (["evaluate", "pack.module:make", "--attacks", "pgdd"], "unknown attack 'pgdd'"),
-    (["evaluate", __file__], "which may hold code and is not read"),
+    (["evaluate", __file__], "no file that torch has saved"),
     (["baseline", "update", "--reason", " "], "expected a reason"),
     ([*RUN, "--encoder", "no/such.py"], "expected an encoder file, got no/such.py: no such file"),
     ([*RUN, "--encoder", "resnet1"], "did you mean 'resnet18'? known: resnet18, resnet8, torchvision:NAME, timm:NAME"),
