@@ -44,7 +44,8 @@ QUESTIONS = (
     "add-a-dataset",
     "evaluate-your-encoder",
 )
-QUESTIONS += ("heads", "threats", "the-paper", "read-the-report", "clock", "audit", "statistics")
+QUESTIONS += ("heads", "threats", "the-paper", "read-the-report", "numbers", "clock", "audit", "statistics")
+QUESTIONS += ("options", "data", "faults", "several-gpus", "cluster", "ci", "code", "tree")
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CPU = torch.device("cpu")
 BUDGET = Budget.parse("1up")
