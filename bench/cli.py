@@ -33,8 +33,23 @@ if TYPE_CHECKING:
 FAILED_CELLS = 3
 
 
+def print_version(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    """``bench 0.1.0 (commit 8d0545e, with changes)``."""
+    if not asked or context.resilient_parsing:
+        return
+    from bench.commit import checkout
+
+    commit, changed = checkout(Path(__file__).parent)
+    of_checkout = f" (commit {commit[:7]}{', with changes' * bool(changed)})" if commit else ""
+    say(f"bench {__version__}{of_checkout}")
+    context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="bench")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=print_version,
+    help="Show the version, and the commit of the checkout if there is one.",
+)  # fmt: skip
 def cli() -> None:
     """Clean accuracy, adversarial robustness and cost of self-supervised methods under equal training time."""
 

@@ -6,13 +6,13 @@ Nothing here reads or moves the global generators.
 import hashlib
 import json
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bench.commit import checkout
 from bench.cores import cores
 from bench.record import Environment
 
@@ -125,25 +125,3 @@ def cpu_name() -> str:
         lines = []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name") and ":" in line)
     return next(names, platform.processor() or platform.machine())
-
-
-def checkout(package: Path) -> tuple[str | None, bool | None]:
-    """Commit of the git checkout that holds the package folder, and whether code beside it is uncommitted.
-
-    (None, None) outside a checkout. The folder must be tracked: a package installed below someone else's checkout does
-    not carry that commit.
-    """
-    if git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None, None
-    commit = git(package, "rev-parse", "HEAD")
-    changes = git(package, "status", "--porcelain", "--", ".", "../methods", "../attacks")
-    return (None, None) if commit is None or changes is None else (commit, changes != "")
-
-
-def git(folder: Path, *arguments: str) -> str | None:
-    """What git prints in the folder; None where git is missing, slow or unhappy."""
-    try:
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -78,7 +78,7 @@ def loads(target):
 FLOORS = """
     bench.usage
     bench.radius bench.shown
-    bench.spec bench.cores bench.script bench.events
+    bench.spec bench.cores bench.script bench.events bench.commit
     bench.record
     bench.names bench.text bench.values bench.known bench.fairness bench.plugins
     bench.registry

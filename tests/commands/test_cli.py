@@ -16,7 +16,9 @@ import pytest
 from instant import is_instant
 from report_fixtures import tables_only
 
+from bench import __version__
 from bench.cli import main
+from bench.commit import checkout
 from bench.runs import conduct as run
 from bench.runs import measuring
 from bench.runs.progress import Display
@@ -144,6 +146,13 @@ class TestInstant:
     @pytest.mark.parametrize("arguments", [["--help"], ["list", "methods"], ["run", "--help"]])
     def test_help_and_lists_take_under_half_a_second_of_processor_time(self, arguments: list[str]) -> None:
         assert is_instant(*arguments)
+
+    def test_the_version_has_the_commit_of_a_checkout(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert bench("--version") == 0
+        commit, changed = checkout(ROOT / "bench")
+        said = f" (commit {commit[:7]}{', with changes' * bool(changed)})" if commit else ""
+        assert capsys.readouterr().out == f"bench {__version__}{said}\n"
+        assert f'version = "{__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
     def test_help_and_lists_load_no_torch(self) -> None:
         asked = (["--help"], ["list", "methods"], ["list", "attacks"], ["list", "suites"], ["run", "--help"])
