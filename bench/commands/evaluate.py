@@ -73,7 +73,7 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     check_source(source, given["architecture"])
     normalize, kind = given.pop("normalize"), given.pop("kind")
     means_and_stds = parse_normalize(normalize) if normalize else ()
-    own = {name: given.pop(name) for name in ("architecture", "prefix", "branch", "name")} | {"kind": kind}
+    own = {name: given.pop(name, None) for name in ("architecture", "prefix", "branch", "name")} | {"kind": kind}
     if own["architecture"] is not None:
         check_encoder_name(own["architecture"])
     given["settings"] = parse_settings(given["settings"])
