@@ -7,6 +7,8 @@ from torch import Tensor
 from methods.common.base import BaseConfig, BaseMethod, mlp, setting
 from methods.common.losses import coding_rate, invariance
 
+TITLE = "EMP-SSL"
+
 
 @dataclass(frozen=True)
 class Config(BaseConfig):

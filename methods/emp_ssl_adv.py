@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from methods import emp_ssl
 from methods.common.base import AdversaryName, setting
 
+TITLE = "EMP-SSL, PGD-5"
+
 
 @dataclass(frozen=True)
 class Config(emp_ssl.Config):

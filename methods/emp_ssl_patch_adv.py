@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from methods import emp_ssl_adv
 from methods.common.base import setting
 
+TITLE = "EMP-SSL, patches, PGD-5"
+
 
 @dataclass(frozen=True)
 class Config(emp_ssl_adv.Config):

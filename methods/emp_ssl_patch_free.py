@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from methods import cf_amc_ssl
 from methods.common.base import setting
 
+TITLE = "EMP-SSL, patches, free"
+
 
 @dataclass(frozen=True)
 class Config(cf_amc_ssl.Config):

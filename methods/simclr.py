@@ -9,6 +9,8 @@ from torch import Tensor
 from methods.common.base import BaseConfig, BaseMethod, mlp, setting
 from methods.common.losses import nt_xent
 
+TITLE = "SimCLR"
+
 
 @dataclass(frozen=True)
 class Config(BaseConfig):

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from methods import simclr
 from methods.common.base import AdversaryName, BatchNormMode, setting
 
+TITLE = "SimCLR, PGD-5"
+
 
 @dataclass(frozen=True)
 class Config(simclr.Config):

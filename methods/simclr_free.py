@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from methods import simclr
 from methods.common.base import AdversaryName, setting
 
+TITLE = "SimCLR, free"
+
 
 @dataclass(frozen=True)
 class Config(simclr.Config):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from methods import simclr_adv
 from methods.common.base import setting
 
+TITLE = "SimCLR, patches, PGD-5"
+
 
 @dataclass(frozen=True)
 class Config(simclr_adv.Config):

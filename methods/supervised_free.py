@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from methods import supervised_pgd
 from methods.common.base import AdversaryName, setting
 
+TITLE = "Supervised, free"
+
 
 @dataclass(frozen=True)
 class Config(supervised_pgd.Config):

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from methods.common.base import AdversaryName, BaseConfig, BaseMethod, setting
 from methods.common.losses import widen
 
+TITLE = "Supervised, PGD-5"
+
 
 @dataclass(frozen=True)
 class Config(BaseConfig):

@@ -238,12 +238,15 @@ def _audited(board: pd.DataFrame) -> list[str]:
     return [f"Of {len(scored)} robust accuracies {passed}, and {lost if out else 'none was taken out'}."]
 
 
-def listed(names: Sequence[str], comma: str = ", ") -> str:
-    """``a, b and c``; at most NAMED of them and how many more.
+def listed(names: Sequence[str], comma: str = "") -> str:
+    """``a, b and c``; at most NAMED of them and how many more. Semicolons stand between names that have commas.
 
     >>> listed(["a", "b", "c"])
     'a, b and c'
+    >>> listed(["a", "b, free", "c"])
+    'a; b, free and c'
     """
+    comma = comma or ("; " if any("," in name for name in names) else ", ")
     if len(names) > NAMED:
         return f"{comma.join(names[: NAMED - 1])} and {len(names) - NAMED + 1} more"
     return " and ".join(filter(None, [comma.join(names[:-1]), *names[-1:]]))

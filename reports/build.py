@@ -31,6 +31,7 @@ from reports.leaderboard import leaderboard, ranked_lines
 from reports.merge import View, merge
 from reports.pairs import pairs
 from reports.rows import rows
+from reports.titled import Titled, titles
 
 TEXTS = {"tex": text_tables.latex, "md": text_tables.markdown}  # ending of leaderboard -> the table as text
 
@@ -107,6 +108,10 @@ def _write(
     with _part("claims.csv", warnings):
         claims = pairs(records, manifest.main_eps, ranked_lines(board))
         write_text(out / "claims.csv", csv(claims))
+    titled = Titled(titles(spec for spec in [*manifest.runs, *(record.spec for record in records)]))
+    examples = titled.by_run(examples, records)
+    manifest, records = titled.manifest(manifest), titled.records(records)
+    table, board, claims, over = (titled.table(part) for part in (table, board, claims, over))
     for name in plots.wanted(board, over):
         with _part(f"figures/{name}", warnings):
             pictures = plots.render(name, manifest, records, table, board, over)

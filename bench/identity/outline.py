@@ -40,6 +40,21 @@ def shown(protocol: str) -> Shown:
     )
 
 
+@cache
+def method_title(method: str) -> str:
+    """What people call a method of the project, its TITLE; its own name where it has none."""
+    file = registry.source("method", method) if method in registry.names("method") else None
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8")) if file is not None else ast.Module([], [])
+    except (OSError, ValueError, SyntaxError):
+        return method
+    declared = Outline()
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            note(declared, node.targets[0].id, node.value)
+    return str(declared.values.get("TITLE") or method)
+
+
 def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
     """The class ``name`` of a source file; None where it is not there, cannot be read, or has a base out of reach."""
     try:
