@@ -1,5 +1,6 @@
 """The audit's own mutation test (protocol 3.5, T2 and T3): broken defences are flagged, healthy models are not."""
 
+import copy
 import functools
 
 import pytest
@@ -139,9 +140,17 @@ def test_no_healthy_model_fails_under_multi_patch(name):
 
 
 @functools.cache
-def under_alf(name):
-    """The classifier and the probe of a healthy encoder under ALF, with the epochs of a quick evaluation."""
+@functools.cache
+def fitted_under_alf(name):
     return healthy.fitted(healthy.encoder(name), "adversarial_linear")
+
+
+def under_alf(name):
+    """The classifier and the probe of a healthy encoder under ALF, with the epochs of a quick evaluation.
+
+    A copy: some of the broken are made by changing it.
+    """
+    return copy.deepcopy(fitted_under_alf(name))
 
 
 @pytest.mark.slow

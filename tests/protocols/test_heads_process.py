@@ -20,7 +20,7 @@ FEW = (
 FIT = {"linear": False, "linear_head": True, "all_of_it": True, "knn": False, "mixed": True}
 
 
-@pytest.mark.slow  # some five minutes: AutoAttack under four heads, in three commands
+@pytest.mark.ci  # a minute: four heads in three commands
 def test_every_head_is_trained_killed_resumed_audited_verified_and_shown(tmp_path):
     def asked(out, *more):
         few = [word for setting in (*FEW, "mixed.clean_again=0") for word in ("--set", setting)]
@@ -39,7 +39,7 @@ def test_every_head_is_trained_killed_resumed_audited_verified_and_shown(tmp_pat
             stored(folder / "runs" / "simclr-s0" / "probes" / f"{protocol}.json") for folder in (out, whole)
         )
         assert head["sha256"] == expected["sha256"]
-        assert head["passes"] == expected["passes"] > 64
+        assert head["passes"] == expected["passes"] >= 64
         assert (head["passes"] > 10 * 64) == trained
     assert re.match(r"0 differences in 13 recomputed numbers", finished("verify", str(out)))
     lines = list(csv.DictReader(io.StringIO((out / "leaderboard.csv").read_text())))
