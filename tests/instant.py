@@ -21,8 +21,8 @@ def processor_seconds(code: str, *arguments: str) -> float:
 def is_instant(*arguments: str) -> bool:
     """Whether a command takes under half a second, or four times as long as the imports of the two libraries.
 
-    Those take a tenth of a second where nothing slows the machine down, so there half a second is the bound. The best of
-    some tries of both, in turns: other work in between makes either slow.
+    Those take a tenth of a second where nothing slows the machine down, so there half a second is the bound. The best
+    of some tries of both, in turns: other work in between makes either slow.
     """
     ours = libraries = float("inf")
     for _ in range(5):
