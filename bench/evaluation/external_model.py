@@ -79,13 +79,13 @@ def found_weights(
     layers = [t for tensors in containers.values() for name, t in tensors.items() if name.endswith(FEATURE_LAYER)]
     encoder = new_encoder(architecture, channels, len(layers[0]) if layers else DEFAULT_WIDTH)
     wanted = (encoder if layers else encoder.backbone).state_dict()
-    found = fit(containers, wanted, loading.prefix, loading.branch)
-    said = [f"weights: {len(found.weights)} of {len(wanted)}, 100 % of {architecture}, from {found.place}"]
-    said += [f"renamed: {', '.join(found.renamed)}"] * bool(found.renamed)
-    said += [f"branch of batch norm: {found.branch}"] * bool(found.branch)
-    said += [f"left over: {listed(list(found.left_over))}"] * bool(found.left_over)
+    match = fit(containers, wanted, loading.prefix, loading.branch)
+    said = [f"weights: {len(match.weights)} of {len(wanted)}, 100 % of {architecture}, from {match.place}"]
+    said += [f"renamed: {', '.join(match.renamed)}"] * bool(match.renamed)
+    said += [f"branch of batch norm: {match.branch}"] * bool(match.branch)
+    said += [f"left over: {listed(list(match.left_over))}"] * bool(match.left_over)
     said += [f"no feature layer: the features are those of the backbone, {encoder.backbone_width} wide"] * (not layers)
-    return found.weights, said
+    return match.weights, said
 
 
 def new_encoder(architecture: str, channels: int, feature_width: int) -> FeatureEncoder:

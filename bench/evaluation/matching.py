@@ -68,9 +68,9 @@ def fit(
     whole = [candidate for candidate in candidates if wanted.keys() <= candidate.names.keys() | counters(wanted)]
     whole = [candidate for candidate in whole if not candidate.copied] or whole
     fits = [weights_of(candidate, containers[candidate.container], wanted, branch) for candidate in whole]
-    different = [found for n, found in enumerate(fits) if not any(alike(found, other) for other in fits[:n])]
+    different = [place for n, place in enumerate(fits) if not any(alike(place, other) for other in fits[:n])]
     if len(different) > 1:
-        places = "; ".join(found.place for found in different[:LISTED])
+        places = "; ".join(fitting.place for fitting in different[:LISTED])
         raise UsageError(
             f"the file has weights for the encoder in {len(different)} places: {places}; say which, --prefix"
         )
@@ -81,15 +81,15 @@ def fit(
 
 def candidates_of(container: str, tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[Candidate]:
     """A candidate for each prefix under which at least one tensor has name and shape of a weight that is wanted."""
-    found: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
+    by_prefix: dict[str, dict[str, dict[str, str]]] = defaultdict(lambda: defaultdict(dict))
     for name, tensor in tensors.items():
         parts = name.split(".")
         for at in range(len(parts)):
             prefix = "".join(f"{part}." for part in parts[:at])
             for target, branch in readings(parts[at:]):
                 if target in wanted and wanted[target].shape == tensor.shape:
-                    found[prefix][target].setdefault(branch, name)
-    return [Candidate(container, prefix, dict(names)) for prefix, names in found.items()]
+                    by_prefix[prefix][target].setdefault(branch, name)
+    return [Candidate(container, prefix, dict(names)) for prefix, names in by_prefix.items()]
 
 
 def readings(parts: list[str]) -> list[tuple[str, str]]:

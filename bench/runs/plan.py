@@ -200,7 +200,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
             key = (protocol, method.config.feature_width)
             if key not in passes:
                 passes[key] = pass_seconds(method.kept(), test_set, spec.eval, protocol, device)
-        found = Measured(
+        measured = Measured(
             row=spec.row,
             adversary=method.adversary,
             updates=total,
@@ -211,7 +211,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
             test_images=len(test_set),
             peak_memory_bytes=devices.peak_memory_bytes(device),
         )
-        report({"event": "measured", "found": found.model_dump()})
+        report({"event": "measured", "found": measured.model_dump()})
 
 
 def pass_seconds(encoder: Any, images: Any, spec: EvalSpec, protocol: str, device: Any) -> tuple[float, float]:
