@@ -21,8 +21,9 @@ def titles(specs: Iterable[RunSpec]) -> dict[str, str]:
     """
     said = {}
     for spec in specs:
-        ours = spec.method_path is None and not spec.foreign and spec.row.startswith(spec.method)
-        said[spec.row] = method_title(spec.method) + spec.row[len(spec.method) :] if ours else spec.row
+        added = spec.row.removeprefix(spec.method)
+        ours = spec.method_path is None and not spec.foreign and (not added or added[0] in "-@")
+        said[spec.row] = method_title(spec.method) + added if ours else spec.row
     times = Counter(said.values())
     return {row: title if times[title] == 1 else row for row, title in said.items()}
 

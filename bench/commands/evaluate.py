@@ -66,7 +66,7 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     from bench import registry
     from bench.encoders.common.names import check_encoder_name
     from bench.options import door
-    from bench.options.external_request import Request, check_source, parse_normalize
+    from bench.options.external_request import Request, check_source, is_factory, parse_normalize
     from bench.options.options import check_targets, options_of, parse_settings
     from bench.options.protocols import asked_protocols
 
@@ -74,6 +74,8 @@ def gather(source: str, out: Path | None, **given: Any) -> "Request":
     normalize, kind = given.pop("normalize"), given.pop("kind")
     means_and_stds = parse_normalize(normalize) if normalize else ()
     own = {name: given.pop(name, None) for name in ("architecture", "prefix", "branch", "name")} | {"kind": kind}
+    if (own["prefix"] or own["branch"]) and (is_factory(source) or source.endswith(".safetensors")):
+        raise UsageError(f"expected --prefix and --branch with a file of torch only, got them with {source}")
     if own["architecture"] is not None:
         check_encoder_name(own["architecture"])
     given["settings"] = parse_settings(given["settings"])

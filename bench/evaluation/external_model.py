@@ -45,10 +45,10 @@ class Loading:
 
 def load_module(source: str, architecture: str | None, channels: int, normalize: tuple[float, ...]) -> nn.Module:
     """The module: images (B, C, H, W) in [0, 1] -> features or logits; in eval mode, frozen. Raises UsageError."""
-    return opened(source, architecture, channels, normalize)[0]
+    return load_told(source, architecture, channels, normalize)[0]
 
 
-def opened(
+def load_told(
     source: str, architecture: str | None, channels: int, normalize: tuple[float, ...], loading: Loading = Loading()
 ) -> tuple[nn.Module, dict[str, Tensor], list[str]]:
     """(module as of ``load_module``, the weights of a file under the encoder's names, what to say of the loading)."""
@@ -57,12 +57,13 @@ def opened(
     said: list[str] = []
     if architecture is None:
         module = call_factory(source)
-    elif Path(source).suffix == ".safetensors":
-        weights = load_tensors(Path(source).resolve())  # what the command line names may be a link
-        module = placed(weights, Path(source), architecture, channels)
     else:
-        weights, said = found_weights(Path(source), architecture, channels, loading)
-        module = placed(weights, Path(source), architecture, channels)
+        path = Path(source)
+        if path.suffix == ".safetensors":
+            weights = load_tensors(path.resolve())  # what the command line names may be a link
+        else:
+            weights, said = found_weights(path, architecture, channels, loading)
+        module = placed(weights, path, architecture, channels)
     if normalize or not architecture:
         module = Foreign(module, *mean_and_std(normalize, channels))
     return module.eval().requires_grad_(False), weights, said

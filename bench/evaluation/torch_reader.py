@@ -22,9 +22,9 @@ KEPT |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.b
 
 
 def tensors(value: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-    """All plain tensors of a loaded file with the keys that lead to each."""
+    """All plain tensors of a loaded file with the keys that lead to each; not one that is the file, without a name."""
     if isinstance(value, torch.Tensor):
-        if value.layout == torch.strided and value.dtype in KEPT and not value.is_quantized:
+        if where and value.layout == torch.strided and value.dtype in KEPT and not value.is_quantized:
             yield where, value.detach()
     elif isinstance(value, dict) and len(where) < DEEPEST:
         for key, part in value.items():

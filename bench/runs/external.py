@@ -16,7 +16,7 @@ from bench.evaluation.embedding import encoder_shift
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.evaluated import Evaluated
 from bench.evaluation.examples import examples
-from bench.evaluation.external_model import WEIGHTS, Loading, canary, check_module, opened, own_logits
+from bench.evaluation.external_model import WEIGHTS, Loading, canary, check_module, load_told, own_logits
 from bench.evaluation.search import one_line
 from bench.events import Report
 from bench.identity.again import check_run
@@ -26,8 +26,7 @@ from bench.options.external_request import Request
 from bench.options.threats import check_images
 from bench.random import environment
 from bench.record import Record, Setting, TrainResult
-from bench.runs.conduct import make_manifest
-from bench.runs.conduct import opened as opened_folder
+from bench.runs.conduct import make_manifest, opened
 from bench.spec import Budget, RunSpec
 from bench.storage.files import Damaged, save_tensors, sha256
 from bench.storage.repair import repair
@@ -53,7 +52,7 @@ def evaluate_foreign(request: Request, report: Report) -> None:
     check_images(request.eval, test.image_shape)
     loading = Loading(request.prefix, request.branch)
     channels = test.image_shape[0]
-    module, stored, said = opened(request.source, request.architecture, channels, request.normalize, loading)
+    module, stored, said = load_told(request.source, request.architecture, channels, request.normalize, loading)
     devices.place(module, device)
     width = check_module(module, request.kind, test, device, request.source)
     if request.architecture is not None and request.kind == "encoder":
@@ -64,7 +63,7 @@ def evaluate_foreign(request: Request, report: Report) -> None:
     spec = run_spec(request, weights)
     out = Path(request.out) if request.out else default_folder(spec)
     manifest = make_manifest([spec], None, None, info, list(request.command))
-    with opened_folder(out, manifest, again=request.again):
+    with opened(out, manifest, again=request.again):
         folder = Signed(out, spec, now)
         check_run(folder, now, load_manifest(out).code[spec.row])
         score(request, module, stored, width, train.seen_as(test), test, spec, folder, device, report)

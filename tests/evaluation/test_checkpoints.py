@@ -10,7 +10,7 @@ from foreign_fixtures import refused, untrained
 from bench import registry
 from bench.encoders.common.build import build_encoder
 from bench.evaluation import torch_file, torch_reader
-from bench.evaluation.external_model import Loading, canary, opened
+from bench.evaluation.external_model import Loading, canary, load_told
 from bench.evaluation.matching import fit
 from bench.options import external_request
 from bench.options.external_request import check_source
@@ -39,13 +39,13 @@ def loaded(content, folder, channels=1, loading=PLAIN, **options):
     torch.save(content, folder / "model.pth", **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_file, "ask", torch_reader.answer)
-        return opened(str(folder / "model.pth"), "resnet8", channels, (), loading)
+        return load_told(str(folder / "model.pth"), "resnet8", channels, (), loading)
 
 
 def loaded_in_its_own(content, folder, **options):
     """As a command does it."""
     torch.save(content, folder / "model.pth", **options)
-    return opened(str(folder / "model.pth"), "resnet8", 1, ())
+    return load_told(str(folder / "model.pth"), "resnet8", 1, ())
 
 
 FORMS = {
@@ -155,6 +155,10 @@ class TestNotWhole:
         assert "no weight of the encoder is in the file" in said
         assert "it has projector.weight" in said
 
+    @pytest.mark.parametrize("content", [torch.ones(3), [torch.ones(3)], {}, {"epoch": 3}, {3: torch.ones(3)}])
+    def test_what_has_no_named_tensor(self, tmp_path, content):
+        assert refused(loaded, content, tmp_path).endswith("; it has no tensors")
+
     @pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
     def test_codes_for_numbers_are_refused_with_their_type(self, weights, tmp_path, dtype):
         said = refused(loaded, weights | {"backbone.0.weight": weights["backbone.0.weight"].to(dtype)}, tmp_path)
@@ -189,7 +193,7 @@ class TestRefusedAtTheDoor:
         monkeypatch.chdir(tmp_path)
         exec(compile(re.search(r'python -c "(.*)"$', said)[1], "advice", "exec"), {})
         monkeypatch.setattr(torch_file, "ask", torch_reader.answer)
-        module, _, _ = opened(str(tmp_path / "model.weights.pth"), "resnet8", 1, ())
+        module, _, _ = load_told(str(tmp_path / "model.weights.pth"), "resnet8", 1, ())
         assert torch.equal(module.state_dict()["backbone.0.weight"], weights["backbone.0.weight"])
 
 

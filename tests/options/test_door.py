@@ -74,6 +74,7 @@ REFUSED = [  # later options win over those of RUN
     (["baseline", "update", "--reason", " "], "expected a reason"),
     ([*RUN, "--encoder", "no/such.py"], "expected an encoder file, got no/such.py: no such file"),
     ([*RUN, "--encoder", "resnet1"], "did you mean 'resnet18'? known: resnet18, resnet8, torchvision:NAME, timm:NAME"),
+    (["evaluate", "pack.module:make", "--branch", "clean"], "expected --prefix and --branch with a file of torch only"),
     (["evaluate", "w.safetensors", "--architecture", "no/such.py"], "no such file"),
 ]
 EVERY_REFUSAL = """

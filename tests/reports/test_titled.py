@@ -19,11 +19,14 @@ def test_every_method_of_the_project_has_a_title_that_is_its_own(method):
 
 def test_a_row_keeps_what_it_adds_to_its_method_and_a_name_of_its_own():
     (spec,) = manifest(("cf_amc_ssl",)).runs
-    rows = {label: spec.model_copy(update={"label": label}) for label in (None, "cf_amc_ssl-5m", "ours")}
+    rows = {
+        label: spec.model_copy(update={"label": label}) for label in (None, "cf_amc_ssl-5m", "cf_amc_ssl_wide", "ours")
+    }
     own = spec.model_copy(update={"method": "mine", "method_path": "mine.py"})
     assert titles([*rows.values(), own]) == {
         "cf_amc_ssl": "CF-AMC-SSL",
         "cf_amc_ssl-5m": "CF-AMC-SSL-5m",
+        "cf_amc_ssl_wide": "cf_amc_ssl_wide",
         "ours": "ours",
         "mine": "mine",
     }
