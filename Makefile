@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # a mirror for example, pip does it.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: run test chaos cluster mutants perf gpu lint lock clean
+.PHONY: run test example chaos cluster mutants perf gpu lint lock clean
 
 run: $(VENV)/.installed  ## every method on the embedded digits, then the report (bench/suites/quick.toml)
 	$(BIN)/bench run --suite quick --out $(OUT)
@@ -16,6 +16,11 @@ run: $(VENV)/.installed  ## every method on the embedded digits, then the report
 # Also where the environment forbids it, bytecode is kept: each of the suite's hundreds of processes would compile it all.
 test: $(VENV)/.installed-test  ## the test suite
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+example: $(VENV)/.installed  ## the report in docs/example: about 6 hours on 2 cores, goes on where it stopped
+	$(BIN)/bench run --suite example --out runs/example --yes
+	mkdir -p docs/example
+	cp runs/example/report.html runs/example/report.pdf runs/example/*.csv runs/example/figures/clean_vs_robust.svg docs/example/
 
 chaos: $(VENV)/.installed-test  ## faults of disk, power and processes in full numbers (docs/measurements.md)
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --chaos -m chaos tests/chaos -n auto
