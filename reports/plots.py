@@ -4,6 +4,7 @@ A colour is a method (in the manifest's order), a marker is its adversary; every
 """
 
 import io
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import NullFormatter
 
 from bench.record import Manifest, Record
 from bench.spec import Budget, format_eps
@@ -30,6 +31,7 @@ PALETTE = ("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#8
 MARKERS = {"none": "o", "pgd": "s", "free": "^"}
 PERCENT = ("clean", "clean_lo", "clean_hi", "pgd", "autoattack", "worst", "worst_lo", "worst_hi")
 DARK = "#222222"
+COLUMNS = 3  # panels beside each other, at most
 TITLE_WIDTH = 42  # letters that fit over a panel
 ALONE = 0.4  # opacity of PGD alone: an upper bound, not ranked
 STYLE = seaborn.axes_style("ticks") | {  # type: ignore[no-untyped-call]
@@ -118,9 +120,10 @@ def render(
 
 def clean_vs_robust(material: Material) -> Figure:
     """Robust against clean accuracy; size is training time, bars are 95 % intervals, the line is the Pareto front."""
-    figure, axes = _figure(material, 1, len(material.panels()))
+    robust = f"robust accuracy at eps {format_eps(material.manifest.main_eps)} (%)"
+    figure, panels = _grid(material, len(material.panels()), robust)
     size = _sizes(material.board["train_seconds"])
-    for panel, (protocol, points) in zip(axes[0], material.panels(), strict=True):
+    for panel, (protocol, points) in zip(panels, material.panels(), strict=True):
         for point in points.to_dict("records"):
             colour, marker, _ = material.looks[point["method"]]
             fill, edge = (colour, DARK) if point["worst"] == point["robust"] else ("white", colour)
@@ -132,7 +135,6 @@ def clean_vs_robust(material: Material) -> Figure:
         best = points[pareto(points[["clean", "worst"]])].sort_values("clean")
         panel.plot(best["clean"], best["worst"], color="#555555", linewidth=1, linestyle="--", zorder=1.5)
         panel.set(title=_title(material, protocol, points["n"]), xlabel="clean accuracy (%)")
-    axes[0][0].set_ylabel(f"robust accuracy at eps {format_eps(material.manifest.main_eps)} (%)")
     drawn = material.board.loc[material.board["clean"].notna(), "train_seconds"]
     ends = (drawn.min(), drawn.max()) if drawn.max() > 1.05 * drawn.min() else (drawn.max(),)
     times = {f"{seconds:.3g} s": seconds for seconds in ends if seconds > 0}
@@ -147,12 +149,12 @@ def clean_vs_robust(material: Material) -> Figure:
 
 def robust_vs_eps(material: Material) -> Figure:
     """Accuracy under PGD over eps: mean and range over seeds; the ranked worst case is a mark of its own."""
-    figure, axes = _figure(material, 1, len(material.panels()))
+    figure, panels = _grid(material, len(material.panels()), "accuracy under PGD (%)")
     main, rows = material.manifest.main_eps, material.rows
     rows = rows[(rows["attack"] == "none") | ((rows["attack"] == "pgd") & (rows["threat_space"] == "image"))]
     tried = sorted(rows.loc[rows["protocol"].isin(ranked(material.manifest.runs)), "eps"].unique())
     unit = 255 if any("/" in format_eps(eps) for eps in tried) else 1
-    for panel, (protocol, points) in zip(axes[0], material.panels(), strict=True):
+    for panel, (protocol, points) in zip(panels, material.panels(), strict=True):
         shown = rows[rows["protocol"] == protocol]
         for method, cells in shown.groupby("method", sort=False):
             colour, marker, _ = material.looks[str(method)]
@@ -166,41 +168,50 @@ def robust_vs_eps(material: Material) -> Figure:
         panel.set(title=_title(material, protocol, pgd), xlabel=f"eps of the l-inf ball{' (255ths)' * (unit == 255)}")
         panel.set_xticks([eps * unit for eps in tried], [f"{eps * unit:.4g}" for eps in tried])
         panel.set_ylim(-3, 103)
-    axes[0][0].set_ylabel("accuracy under PGD (%)")
     worst = f"worst of PGD and\nAutoAttack at {format_eps(main)},\n{_count(material.board['n'])}"
     _legend(figure, material, {"open mark": [_dot("o", "white", worst, 8)]} if material.judged else {})
     return figure
 
 
 def accuracy_vs_cost(material: Material) -> Figure:
-    """What training time and computation buy: clean accuracy (open) above robust accuracy (filled)."""
-    timed = bool(material.board["train_seconds"].notna().any())  # times of different machines are left out
-    if timed:
-        figure, axes = _figure(material, len(material.panels()), 2, sharex="col")
-    else:
-        figure, axes = _figure(material, 1, len(material.panels()))
-        axes = axes.T
-    for line, (protocol, points) in zip(axes, material.panels(), strict=True):
-        costs = {"training time (s)": points["train_seconds"]} if timed else {}
-        costs["training computation (FLOPs)"] = points["method"].map(material.flops)
-        for panel, (label, cost) in zip(line, costs.items(), strict=True):
-            for point, x in zip(points.to_dict("records"), cost, strict=True):
-                colour, marker, _ = material.looks[point["method"]]
-                panel.plot(
-                    [x, x], [point["robust"], point["clean"]], color=colour, linewidth=1.2, alpha=0.5, zorder=1.5
-                )
-                panel.plot(x, point["clean"], marker, color="white", mec=colour, mew=1.4, ms=7)
-                shade = 1.0 if point["worst"] == point["robust"] else ALONE
-                panel.plot(x, point["robust"], marker, color=colour, mec=DARK, mew=0.6, ms=7, alpha=shade)
-            panel.set(title=_title(material, protocol, points["n"]), xlabel=label, ylim=(-3, 103))
-            panel.label_outer()
-            _scale(panel, cost)
-        line[0].set_ylabel("accuracy (%)")
+    """What a method gets and what it costs: clean (open) and robust accuracy (filled), then time and FLOPs as bars.
+
+    A line is a method, the most robust on top, so equal budgets put nothing on one spot.
+    """
+    board, panels = material.board, material.panels()
+    board = board.assign(robust=board["worst"].fillna(board["pgd"]))
+    lines = board.sort_values("robust", ascending=False, kind="stable").drop_duplicates("method")
+    places = {method: place for place, method in enumerate(lines["method"])}
+    costs = {
+        "training time (s)": lines["train_seconds"],
+        "training computation (FLOPs)": lines["method"].map(material.flops),
+    }
+    costs = {label: cost for label, cost in costs.items() if cost.notna().any()}  # no times of different machines
+    figure, axes = _grid(material, len(panels) + len(costs), "", sharex=False, height=1.0 + 0.27 * len(lines))
+    for panel, (protocol, points) in zip(axes, panels, strict=False):
+        for point in points.to_dict("records"):
+            colour, marker, _ = material.looks[point["method"]]
+            y, clean, robust = places[point["method"]], point["clean"], point["robust"]
+            panel.plot([robust, clean], [y, y], color=colour, linewidth=1.2, alpha=0.5, zorder=1.5)
+            panel.plot(clean, y, marker, color="white", mec=colour, mew=1.4, ms=7)
+            shade = 1.0 if point["worst"] == robust else ALONE
+            panel.plot(robust, y, marker, color=colour, mec=DARK, mew=0.6, ms=7, alpha=shade)
+        panel.set(title=_title(material, protocol, points["n"]), xlabel="accuracy (%)", xlim=(-3, 103))
+    for panel, (label, cost) in zip(axes[len(panels) :], costs.items(), strict=True):
+        colours = [material.looks[method].colour for method in lines["method"]]
+        bars = panel.barh(list(places.values()), cost, height=0.55, color=colours, alpha=0.85)
+        panel.bar_label(bars, fmt="{:.3g}", padding=3, fontsize=7.5)
+        panel.margins(x=0.16)
+        panel.set(title=f"{label.split(' (')[0]}, mean over seeds", xlabel=label)
+        panel.locator_params(axis="x", nbins=5)
+    for panel in axes:
+        panel.set_yticks(list(places.values()), [material.looks[method].label for method in places])
+        panel.set_ylim(len(places) - 0.4, -0.6)
     main = format_eps(material.manifest.main_eps)
     dots = [_dot("o", "white", "clean", 7)]
     dots += [_dot("o", "#555555", f"robust at eps {main}", 7)] * material.judged
     dots += [_dot("o", "#555555", f"PGD alone at eps {main}", 7, ALONE)] * material.unjudged
-    _legend(figure, material, {"accuracy": dots})
+    _legend(figure, material, {"accuracy": dots}, methods=False)
     return figure
 
 
@@ -273,9 +284,31 @@ def wanted(board: pd.DataFrame, curves: pd.DataFrame) -> list[str]:
     return ["frontier"] * several + list(FIGURES) + ["curves"] * (not curves.empty)
 
 
-def _figure(material: Material, lines: int, columns: int, sharex: Literal["all", "col"] = "all") -> tuple[Figure, Any]:
-    """Empty panels under one line that says what the numbers stand on."""
-    figure = Figure(figsize=(3.4 * columns + 2.2, 3.2 * lines + 0.8), layout="constrained")
+def _grid(
+    material: Material, count: int, ylabel: str, sharex: Literal["all", False] = "all", height: float = 3.2
+) -> tuple[Figure, list[Axes]]:
+    """``count`` panels in lines of at most COLUMNS, the last one as full as it can be."""
+    lines = math.ceil(count / COLUMNS)
+    columns = math.ceil(count / lines)
+    figure, axes = _figure(material, lines, columns, sharex, height)
+    for spare in axes.flat[count:]:
+        spare.set_visible(False)
+    for panel in axes.flat[:count]:
+        panel.tick_params(labelbottom=True)  # of every line, since the last one may have a gap
+    for panel in axes[:, 0]:
+        panel.set_ylabel(ylabel)
+    return figure, list(axes.flat[:count])
+
+
+def _figure(
+    material: Material,
+    lines: int,
+    columns: int,
+    sharex: Literal["all", "col", False] = "all",
+    height: float = 3.2,
+) -> tuple[Figure, Any]:
+    """Empty panels, each ``height`` inches high, under one line that says what the numbers stand on."""
+    figure = Figure(figsize=(3.4 * columns + 2.2, height * lines + 0.8), layout="constrained")
     seeds = len(material.manifest.seeds)
     several = ", ".join(material.board["budget"].dropna().unique())
     budget = material.manifest.budget or several or "of each row"
@@ -339,28 +372,16 @@ def _dot(marker: str, colour: str, label: str, size: float, shade: float = 1.0) 
     )
 
 
-def _legend(figure: Figure, material: Material, others: dict[str, list[Line2D]]) -> None:
-    """One column beside the panels, in groups with headings: methods, their adversaries, and ``others``."""
+def _legend(figure: Figure, material: Material, others: dict[str, list[Line2D]], methods: bool = True) -> None:
+    """One column beside the panels, in groups with headings: ``methods``, their adversaries, and ``others``."""
     looks = list(dict.fromkeys(material.looks.values()))  # a method of several budgets once
     used = {look.marker for look in looks}
-    groups = {"method": [_dot(look.marker, look.colour, look.label, 6) for look in looks]}
+    groups = {"method": [_dot(look.marker, look.colour, look.label, 6) for look in looks]} if methods else {}
     groups["trained against"] = [_dot(m, "#bbbbbb", name, 6) for name, m in MARKERS.items() if m in used]
     handles = [line for title, dots in (groups | others).items() for line in (_dot("", "none", title, 0), *dots)]
     legend = figure.legend(handles=handles, loc="outside right center", labelspacing=0.6)
     for text in legend.get_texts():
         text.set_fontweight("bold" if text.get_text() in groups | others else "normal")
-
-
-def _scale(panel: Axes, cost: pd.Series) -> None:
-    """Log axis where the costs differ more than tenfold."""
-    if cost.min() > 0 and cost.max() > 10 * cost.min():
-        panel.set_xscale("log")
-        panel.xaxis.set_major_locator(LogLocator(10))
-        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        panel.ticklabel_format(axis="x", useOffset=False)
-        panel.locator_params(axis="x", nbins=5)
 
 
 def _bytes(figure: Figure, kind: str) -> bytes:
