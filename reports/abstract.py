@@ -15,7 +15,7 @@ from bench.spec import format_eps
 from reports.budgets import base, budget_of
 from reports.cells import percent
 from reports.claims import LEVEL, SEEDS
-from reports.pairs import sentences
+from reports.pairs import sentences, told
 from reports.protocols import titles
 
 NAMED = 6  # names in a sentence, before it counts the others
@@ -136,15 +136,14 @@ def _number(line: dict[Any, Any], name: str) -> str:
 def _claimed(manifest: Manifest, board: pd.DataFrame, claims: pd.DataFrame) -> list[str]:
     """How many pairs of each kind are told apart, then the largest differences. Where a protocol ranks encoders, its
     pairs of methods are all left out, as in the section of the claims."""
-    encoders = set(claims.loc[claims["kind"] == "encoder", "protocol"])
-    told = claims[(claims["kind"] != "method") | ~claims["protocol"].isin(encoders)]
-    if told.empty:
+    pairs = told(claims)
+    if pairs.empty:
         alone = board["rank_lo"].notna().sum() > 0
         return ["No two lines can be compared: no protocol ranks more than one."] if alone else []
-    apart = told[told["verdict"] != "tie"]
+    apart = pairs[pairs["verdict"] != "tie"]
     counts = [
-        f"{(pairs['verdict'] != 'tie').sum()} of {len(pairs)} {PAIRS[str(kind)]}"
-        for kind, pairs in told.groupby("kind", sort=False)
+        f"{(alike['verdict'] != 'tie').sum()} of {len(alike)} {PAIRS[str(kind)]}"
+        for kind, alike in pairs.groupby("kind", sort=False)
     ]
     if apart.empty:
         return [f"No difference can be claimed: {listed(counts)} are told apart."]

@@ -1,6 +1,7 @@
 """How a value reads in a table, and the tables themselves: the same in report.pdf, LaTeX and Markdown.
 
-A cell is a text, ``{"bold": text}`` or ``{"struck": text}``; a missing value is an empty text.
+A cell is a text, ``{"bold": text}``, ``{"struck": text}`` or ``{"text": text}``; the last three may have a line
+``small`` below and a ``tone``, ``ahead`` or ``behind``. A missing value is an empty text.
 """
 
 from typing import Any

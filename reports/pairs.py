@@ -15,6 +15,7 @@ from bench.record import Record
 from bench.spec import format_eps
 from reports.budgets import budget_of
 from reports.claims import (
+    ALPHA,
     SEEDS,
     EncoderClaim,
     Outcomes,
@@ -47,6 +48,9 @@ COLUMNS = {
 }
 
 
+NAMED = 4  # pairs in a sentence, before it counts the others
+
+
 def pairs(records: Sequence[Record], main_eps: float, ranked: Collection[tuple[str, str]]) -> pd.DataFrame:
     """All claims and ties between the ``ranked`` lines, (method, protocol), of a run folder, in a fixed order."""
     lines: list[dict[str, Any]] = []
@@ -64,18 +68,30 @@ def pairs(records: Sequence[Record], main_eps: float, ranked: Collection[tuple[s
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
 
 
-def sentences(table: pd.DataFrame, main_eps: float, most: int = 10) -> list[str]:
-    """At most ``most`` sentences, those of the largest differences first and ties last; then how many are left.
-
-    About encoders where a protocol has lines of encoders, else about methods.
-    """
+def told(table: pd.DataFrame) -> pd.DataFrame:
+    """What a report tells of claims.csv: of a protocol that ranks encoders the pairs of encoders, not of methods."""
     encoders = set(table.loc[table["kind"] == "encoder", "protocol"])
-    told = table[(table["kind"] != "method") | ~table["protocol"].isin(encoders)]
-    size = told["difference"].abs().fillna(0.0)
-    order = told.assign(tie=told["verdict"] == "tie", size=-size).sort_values(["tie", "size"], kind="stable")
-    texts = [_sentence(line, main_eps) for line in order.head(most).to_dict("records")]
-    left = len(told) - len(texts)
-    return texts + [f"{left} more pair{' is' if left == 1 else 's are'} in claims.csv."] * (left > 0)
+    return table[(table["kind"] != "method") | ~table["protocol"].isin(encoders)]
+
+
+def sentences(table: pd.DataFrame, main_eps: float, most: int = 10) -> list[str]:
+    """What can be claimed of accuracies: the ``most`` largest differences, and how many are left.
+
+    Then what a reader of p alone would miss: pairs that are ties for another reason, and pairs that were not tested.
+    [] where nothing of that is there.
+    """
+    pairs = told(table)[lambda lines: lines["kind"] != "time"]
+    apart = pairs[pairs["verdict"] != "tie"]
+    largest = apart.assign(size=-apart["difference"].abs()).sort_values("size", kind="stable").head(most)
+    texts = [_sentence(line, main_eps) for line in largest.to_dict("records")]
+    left = len(apart) - len(texts)
+    texts += [f"{left} more difference{'s' * (left > 1)} can be claimed: claims.csv has them all."] * (left > 0)
+    ties = pairs[(pairs["verdict"] == "tie") & (pairs["adjusted"] <= ALPHA)]
+    texts += [_ties(str(reason), lines) for reason, lines in ties.groupby("reason", sort=False)]
+    barred = pairs[pairs["p"].isna()]["reason"].value_counts(sort=False)
+    return texts + [
+        f"{count} pair{'s were' if count > 1 else ' was'} not tested: {why}." for why, count in barred.items()
+    ]
 
 
 def _methods(methods: Sequence[Outcomes]) -> Iterable[dict[str, Any]]:
@@ -142,18 +158,8 @@ def _times(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
 
 
 def _sentence(line: dict[Any, Any], main_eps: float) -> str:
-    where = f"the worst case of PGD and AutoAttack at eps {format_eps(main_eps)} ({line['protocol']})"
-    names = {"encoder": f"the encoder of {{}} (seed {line['seed']})"}.get(line["kind"], "{}")
-    a, b = names.format(line["a"]), names.format(line["b"])
-    if line["kind"] == "time":
-        if line["verdict"] == "tie":
-            return f"No difference in training time can be claimed between {a} and {b}: {line['reason']}."
-        return (
-            f"{a} trains {line['verdict']} than {b}, each at its own budget: {line['ratio']:.2f} times as fast, "
-            f"95 % interval {line['lo']:.2f} to {line['hi']:.2f}, {line['seeds']} seeds."
-        )
-    if line["verdict"] == "tie":
-        return f"No difference can be claimed between {a} and {b} under {where}: {line['reason']}."
+    """Of a pair that is told apart."""
+    a, b = _names(line)
     sign = 1 if line["verdict"] == "better" else -1
     if sign < 0:
         a, b = b, a
@@ -161,6 +167,19 @@ def _sentence(line: dict[Any, Any], main_eps: float) -> str:
     counted = f"{line['seeds']} seeds, {line['n']} images" if line["kind"] == "method" else f"{line['n']} images"
     subject = a[0].upper() + a[1:] if line["kind"] == "encoder" else a  # the name of a method stays as it is
     return (
-        f"{subject} is better than {b} under {where}: {100 * abs(line['difference']):.1f} points, "
+        f"{subject} is better than {b} under the worst case of PGD and AutoAttack at eps {format_eps(main_eps)} "
+        f"({line['protocol']}): {100 * abs(line['difference']):.1f} points, "
         f"95 % interval {points[0]:.1f} to {points[1]:.1f}, {counted}."
     )
+
+
+def _ties(reason: str, lines: pd.DataFrame) -> str:
+    """Of pairs that a test tells apart, and another rule does not."""
+    names = [" and ".join(_names(line)) for line in lines.head(NAMED).to_dict("records")]
+    more = f"; {len(lines) - NAMED} more" * (len(lines) > NAMED)
+    return f"Not claimed, although p is at most {ALPHA:g}, because of this: {reason}. {'; '.join(names)}{more}."
+
+
+def _names(line: dict[Any, Any]) -> tuple[str, str]:
+    form = f"the encoder of {{}} (seed {line['seed']})" if line["kind"] == "encoder" else "{}"
+    return form.format(line["a"]), form.format(line["b"])

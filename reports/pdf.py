@@ -28,6 +28,7 @@ from reports.sections import appendix, body
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
 FIRST = ("Merged from", "What differs")  # of the facts of a merged report
+FIRST_FIGURE = "clean_vs_robust"  # stands above the abstract
 TITLE = "Robust self-supervised learning at equal training time"
 
 
@@ -75,13 +76,18 @@ def content(
         ],
         "legend": LEGEND,
         "leaderboards": main_tables(manifest, board),
-        "figures": [{"caption": CAPTIONS.get(name, name), "svg": svg.decode()} for name, svg in figures.items()],
+        "first": [_drawing(name, svg) for name, svg in figures.items() if name == FIRST_FIGURE],
+        "figures": [_drawing(name, svg) for name, svg in figures.items() if name != FIRST_FIGURE],
         "sections": body(manifest, records, rows, board, found),
         "definitions": definitions(manifest.main_eps),
         "appendix": appendix(manifest, records, rows),
         "facts": [list(item) for item in facts.items()] if facts else _facts(manifest, records, rows),
         "reproduction": reproduction(manifest),
     }
+
+
+def _drawing(name: str, svg: bytes) -> dict[str, str]:
+    return {"caption": CAPTIONS.get(name, name), "svg": svg.decode()}
 
 
 def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) -> list[list[str]]:

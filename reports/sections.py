@@ -13,6 +13,7 @@ from reports import protocols as known
 from reports.cells import interval, number, percent, table
 from reports.claims import hardware_class
 from reports.leaderboard import different_attacks
+from reports.matrix import matrices
 from reports.pairs import sentences
 from reports.paper import PAPER, PAPER_EPS, PAPER_ROWS, SOURCE
 
@@ -28,6 +29,13 @@ def body(
             "title": "What can be claimed",
             "text": "What the statistics allow; claims.csv holds every pair. Each interval is of one pair.",
             "points": sentences(found, manifest.main_eps),
+            "tables": matrices(manifest, found),
+        },
+        {
+            "title": "What moves a ranked number",
+            "text": "In points, each source apart: test images (95 % interval), seeds (sd of the worst case), the "
+            "penalty of the probe (PGD accuracy from lambda/10 to 10 lambda), draws of the attack (check A6). Best "
+            "known: what every attack that was tried leaves of it.",
             "tables": _variances(board),
         },
         {
@@ -115,11 +123,7 @@ def _variances(board: pd.DataFrame) -> list[dict[str, Any]]:
         ]
         for line in board[board["rank_lo"].notna()].to_dict("records")
     ]
-    caption = (
-        "What moves a ranked number, in points, each source apart: test images (95 % interval), seeds (sd of the worst "
-        "case), the penalty of the probe (PGD accuracy from lambda/10 to 10 lambda), draws of the attack (check A6). "
-        "Best known: what every attack that was tried leaves of it."
-    )
+    caption = "Sources of error of every ranked number."
     titles = "Method | Protocol | Worst % | Best known % | Images 95 % | Seeds sd | Probe band | Attack spread"
     return [table(caption, titles, lines, "Method | Protocol", "Method", size=8)] if lines else []
 
