@@ -15,48 +15,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bench.record import Audit, Check, Manifest, Record
-from bench.spec import Budget, format_eps
+from bench.spec import format_eps
 from bench.storage.store import Examples
 from reports import pdf
 from reports.captions import CAPTIONS
-from reports.cells import interval, number, percent, rank, whole
-from reports.charts import PASSES, charts
+from reports.charts import charts
 from reports.checks import CHECKS
+from reports.html_board import leaderboard
 from reports.inert import printable
 from reports.protocols import titles
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPTS = ("charts.js", "report.js")
-AUDITED = ("PASS", "FLAG")
 ORDER = ("FAIL", "NOT_RUN", "WARN", "PASS", "N/A", "not in this level")  # of several seeds the first of these counts
-TEXTS = ("Method", "Data", "Protocol", "Budget", "Clean to worst", "Audit", "Status")
 OWN = ("What can be claimed", "Audit")  # sections that stand elsewhere in the page, or in another form
-FILTERS = ("dataset", "budget", "protocol", "status")
-BOARD = {  # title -> (what it says, whether the larger number comes first)
-    "Rank": ("range of ranks that the statistics allow", False),
-    "Method": ("", False),
-    "Data": ("", False),
-    "Protocol": ("how features become predictions", False),
-    "Budget": ("of training: ranks hold within one", False),
-    "Clean to worst": ("0 to 100 %: the thin tick is clean, the thick one the worst case, with intervals", True),
-    "Clean %": ("mean over seeds, 95 % interval over images", True),
-    "PGD %": ("at the main eps, on all n images that PGD attacked", True),
-    "PGD on n %": ("on the images that AutoAttack attacked too", True),
-    "AA %": ("AutoAttack at the main eps", True),
-    "Worst %": ("the ranked number: per image the worst case of PGD and AutoAttack", True),
-    "n": ("images that both attacked", True),
-    "Audit": ("the verdict on the ranked number", False),
-    "Audited %": ("the worst case with the audit's own attacks", True),
-    "Best known %": ("per image the worst of every attack that was tried; ranks nothing", True),
-    "Shift": ("how far the ball moves the encoder's features, in distances between images; no head", False),
-    "Seeds": ("and the sd of the worst case over them", True),
-    "Train s": ("on the clock", False),
-    "Head s": ("of fitting the protocol's head, and its passes of one image", False),
-    "Passes": ("forward and backward passes per image and epoch", False),
-    "GB": ("peak memory in training", False),
-    "kJ": ("energy of training", False),
-    "Status": ("", False),
-}
 
 
 def render(
@@ -138,122 +110,6 @@ def content(
             for name, svg in figures.items()
         ],
     }
-
-
-# ---------------------------------------------------------------- the leaderboard
-
-
-def leaderboard(
-    rows: pd.DataFrame, board: pd.DataFrame, colours: dict[str, int], names: Mapping[str, str]
-) -> dict[str, Any]:
-    """Columns, lines with their cells, what they can be filtered by, and the standing sentences of the protocols.
-
-    A cell is a dictionary: ``text``, ``order`` (what it sorts by; none: last), ``small`` below it, and its looks.
-    """
-    costs = rows.drop_duplicates(["method", "seed"]).assign(passes=lambda runs: runs[PASSES].sum(axis=1, min_count=3))
-    means = costs.groupby("method")[["passes", "energy_joules"]].mean()
-    lines = [
-        {
-            "dataset": line["dataset"] or "",
-            "budget": line["budget"] or "",
-            "protocol": names.get(line["protocol"], line["protocol"]),
-            "status": line["status"],
-            "cells": _cells(line, means.loc[line["method"]] if line["method"] in means.index else {}, colours, names),
-        }
-        for line in board.astype(object).where(board.notna(), None).to_dict("records")
-    ]
-    empty = {title for place, title in enumerate(BOARD) if all(not line["cells"][place]["text"] for line in lines)} - {
-        "Clean to worst"
-    }
-    if board["dataset"].nunique() < 2:
-        empty.add("Data")
-    for line in lines:
-        line["cells"] = [cell for title, cell in zip(BOARD, line["cells"], strict=True) if title not in empty]
-    columns = [
-        {"title": title, "hint": hint, "descending": down, "text": title in TEXTS}
-        for title, (hint, down) in BOARD.items()
-        if title not in empty
-    ]
-    filters = {name: list(dict.fromkeys(line[name] for line in lines)) for name in FILTERS}
-    if len(filters["budget"]) < 2:
-        del filters["budget"]
-    standing = board.dropna(subset=["standing"]).groupby("protocol", sort=False)["standing"].first()
-    said = list(dict.fromkeys(standing))
-    notes = (
-        said if len(said) == 1 else [f"{names.get(str(name), str(name))}: {text}" for name, text in standing.items()]
-    )
-    return {"columns": columns, "lines": lines, "filters": filters, "notes": notes}
-
-
-def _cells(line: dict[Any, Any], cost: Any, colours: dict[str, int], names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One for each of BOARD."""
-    best, passed = bool(line["best"]), line["audit"] in AUDITED
-    struck = {"struck": not passed and line["worst"] is not None}
-    sd = "" if line["seed_sd"] is None else f"sd {100 * line['seed_sd']:.1f}"
-    protocol = names.get(line["protocol"], line["protocol"])
-    values = {
-        "Rank": _cell(rank(line, "–"), line["rank_lo"], bold=best),
-        "Method": _cell(line["method"], line["method"], bold=best, colour=colours.get(line["method"], 0)),
-        "Data": _cell(line["dataset"] or "", line["dataset"]),
-        "Protocol": _cell(protocol, protocol),
-        "Budget": _cell(line["budget"] or "", Budget.parse(line["budget"]).amount if line["budget"] else None),
-        "Clean to worst": _cell("", line["worst"], strip=_strip(line), colour=colours.get(line["method"], 0)),
-        "Clean %": _cell(percent(line["clean"]), line["clean"], interval(line, "clean")[1]),
-        "PGD %": _cell(percent(line["pgd"]), line["pgd"], _images(line["pgd_n"])),
-        "PGD on n %": _cell(percent(line["pgd_ranked"]), line["pgd_ranked"]),
-        "AA %": _cell(percent(line["autoattack"]), line["autoattack"], _images(line["autoattack_n"])),
-        "Worst %": _cell(percent(line["worst"]), line["worst"], interval(line, "worst")[1], bold=best, **struck),
-        "n": _cell(whole(line["n"]), line["n"]),
-        "Audit": _cell(line["audit"] or "", line["audit"], line["audit_level"] or "", badge=line["audit"] or ""),
-        "Audited %": _cell(percent(line["worst_audited"]), line["worst_audited"]),
-        "Best known %": _cell(percent(line["best_known"]), line["best_known"], _images(line["best_known_n"])),
-        "Shift": _cell(number(line["feature_shift"], ".2f"), line["feature_shift"], _images(line["feature_n"])),
-        "Seeds": _cell(whole(line["seeds"]), line["seeds"], sd),
-        "Train s": _cell(number(line["train_seconds"], ".1f"), line["train_seconds"], _disturbed(line["disturbed"])),
-        "Head s": _cell(number(line["head_seconds"], ".1f"), line["head_seconds"], _passes(line["head_passes"])),
-        "Passes": _number_cell(cost, "passes", ".1f"),
-        "GB": _cell(number(line["peak_memory_bytes"], ".2f", 1e9), line["peak_memory_bytes"]),
-        "kJ": _number_cell(cost, "energy_joules", ".1f", 1e3),
-        "Status": _cell(line["status"], line["status"]),
-    }
-    return [values[title] for title in BOARD]
-
-
-def _cell(text: str, order: Any, small: str = "", **looks: Any) -> dict[str, Any]:
-    plain = {"bold": False, "struck": False, "colour": None, "badge": "", "strip": None}
-    return plain | {"text": text, "order": "" if order is None else str(order), "small": small} | looks
-
-
-def _passes(count: Any) -> str:
-    return "" if count is None or pd.isna(count) else f"{count:,.0f} passes"
-
-
-def _images(count: Any) -> str:
-    return "" if count is None else f"n = {count}"
-
-
-def _number_cell(values: Any, name: str, form: str, per: float = 1.0) -> dict[str, Any]:
-    value = values.get(name)
-    value = None if pd.isna(value) else value
-    return _cell(number(value, form, per), value)
-
-
-def _strip(line: dict[Any, Any]) -> dict[str, Any]:
-    """Both accuracies with their intervals in percent, and the words for who cannot see them."""
-    marks = {
-        name: [round(100 * line[column], 2) for column in (name, f"{name}_lo", f"{name}_hi")]
-        if line[name] is not None
-        else []
-        for name in ("clean", "worst")
-    }
-    said = ", ".join(
-        f"{name} {value[0]:.1f} % ({value[1]:.1f} to {value[2]:.1f})" for name, value in marks.items() if value
-    )
-    return marks | {"label": said or "not measured"}
-
-
-def _disturbed(runs: Any) -> str:
-    return f"{runs} disturbed" if runs else ""
 
 
 # ---------------------------------------------------------------- audit and examples

@@ -153,10 +153,16 @@ const Charts = (() => {
         group.tip = lines;
         drawn.svg.append(group);
       }
+      const taken = []; // boxes of the names that stand: one that meets another goes below its mark, or is left out
       for (const point of front) {
         const [left, top] = at(point), end = left > drawn.width * 0.6;
-        drawn.svg.append(element("text", { class: "name", x: left + (end ? -10 : 10), y: top - 9,
-          "text-anchor": end ? "end" : "start" }, data.methods[point.method].name.slice(0, 28)));
+        const name = data.methods[point.method].name.slice(0, 28), x = left + (end ? -10 : 10), long = 7 * name.length;
+        const from = end ? x - long : x;
+        const free = [top - 9, top + 18].find((y) => !taken.some((box) =>
+          from < box.to && box.from < from + long && Math.abs(y - box.y) < 14));
+        if (free === undefined) continue;
+        taken.push({ from, to: from + long, y: free });
+        drawn.svg.append(element("text", { class: "name", x, y: free, "text-anchor": end ? "end" : "start" }, name));
       }
       said.push(`${protocol}: ${names.join(", ") || "no shown method is ranked"}`);
     }

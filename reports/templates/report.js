@@ -6,8 +6,7 @@ const $$ = (selector, within = document) => [...within.querySelectorAll(selector
 
 // ---------------------------------------------------------------- leaderboard
 
-const board = $("#board tbody");
-const inOrder = [...board.rows];
+const tables = $$("table.board tbody").map((body) => ({ body, inOrder: [...body.rows] }));
 
 function compare(a, b, sign) {
   if (a === "" || b === "") return (a === "") - (b === ""); // what is missing stands last, either way
@@ -15,26 +14,29 @@ function compare(a, b, sign) {
   return sign * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y);
 }
 
-function sortBy(heading) {
+function sortBy(heading, { body, inOrder }) {
   const other = { ascending: "descending", descending: "ascending" };
   const order = other[heading.getAttribute("aria-sort")] || heading.dataset.first;
-  for (const each of heading.parentNode.cells) each.setAttribute("aria-sort", each === heading ? order : "none");
+  for (const cell of heading.parentNode.cells) cell.setAttribute("aria-sort", cell === heading ? order : "none");
   const column = heading.cellIndex, sign = order === "ascending" ? 1 : -1;
-  board.append(...inOrder.toSorted((a, b) => compare(a.cells[column].dataset.order, b.cells[column].dataset.order, sign)));
+  body.append(...inOrder.toSorted((a, b) => compare(a.cells[column].dataset.order, b.cells[column].dataset.order, sign)));
 }
 
 function filter() {
-  const wanted = $$(".filters select").filter((each) => each.value);
-  for (const row of inOrder) row.hidden = wanted.some((each) => row.dataset[each.name] !== each.value);
-  const shown = inOrder.filter((row) => !row.hidden).length;
-  $(".filters output").textContent = `${shown} of ${inOrder.length} lines`;
+  const wanted = $$(".filters select").filter((select) => select.value);
+  for (const { inOrder } of tables)
+    for (const row of inOrder) row.hidden = wanted.some((select) => row.dataset[select.name] !== select.value);
+  const lines = tables[0].inOrder;
+  if (output) output.textContent = `${lines.filter((row) => !row.hidden).length} of ${lines.length} lines`;
 }
 
-for (const button of $$("#board th button")) {
-  button.disabled = false;
-  button.addEventListener("click", () => sortBy(button.closest("th")));
-}
-$(".filters").hidden = false;
+for (const table of tables)
+  for (const button of $$("th button", table.body.parentNode)) {
+    button.disabled = false;
+    button.addEventListener("click", () => sortBy(button.closest("th"), table));
+  }
+const output = $(".filters output");
+$(".filters").hidden = !output;
 $(".filters").addEventListener("change", filter);
 filter();
 

@@ -92,27 +92,40 @@ def test_every_number_of_the_leaderboard_is_in_the_page(folder, page):
     everything = load_records(folder)
     board = leaderboard(rows(asked(), everything), everything, asked().main_eps)
     assert len(board) == 18
-    shown = page.text.split("What can be claimed")[0]
+    shown = page.text.split("What can be claimed")[0].split("Each n counts the images")[1]
     percent = ["clean", "clean_lo", "clean_hi", "pgd", "autoattack", "worst", "worst_lo", "worst_hi", "worst_audited"]
     for line in board.to_dict("records"):
         for name in percent:
             assert f"{100 * line[name]:.1f}" in shown, (line["method"], name)
-        assert f"sd {100 * line['seed_sd']:.1f}" in shown
+        assert f"{100 * line['seed_sd']:.1f}" in shown
         assert f"{line['train_seconds']:.1f}" in shown
         assert f"{line['peak_memory_bytes'] / 1e9:.2f}" in shown
         assert line["method"] in shown
-        assert line["status"] in shown
+        assert line["status"] == "finished" or line["status"] in shown
     ranks = {
         f"{lo:.0f}–{hi:.0f}" if lo != hi else f"{lo:.0f}" for lo, hi in board[["rank_lo", "rank_hi"]].dropna().values
     }
     assert all(rank in shown for rank in ranks)
 
 
+def test_each_number_has_a_column_with_its_n(folder):
+    everything = load_records(folder)
+    table = rows(asked(), everything)
+    shown = html.leaderboard(table, leaderboard(table, everything, asked().main_eps), {}, {})
+    board, beside = ([column["title"] for column in part["columns"]] for part in shown["tables"])
+    for number in ("Clean %", "PGD %", "AA %", "Worst %"):
+        assert board[board.index(number) + 1] == "n" or number == "AA %"
+    assert board[board.index("AA %") + 1 :][:2] == ["n", "PGD on n %"]
+    assert beside[beside.index("Best known %") + 1] == "n"
+    assert shown["alike"] == ["cifar10[2000/1000]"]  # said once, above the table
+    assert "Data" not in board
+
+
 def test_lines_of_several_budgets_can_be_filtered_by_budget(folder):
     everything = load_records(folder)
     table = rows(asked(), everything)
     board = leaderboard(table, everything, asked().main_eps)
-    assert set(html.leaderboard(table, board, {}, {})["filters"]) == {"dataset", "protocol", "status"}
+    assert set(html.leaderboard(table, board, {}, {})["filters"]) == {"protocol", "status"}
     board["budget"] = ["5m", "2h"] * 9
     assert html.leaderboard(table, board, {}, {})["filters"]["budget"] == ["5m", "2h"]
 
@@ -133,7 +146,8 @@ def test_what_the_numbers_stand_on_is_said(folder, page):
 
 
 def test_a_number_without_a_passed_audit_is_struck_through(source):
-    (line,) = re.findall(r'<tr [^>]*data-protocol="SLF \(linear probe\)".*?</tr>', source, re.S)[7:8]
+    lines = re.search(r'<table class="board" id="board">.*?</table>', source, re.S)[0]
+    (line,) = re.findall(r'<tr [^>]*data-protocol="SLF \(linear probe\)".*?</tr>', lines, re.S)[7:8]
     assert "simclr_free" in line
     assert re.search(r"<s>23\.4</s>", line)
     assert line.count("<s>") == 2
@@ -203,7 +217,7 @@ def test_only_our_scripts_and_style_may_run(page):
 
 def test_without_scripts_all_tables_are_there(folder, source):
     still = Page(re.sub(r"<script.*?</script>", "", source, flags=re.S))
-    lines = re.search(r'<table id="board">.*?</table>', source, re.S)[0]
+    lines = re.search(r'<table class="board" id="board">.*?</table>', source, re.S)[0]
     assert lines.count("<tr data-dataset") == 18
     assert " hidden" not in lines
     assert len(still.all("noscript")) == 1
