@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # a mirror for example, pip does it.
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-.PHONY: run test example chaos cluster mutants perf gpu lint lock clean
+.PHONY: run test example chaos cluster mutants perf gpu lint docs lock clean
 
 run: $(VENV)/.installed  ## every method on the embedded digits, then the report (bench/suites/quick.toml)
 	$(BIN)/bench run --suite quick --out $(OUT)
@@ -43,6 +43,11 @@ lint: $(VENV)/.installed-test  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Not --quiet, with which --strict counts no warning. The theme's notice, that it is kept until May 2027 and what follows
+# it, is not for every build.
+docs: $(VENV)/.installed-docs  ## the documentation as a site, in site/; it fails on a broken link
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lock: | $(BIN)/python  ## requirements.lock once more: the versions of constraints.txt, with the hashes of their files
 	$(PIP) uv
 	$(BIN)/uv pip compile pyproject.toml --extra parquet --extra test --constraint constraints.txt --universal \
@@ -62,5 +67,10 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	-$(PIP) --no-deps adv-lib==0.2.8 'tqdm>=4.65'  # FMN; its visdom, which FMN does not use, cannot be built any more
 	@touch $@ $(VENV)/.installed
 
+# Without the project itself: the site needs no torch. pip knows groups since 25.1.
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) uv && $(INSTALL) --group docs || { $(PIP) --upgrade pip && $(PIP) --group docs; }
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache

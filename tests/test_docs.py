@@ -10,6 +10,7 @@ import click
 import pytest
 import torch
 import torchvision
+import yaml
 from evaluation_fixtures import QUICK
 from evaluation_fixtures import run as evaluate_tiny
 from report_fixtures import manifest, records, write
@@ -98,6 +99,14 @@ def test_every_page_is_there_and_linked_from_the_readme():
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).is_file(), target
+
+
+def test_every_page_has_its_place_on_the_site():
+    """Links and names of code are checked where the site is built, by ``make docs``."""
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    beside = ["index.md", "contributing.md", "security.md", "changelog.md"]  # made of files beside docs/: docs/hooks.py
+    assert sorted(re.findall(r"[\w/-]+\.md", str(navigation))) == sorted(pages + beside)
 
 
 def test_the_methods_in_depth_are_the_files_that_are_tested():
