@@ -67,7 +67,7 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
 	-$(PIP) --no-deps adv-lib==0.2.8 'tqdm>=4.65'  # FMN; its visdom, which FMN does not use, cannot be built any more
 	@touch $@ $(VENV)/.installed
 
-# Without the project itself: the site needs no torch. pip knows groups since 25.1.
+# Without the project itself: its sources are read, so the site needs no torch. pip knows groups since 25.1.
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) uv && $(INSTALL) --group docs || { $(PIP) --upgrade pip && $(PIP) --group docs; }
 	@touch $@

@@ -1,10 +1,11 @@
-"""What the site has to know of this repository: which of its pages lie beside docs/."""
+"""What the site has to know of this repository: which pages lie beside docs/, and where fields are described."""
 
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -19,6 +20,7 @@ BESIDE = {
     ".github/workflows/gate.yml": "gate.yml",
 }
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)[^)#\s]+")
+EXAMPLE = re.compile(r"^>>> .*(\n.+)*", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -37,3 +39,15 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return os.path.relpath(BESIDE.get(target, target.removeprefix("docs/")), shown or ".")
 
     return LINK.sub(on_the_site, markdown)
+
+
+class Docstrings(griffe.Extension):
+    """Where the comment behind a field is its description, and examples are those of a Python prompt."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = EXAMPLE.sub(r"```python\n\g<0>\n```", obj.docstring.value)
+        elif obj.is_attribute:
+            _, sign, comment = obj.source.partition("  # ")
+            if sign:
+                obj.docstring = griffe.Docstring(comment.strip(), parent=obj)
