@@ -119,10 +119,10 @@ def test_the_methods_in_depth_are_the_files_that_are_tested():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A folder that holds runs/digits and runs/mine."""
+    """A folder that holds runs/digits, runs/mine and runs/heads."""
     here = tmp_path_factory.mktemp("docs")
     asked = manifest(("simclr_adv", "cf_amc_ssl"))
-    for name in ("digits", "mine"):
+    for name in ("digits", "mine", "heads"):
         write(here / "runs" / name, asked, records(asked, diverged=()))
     torch.save({"state_dict": {"model.weight": torch.ones(2, 3).mT}}, here / "model.pth")
     return here
