@@ -42,6 +42,7 @@ class ImageSet:
     label: str  # as shown in every table
     subset: bool = False  # fewer images than the dataset has
     notes: tuple[str, ...] = ()  # what a user should know of how they were found
+    mirrors: bool = True  # whether an image in a mirror is one of its class: a digit is not
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels

@@ -46,4 +46,5 @@ class Dataset(BaseDataset):
         images = F.interpolate(images, size=16, mode="bilinear", align_corners=False) * 255 / 16
         order = balanced_order(labels)
         part = order[:TEST_IMAGES] if split == "test" else order[TEST_IMAGES:]
-        return ImageSet(images.round().to(torch.uint8)[part], labels[part], classes=10, label="digits")
+        pixels = images.round().to(torch.uint8)
+        return ImageSet(pixels[part], labels[part], classes=10, label="digits", mirrors=False)

@@ -48,15 +48,16 @@ class Protocol(BaseProtocol):
     steps: int = 10
     relative_step: float = 0.25  # step / eps
     shift: float = 0.125  # of the side: training images move by up to so much, 4 of 32 pixels
-    flip: float = 0.5  # share of training images that are mirrored
+    flip: float = 0.5  # share of training images that are mirrored, where a mirrored one is still of its class
 
     def fit(self, classifier: Classifier, material: Material) -> Fitted:
         step = self.relative_step * material.threat.eps
+        flip = self.flip if material.train.mirrors else 0.0
 
         def trained(name: str, rate: float, ids: Tensor) -> Classifier:
             model = copy.deepcopy(classifier).requires_grad_(True)
             model.probe = first_head(classifier, material)
-            objective = self.trades(model, material, step)
+            objective = self.trades(model, material, step, flip)
             optimizer = torch.optim.SGD(
                 model.parameters(), lr=rate, momentum=self.momentum, weight_decay=self.weight_decay
             )
@@ -76,12 +77,12 @@ class Protocol(BaseProtocol):
             features = extract(classifier, material.train.images, material.device, material.chunk)
         return Fitted(facts_of(classifier.probe, features, material, **chosen.facts), chosen.others)
 
-    def trades(self, model: Classifier, material: Material, step: float) -> Any:
+    def trades(self, model: Classifier, material: Material, step: float, flip: float) -> Any:
         """Cross-entropy on clean images, and beta times the divergence of the answers to attacked ones from theirs."""
 
         def objective(places: Tensor, epoch: Epoch, draws: Generator) -> Tensor:
             images, labels = material.train.pictures(places, material.device), material.labels[places]
-            images = shifted(flipped(images, self.flip, draws), self.shift, draws)
+            images = shifted(flipped(images, flip, draws), self.shift, draws)
             noise = torch.randn(images.shape, generator=draws).to(images)
             start = project(images + START * noise, images, material.threat.eps)
             with attackable(model):

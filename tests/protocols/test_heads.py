@@ -1,6 +1,7 @@
 """Heads that are trained: what they cost, whether they go on where they stopped, and what they reach."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,7 +214,7 @@ def test_the_loss_is_that_of_trades():
     model.probe = nn.Linear(4, 2)
     seen = []
     model.encoder.register_forward_hook(lambda module, args, output: seen.append((model.training, args[0].detach())))
-    loss = aff.trades(model, material(data, 0.05), 0.0125)(torch.arange(8), None, torch.Generator().manual_seed(0))
+    loss = aff.trades(model, material(data, 0.05), 0.0125, 0.0)(torch.arange(8), None, torch.Generator().manual_seed(0))
     assert [training for training, _ in seen] == [False] * 11 + [True] * 2
     clean, moved = seen[-2][1], seen[-1][1]
     assert (moved - clean).abs().max() <= 0.05 + 1e-6
@@ -222,6 +223,15 @@ def test_the_loss_is_that_of_trades():
         p, q = model(x[None]).softmax(dim=1)[0], model(x_moved[None]).softmax(dim=1)[0]
         expected += -p[label].log() + 6 * sum(p[k] * (p[k] / q[k]).log() for k in range(2))
     torch.testing.assert_close(loss, expected / 8)
+
+
+@pytest.mark.parametrize(("mirrors", "share"), [(True, 0.5), (False, 0.0)])
+def test_images_of_another_class_in_a_mirror_are_not_mirrored(mirrors, share, monkeypatch):
+    shares = []
+    monkeypatch.setattr(adversarial_full, "flipped", lambda images, given, draws: (shares.append(given), images)[1])
+    aff = adversarial_full.Protocol(epochs=1, learning_rates=(0.1,), steps=1)
+    aff.fit(Classifier(tiny_encoder()), material(replace(TRAIN, mirrors=mirrors)))
+    assert set(shares) == {share}
 
 
 def test_training_images_are_mirrored_and_moved_by_whole_pixels():

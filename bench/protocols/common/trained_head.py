@@ -75,8 +75,8 @@ def train(
 
 
 def batch_size(most: int, images: int) -> int:
-    """Images of a batch: ``most``, but an epoch of fewer images still has some 20 batches."""
-    return min(most, max(1, images // 20))
+    """Images of a batch: ``most``, but an epoch of fewer images still has some 20; two at least, for batch norm."""
+    return min(most, max(2, images // 20))
 
 
 def steps_of(images: int, batch: int) -> int:
