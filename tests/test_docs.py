@@ -34,7 +34,7 @@ from tests.tracking.test_hooks import tell
 ROOT = Path(__file__).parent.parent
 MEASURED = ("measurements.md", "performance.md")  # figures of other days and machines
 PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name not in MEASURED)]
-METHODS_IN_DEPTH = ("byol", "dual_norm", "staged", "own_optimizer")
+METHODS_IN_DEPTH = ("momentum", "dual_norm", "staged", "own_optimizer")
 QUESTIONS = (
     "quick-start",
     "add-a-method",
@@ -45,7 +45,7 @@ QUESTIONS = (
     "add-a-dataset",
     "evaluate-your-encoder",
 )
-QUESTIONS += ("heads", "threats", "the-paper", "read-the-report", "numbers", "clock", "audit", "statistics")
+QUESTIONS += ("methods", "heads", "threats", "the-paper", "read-the-report", "numbers", "clock", "audit", "statistics")
 QUESTIONS += ("options", "data", "faults", "several-gpus", "cluster", "ci", "code", "tree")
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CPU = torch.device("cpu")

@@ -144,7 +144,7 @@ class BaseMethod(nn.Module):
     of the (V, B / ranks, ...) of each: the loss is that of the whole batch, the same on every rank. ``embed`` does so.
     """
 
-    moves: ClassVar[slice] = slice(None)  # the views that an adversary may move
+    moves: slice = slice(None)  # the views that an adversary may move
     supervised: ClassVar[bool] = False
     labels: Tensor | None = None  # (B,) int64 of the whole batch, set before each loss where ``supervised``, else None
     progress: float = 0.0  # share of the stage that was spent before this update, in [0, 1], set by the trainer
@@ -217,26 +217,32 @@ class BaseMethod(nn.Module):
 
     def augment(self, images: Tensor, draws: Draws) -> Tensor:
         """Training views (V, B, C, H, W) in [0, 1] of images (B, C, H, W), uint8 or in [0, 1]."""
+        return self.drawn(images, draws)
+
+    def drawn(self, images: Tensor, draws: Draws, **changed: Any) -> Tensor:
+        """The views of the settings, but for what is ``changed``: arguments of methods.common.augment.augment."""
         c = self.config
-        return augment(
-            images,
-            draws,
-            views=c.views,
-            size=c.view_side(images.shape[-1]),
-            scale=c.crop_scale,
-            ratio=c.crop_ratio,
-            flip=c.flip,
-            jitter=c.jitter,
-            jitter_probability=c.jitter_probability,
-            gray=c.gray,
-            blur=c.blur,
-            solarize=c.solarize,
-        )
+        settings: dict[str, Any] = {
+            "views": c.views,
+            "size": c.view_side(images.shape[-1]),
+            "scale": c.crop_scale,
+            "ratio": c.crop_ratio,
+            "flip": c.flip,
+            "jitter": c.jitter,
+            "jitter_probability": c.jitter_probability,
+            "gray": c.gray,
+            "blur": c.blur,
+            "solarize": c.solarize,
+        }
+        return augment(images, draws, **settings | changed)
 
     def embed(self, views: Tensor) -> Tensor:
         """Unit embeddings (V, B, D), float32 at least, by one forward over all views: batch norm sees them together."""
-        embeddings: Tensor = self.projector(self.encoder(views.flatten(0, 1)))
-        return self.gather(F.normalize(widen(embeddings), dim=1).reshape(*views.shape[:2], -1))
+        return self.units(self.projector(self.encoder(views.flatten(0, 1))), len(views))
+
+    def units(self, rows: Tensor, views: int = 1) -> Tensor:
+        """Unit vectors (V, B, D) of the whole batch, float32 at least, from rows (V B / ranks, D), view-major."""
+        return self.gather(F.normalize(widen(rows), dim=1).unflatten(0, (views, -1)))
 
 
 def whole(part: Tensor) -> Tensor:

@@ -28,9 +28,10 @@ from tests.commands.test_cli import bench
 from tests.plugins import PLUGINS
 
 CPU = torch.device("cpu")
+METHODS = Path(__file__).parents[2] / "methods"
 SETTINGS = {"batch": 20, "steps": 2, "feature_width": 16, "hidden_width": 16, "embedding_width": 8}
 PASSES = {  # by hand, for two views and two steps of PGD: forward, backward to the input, backward to the weights
-    "byol": (2 + 2, 2, 2),  # the teacher goes forward only
+    "momentum": (1 + 1, 1, 1),  # the teacher goes forward only
     "dual_norm": (2 * 2 + 2 + 2, 2 * 2 + 2 + 2, 2 + 2),  # the attack, the clean pair, the moved pair
     "own_optimizer": (2, 2, 2),
     "staged": ((2 + 2 + 2 * 2 + 2 + 2) / 2, (2 + 2 * 2 + 2) / 2, 2),  # half of the updates clean; the teacher twice
@@ -97,20 +98,21 @@ def test_is_trained_counted_and_verified(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(("name", "deaths"), [("byol", [4]), ("staged", [5, 8])])
+@pytest.mark.parametrize(("name", "deaths"), [("dynacl", [4]), ("staged", [5, 8]), ("profeat", [5, 8])])
 def test_is_killed_and_ends_in_the_same_weights(name, deaths, tmp_path):
     """The method in two stages is killed in each: in its fourth update of six, and in the third of the second stage.
 
     The plan measures a warm-up and an update of each stage, and is to live.
     """
-    file = tmp_path / f"{name}.py"
-    file.write_text(PLUGINS[name].read_text(encoding="utf-8") + f"\n\nDEATHS = {deaths}\n{DYING}", encoding="utf-8")
+    file, text = tmp_path / f"my_{name}.py", (PLUGINS.get(name) or METHODS / f"{name}.py").read_text(encoding="utf-8")
+    file.write_text(f"{text}\n\nDEATHS = {deaths}\n{DYING}", encoding="utf-8")
+    halves = ("--set", "all.teacher_share=0.5", "--set", "all.student_batch=20") * (name == "profeat")
     for _ in deaths:
-        assert command(file, tmp_path / "killed", "--checkpoint-every", "0.001s") == 3
-    assert command(file, tmp_path / "killed", "--checkpoint-every", "0.001s") == 0
+        assert command(file, tmp_path / "killed", "--checkpoint-every", "0.001s", *halves) == 3
+    assert command(file, tmp_path / "killed", "--checkpoint-every", "0.001s", *halves) == 0
     killed = folder_of(tmp_path / "killed").record().train
     assert killed.preemptions == len(deaths)
-    assert command(file, tmp_path / "whole") == 0  # all its lives are spent
+    assert command(file, tmp_path / "whole", *halves) == 0  # all its lives are spent
     whole = folder_of(tmp_path / "whole").record().train
     assert (whole.preemptions, whole.updates) == (0, killed.updates)
     assert whole.encoder_sha256 == killed.encoder_sha256
@@ -182,7 +184,7 @@ class TestStages:
 
 
 def test_the_teacher_follows_the_weights_at_a_rate_that_rises_with_the_progress():
-    method = tiny(PLUGINS["byol"], rate=0.5)
+    method = tiny(PLUGINS["momentum"], rate=0.5)
     before = [weight.clone() for weight in method.teacher.parameters()]
     with torch.no_grad():
         for weight in [*method.encoder.parameters(), *method.projector.parameters()]:
