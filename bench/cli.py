@@ -24,7 +24,7 @@ from bench.commands.output import check_cap, print_leaderboard, show_plan, summa
 from bench.commands.where import Where, command_line, engine, engine_options
 from bench.runs.child_main import SAVE_EVERY
 from bench.script import main_hidden
-from bench.spec import UsageError, unknown
+from bench.spec import UsageError
 from bench.text import say
 
 if TYPE_CHECKING:
@@ -279,26 +279,12 @@ def verify(folder: Path, data_root: str | None, device: str) -> int:
 @click.argument("kind", metavar="methods|attacks|encoders|datasets|protocols|trackers|suites")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document")
 def list_(kind: str, as_json: bool) -> int:
-    """What there is, a line each: name, what it is, where it comes from."""
-    from bench import registry
+    """What there is, a line each: name, what it is, where it comes from; methods by their groups."""
+    from bench.commands.listing import items, lines
 
-    plural: dict[str, registry.Kind] = {f"{kind}s": kind for kind in registry.PACKAGES}
-    if kind in plural:
-        items = {name: registry.describe(plural[kind], name) for name in registry.names(plural[kind])}
-    elif kind == "suites":
-        import tomllib
-
-        folder = Path(__file__).parent / "suites"
-        files = sorted(folder.glob("*.toml"))
-        items = {f.stem: tomllib.loads(f.read_text(encoding="utf-8")).get("description", "") for f in files}
-    else:
-        raise UsageError(unknown("list", kind, [*plural, "suites"]))
-    if as_json:
-        click.echo(json.dumps([{"name": name, "description": text} for name, text in items.items()], indent=1))
-    else:
-        width = max(map(len, items), default=0)
-        for name, text in items.items():
-            say(f"{name:<{width}}  {text}")
+    listed = items(kind)
+    for line in [json.dumps(listed, indent=1)] if as_json else lines(listed):
+        say(line)
     return 0
 
 
