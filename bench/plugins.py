@@ -19,7 +19,8 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from bench.spec import UsageError, unknown
 
 Kind = Literal["method", "attack", "encoder", "dataset", "protocol", "tracker"]
-TRAITS = ("all", "single", "pair", "multi", "patch", "crop", "none", "pgd", "free")  # of a method, for OVERRIDES
+# of a method, for OVERRIDES
+TRAITS = ("all", "single", "pair", "multi", "patch", "crop", "none", "pgd", "free", "distilled", "dual")
 CLOSE = {True: 0.92, False: 0.85}  # likeness of two names of which one is a slip of the other: of methods, of values
 
 

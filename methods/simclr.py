@@ -19,7 +19,7 @@ class Config(BaseConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check("views", self.views == 2, "of 2, for a loss of pairs")
+        self.check("views", self.least_views <= self.views <= 2, "of 2, for a loss of pairs")
         self.check("temperature", self.temperature > 0, "above 0")
 
 

@@ -14,17 +14,24 @@ KINDS = {"method": ("Config", "Method"), "attack": ("Attack",), "encoder": ("Enc
 KINDS |= {"tracker": ("Tracker",), "protocol": ("Protocol",)}
 EVERYTHING = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 METHODS = [
+    "acl",
+    "byol",
     "cf_amc_ssl",
+    "deacl",
+    "dynacl",
     "emp_ssl",
     "emp_ssl_adv",
     "emp_ssl_patch_adv",
     "emp_ssl_patch_free",
+    "profeat",
+    "rocl",
     "simclr",
     "simclr_adv",
     "simclr_free",
     "simclr_patch_adv",
     "supervised_free",
     "supervised_pgd",
+    "vicreg",
 ]
 
 PLUGIN = '''"""Mine (Me, 2025)."""
@@ -114,7 +121,7 @@ class TestLoad:
         assert all(hasattr(module, attribute) for attribute in KINDS[kind])
 
     def test_an_unknown_name_lists_the_known_ones(self):
-        with pytest.raises(UsageError, match=r"unknown method 'simclrr'; did you mean 'simclr'\? known: cf_amc_ssl, "):
+        with pytest.raises(UsageError, match=r"unknown method 'simclrr'; did you mean 'simclr'\? known: acl, byol, "):
             registry.load("method", "simclrr")
         with pytest.raises(UsageError, match=r"unknown attack 'zzz'; known: .*pgd"):
             registry.load("attack", "zzz")

@@ -1,4 +1,4 @@
-"""Losses of the paper's two objectives: plain functions of embeddings, each a scalar to minimize.
+"""Losses of the objectives: plain functions of embeddings, each a scalar to minimize.
 
 Embeddings z are (V, B, D): V views of the same B images, unit vectors. Half precision is widened to float32, also
 inside a mixed-precision region: at temperature 0.07 the rounding of bf16 alone moves a logit by 0.03.
@@ -19,6 +19,45 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     itself = torch.eye(2 * batch, dtype=torch.bool, device=z.device)
     partner = torch.arange(2 * batch, device=z.device).roll(batch)
     return F.cross_entropy(similarity.masked_fill(itself, -torch.inf), partner)
+
+
+def nt_xent_of_views(z: Tensor, temperature: float) -> Tensor:
+    """NT-Xent in which every other view of an image is a positive: the mean over anchors and over their positives.
+
+    z: (V, B, D) unit vectors, V >= 2 -> scalar >= 0; for V = 2 that of ``nt_xent``. Khosla et al., 2020,
+    arXiv:2004.11362, eq. 2, where the views of an image are a class.
+    """
+    views, batch, z = z.shape[0], z.shape[1], z.flatten(0, 1)
+    itself = torch.eye(views * batch, dtype=torch.bool, device=z.device)
+    similarity = (inner_products(z) / temperature).masked_fill(itself, -torch.inf)
+    image = torch.arange(batch, device=z.device).repeat(views)
+    positive = (image[:, None] == image) & ~itself
+    return -similarity.log_softmax(dim=1)[positive].mean()  # each anchor has as many positives
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Mean cosine of unit vectors, row by row: (B, D), (B, D) -> scalar in [-1, 1]."""
+    return (a * b).sum(dim=1).mean()
+
+
+def variance(z: Tensor, eps: float = 1e-4) -> Tensor:
+    """Mean over dimensions of how far the standard deviation over the batch is below 1.
+
+    z: (B, D), not normalized -> scalar in [0, 1]. VICReg (Bardes et al., 2022, arXiv:2105.04906), eq. 1.
+    """
+    return torch.relu(1 - (widen(z).var(dim=0) + eps).sqrt()).mean()
+
+
+def covariance(z: Tensor) -> Tensor:
+    """Squared covariances of different dimensions over the batch, summed, divided by the width.
+
+    z: (B, D), not normalized -> scalar >= 0. VICReg (arXiv:2105.04906), eq. 3 and 4.
+    """
+    z = widen(z)
+    z = z - z.mean(dim=0)
+    with torch.autocast(z.device.type, enabled=False):
+        squares = (z.mT @ z / (len(z) - 1)).square()
+    return (squares.sum() - squares.diagonal().sum()) / z.shape[1]
 
 
 def invariance(z: Tensor) -> Tensor:

@@ -37,7 +37,10 @@ ALIKE = {  # in all that several ranks do differently: they differ from others i
     "emp_ssl_patch_free",
     "supervised_free",
 }
+STAGED = {"teacher_share": 0.5, "student_batch": 4}
 EVERY = {name: (name, {}) for name in registry.names("method") if name not in ALIKE} | {
+    "deacl": ("deacl", STAGED),
+    "profeat": ("profeat", STAGED),
     "leaked gradients": ("emp_ssl_adv", {"leak_attack_gradients": True}),
     "released batch norm": (
         "simclr_adv",
@@ -48,7 +51,7 @@ EVERY = {name: (name, {}) for name in registry.names("method") if name not in AL
 }
 KINDS = (  # no loss, adversary, batch norm or stage of those that are left out is of another kind
     *("cf_amc_ssl", "simclr_adv", "supervised_pgd", "leaked gradients", "released batch norm"),
-    *("byol", "dual_norm", "staged"),
+    *("vicreg", "rocl", "dynacl", "profeat"),
 )
 ATTACKED = QUICK.model_copy(
     update={"attacks": ("pgd", "noise", "autoattack"), "chunk": 8, "autoattack_batch": 6, "protocols": ("linear",)}
