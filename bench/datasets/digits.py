@@ -35,7 +35,7 @@ class Dataset(BaseDataset):
         "multi pgd": {"batch": 32},
         "pair": {"batch": 100},
         "crop": {"crop_scale": (0.3, 1.0)},
-        "distilled": {"student_batch": 100, "teacher_share": 0.5, "student_lr": 0.1},
+        "distilled": {"student_batch": 100, "teacher_share": 0.5, "student_lr": 0.2},
         "dual": {"trust": 0.02},
     }
 
