@@ -283,8 +283,11 @@ def list_(kind: str, as_json: bool) -> int:
     from bench.commands.listing import items, lines
 
     listed = items(kind)
-    for line in [json.dumps(listed, indent=1)] if as_json else lines(listed):
-        say(line)
+    if as_json:
+        click.echo(json.dumps(listed, indent=1))
+    else:
+        for line in lines(listed):
+            say(line)
     return 0
 
 

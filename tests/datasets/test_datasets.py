@@ -17,6 +17,7 @@ import torchvision
 
 from bench.data.images import balanced_order, data_info, load_data
 from bench.datasets import cifar10, cifar100, digits, folder, parquet, synthetic
+from bench.plugins import TRAITS
 from bench.spec import DataSpec, UsageError
 
 
@@ -76,8 +77,7 @@ def test_every_dataset_says_what_it_is_and_how_it_is_measured(module):
     assert dataset.main_eps in dataset.eps
     assert dataset.level in ("quick", "standard", "full")
     assert dataset.needs_path == (module in (folder, parquet))
-    traits = {"all", "pair", "multi", "patch", "crop", "none", "pgd", "free"}
-    assert all(set(entry.split()) <= traits for entry in dataset.OVERRIDES)
+    assert all(set(entry.split()) <= set(TRAITS) for entry in dataset.OVERRIDES)
 
 
 # ---------------------------------------------------------------- CIFAR
