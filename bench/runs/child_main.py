@@ -119,6 +119,8 @@ def main(stdin: TextIO, stdout: TextIO, lock: Connection | None = None) -> int:
         report({"event": "disk", "message": str(error)})
         return 1
     except Exception as error:
+        if flag.came is not None:  # code that is not Python's makes an error of its own of what the handler raises
+            return EXIT_INTERRUPTED[signal.Signals(flag.came)]
         traceback.print_exc()
         report({"event": "error", "message": in_one_line(error)})
         return 1

@@ -97,7 +97,8 @@ class StopFlag:
     """The handler of a child. Called, it says whether a signal has come while ``training`` was True."""
 
     def __init__(self) -> None:
-        self.signum: int | None = None
+        self.signum: int | None = None  # in training
+        self.came: int | None = None  # at any time
         self.training = False
         for signum in EXIT_INTERRUPTED:
             signal.signal(signum, self._handle)
@@ -127,6 +128,7 @@ class StopFlag:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.came = self.came or signum
         if not self.training or self.signum is not None:
             raise Interrupted(signum)
         self.signum = signum

@@ -62,6 +62,21 @@ def test_a_signal_that_comes_while_the_process_starts_is_its_exit_code(tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_signal_that_a_library_makes_an_error_of_its_own_is_still_its_exit_code(tmp_path, monkeypatch):
+    """As pydantic's compiled code does while it builds a model: what the handler raises comes out as a SchemaError."""
+
+    def wrapped(*given, **more):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted as interrupted:
+            raise ValueError(f"Error building a validator: Interrupted: {interrupted}") from None
+
+    monkeypatch.setattr("bench.runs.execute.execute", wrapped)
+    code, events = in_process(tmp_path, spec("5up"), lambda event: None)
+    assert code == 143
+    assert not [event for event in events if event["event"] == "error"]
+
+
 def test_a_signal_in_the_evaluation_keeps_the_finished_cells(tmp_path):
     run = spec()
 
