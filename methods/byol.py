@@ -44,10 +44,15 @@ class Method(BaseMethod):
         return self.drawn(images, draws, blur=self.config.blurs, solarize=self.config.solarizes)
 
     def objective(self, clean: Tensor, moved: Tensor) -> Tensor:
+        return self.adversarial_loss(moved, self.clean(clean))
+
+    @torch.no_grad()
+    def clean(self, views: Tensor) -> Tensor:
+        return self.units(self.teacher(views.flatten(0, 1)), 2)
+
+    def adversarial_loss(self, moved: Tensor, clean: Tensor) -> Tensor:
         predicted = self.units(self.predictor(self.projector(self.encoder(moved.flatten(0, 1)))), 2)
-        with torch.no_grad():
-            told = self.units(self.teacher(clean.flatten(0, 1)), 2)
-        return 2 - 2 * (predicted * told.flip(0)).sum(dim=2).mean()
+        return 2 - 2 * (predicted * clean.flip(0)).sum(dim=2).mean()
 
     def after_update(self) -> None:
         student = nn.Sequential(self.encoder, self.projector)

@@ -124,6 +124,7 @@ def test_byol():
     told = method.teacher(clean.flatten(0, 1)).chunk(2)
     slow = 2 - (slow_cosine(predicted[0], told[1]) + slow_cosine(predicted[1], told[0]))
     assert method.objective(clean, moved).item() == pytest.approx(slow, abs=1e-9)
+    assert method.adversarial_loss(moved, method.clean(clean)).item() == pytest.approx(slow, abs=1e-9)  # what it climbs
 
 
 def embedded(method, module, views, norms):
