@@ -57,7 +57,7 @@ def cli() -> None:
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what is run, shared by run, plan and check."""
     options = [
-        click.option("--methods", help="all, paper, names with commas, or a path to a method file  [all]"),
+        click.option("--methods", help="all, paper, field, clean, names with commas, or a path to a file  [all]"),
         click.option(
             "--budget", multiple=True, help="training of each run: 90s, 30m, 2h, 20ep (epochs), 5000up; or 5m,2h"
         ),
