@@ -1,34 +1,64 @@
-"""Two stages under one clock: a clean teacher is trained, then a student learns from it."""
+"""Stages under one clock: a clean teacher is trained, then a student learns from it."""
 
+import copy
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from methods.common.augment import Draws
-from methods.common.base import BaseMethod, Stage
+from methods.common.base import BaseConfig, BaseMethod, Stage, setting
+from methods.common.teacher import teacher_of
+from methods.common.weak import padded_crop
+
+
+@dataclass(frozen=True)
+class TaughtConfig(BaseConfig):
+    """What is set beside the teacher's training: a setting ``student_x`` takes the place of ``x`` in the student's."""
+
+    least_views: ClassVar[int] = 1  # of the student
+    teacher_share: float = setting(0.5, "own")  # of the budget
+    student_batch: int = setting(512, "text")
+    student_lr: float = setting(0.5, "code")
+    student_warm_up: float = setting(0.01, "text")  # 10 of 1,000 epochs
+    padding: float = setting(1 / 8, "code")  # of the weak view, in sides of the image: 4 of 32 pixels
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("teacher_share", 0 < self.teacher_share < 1, "in (0, 1)")
+        self.check("padding", 0 <= self.padding < 1, "in [0, 1)")
+
+    @property
+    def traits(self) -> set[str]:
+        return super().traits | {"distilled"}
 
 
 class Taught(BaseMethod):
     """Stands before the method that trains the teacher: ``class Method(Taught, simclr.Method)``.
 
-    The student's four functions take the place of the teacher's when its turn comes. Its Config has a ``teacher_share``
-    of the budget, and a setting whose name begins with ``student_`` takes the place of the one without it.
+    The student's four functions take the place of the teacher's when its turn comes. Its Config is a ``TaughtConfig``.
     """
 
-    student: ClassVar[dict[str, Any]] = {}  # settings of the second stage that nobody chooses
+    student: ClassVar[dict[str, Any]] = {}  # settings of its stage that nobody chooses
     student_moves: ClassVar[slice] = slice(None)  # the student's views that an adversary may move
     distils = False  # whether it has begun
     teacher: nn.Module  # without gradients; in eval mode from then on
     projector: nn.Module  # the teacher's, frozen then
 
+    def build(self, width: int) -> None:
+        super().build(width)
+        self.teacher = teacher_of(self.encoder)
+
     def change_places(self) -> None:
-        """Make the teacher of what the first stage has trained."""
-        raise NotImplementedError
+        """Make the teacher of what the first stage has trained; the student begins where the teacher began."""
+        start = copy.deepcopy(self.teacher.state_dict())
+        self.teacher.load_state_dict(self.encoder.state_dict())
+        self.encoder.load_state_dict(start)
 
     def student_views(self, images: Tensor, draws: Draws) -> Tensor:
-        """``augment`` of the student."""
-        raise NotImplementedError
+        """``augment`` of the student: weak views, shifted by a few pixels and mirrored or not."""
+        return padded_crop(images, draws, padding=vars(self.config)["padding"], flip=self.config.flip)
 
     def student_loss(self, clean: Tensor, moved: Tensor) -> Tensor:
         """``objective`` of the student."""
@@ -49,10 +79,10 @@ class Taught(BaseMethod):
         return Stage(share, "teacher"), Stage(1 - share, "student", own | self.student)
 
     def begin(self, stage: int) -> None:
-        self.distils = stage == 1
+        self.distils = stage + 1 == len(self.stages())
         self.moves = self.student_moves if self.distils else type(self).moves
-        self.projector.requires_grad_(not self.distils)
-        if self.distils:
+        self.projector.requires_grad_(stage == 0)
+        if stage == 1:
             self.change_places()
             self.teacher.eval()
 
