@@ -15,6 +15,7 @@ KINDS |= {"tracker": ("Tracker",), "protocol": ("Protocol",)}
 EVERYTHING = [(kind, name) for kind in KINDS for name in registry.names(kind)]
 METHODS = [
     "acl",
+    "advcl",
     "byol",
     "cf_amc_ssl",
     "deacl",
@@ -121,7 +122,7 @@ class TestLoad:
         assert all(hasattr(module, attribute) for attribute in KINDS[kind])
 
     def test_an_unknown_name_lists_the_known_ones(self):
-        with pytest.raises(UsageError, match=r"unknown method 'simclrr'; did you mean 'simclr'\? known: acl, byol, "):
+        with pytest.raises(UsageError, match=r"unknown method 'simclrr'; did you mean 'simclr'\? known: acl, advcl, "):
             registry.load("method", "simclrr")
         with pytest.raises(UsageError, match=r"unknown attack 'zzz'; known: .*pgd"):
             registry.load("attack", "zzz")

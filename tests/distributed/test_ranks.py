@@ -39,6 +39,7 @@ ALIKE = {  # in all that several ranks do differently: they differ from others i
 }
 STAGED = {"teacher_share": 0.5, "student_batch": 4}
 EVERY = {name: (name, {}) for name in registry.names("method") if name not in ALIKE} | {
+    "advcl": ("advcl", STAGED | {"teacher_share": 0.3, "cluster_share": 0.3}),
     "deacl": ("deacl", STAGED),
     "profeat": ("profeat", STAGED),
     "leaked gradients": ("emp_ssl_adv", {"leak_attack_gradients": True}),
@@ -51,7 +52,7 @@ EVERY = {name: (name, {}) for name in registry.names("method") if name not in AL
 }
 KINDS = (  # no loss, adversary, batch norm or stage of those that are left out is of another kind
     *("cf_amc_ssl", "simclr_adv", "supervised_pgd", "leaked gradients", "released batch norm"),
-    *("vicreg", "rocl", "dynacl", "profeat"),
+    *("vicreg", "rocl", "dynacl", "profeat", "advcl"),
 )
 ATTACKED = QUICK.model_copy(
     update={"attacks": ("pgd", "noise", "autoattack"), "chunk": 8, "autoattack_batch": 6, "protocols": ("linear",)}
@@ -90,7 +91,8 @@ def updates(ranks, names=KINDS):
     for name in names:
         method, settings = EVERY[name]
         method = in_double(build_tiny(method, batch=4, steps=2, **settings))
-        found[name] = trained(method, DIGITS, f"{UPDATES[method.config.adversary]}up", ranks=ranks)
+        count = max(UPDATES[method.config.adversary], len(method.stages()))
+        found[name] = trained(method, DIGITS, f"{count}up", ranks=ranks)
     return found
 
 

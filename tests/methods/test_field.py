@@ -5,26 +5,33 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import KMeans
 from tiny_fixtures import build_tiny
 from torchvision.transforms import functional as pictures
 
 from bench.random import Draws
 from bench.spec import Budget
 from bench.training.train import train
-from methods import acl
+from methods import acl, advcl
 from methods.common.adversary import attack_mode
+from methods.common.clusters import Clusters
+from methods.common.frequencies import high_pass
 from methods.common.losses import covariance, nt_xent, nt_xent_of_views, variance
 from methods.common.norms import Branches, branch
 from methods.common.weak import padded_crop
 from tests.methods.test_losses import unit
 
 CPU = torch.device("cpu")
+THIRDS = {"teacher_share": 1 / 3, "cluster_share": 1 / 3}
 PASSES = {  # by hand, for two steps of PGD: forward, backward to the input, backward to the weights
     "acl": (2 * 2 + 2 + 2, 2 * 2 + 2 + 2, 2 + 2),  # the attack on both views, the clean pair, the moved pair
     "dynacl": (2 * 2 + 2 + 2, 2 * 2 + 1 + 1, 1 + 1),  # nothing goes back through the momentum encoder but to an attack
     "rocl": (1 + 2 + 3, 2 + 3, 3),  # view 2 once for the attack on view 1, then three views
     "deacl": ((2 + 1 + 2 + 3) / 2, (2 + 2 + 2) / 2, 2),  # half of the updates are the teacher's, which is clean
     "profeat": ((2 + 2 + 2 + 3) / 2, (2 + 2 + 2) / 2, 2),
+    # Half of the updates are the teacher's; a quarter asks it alone; the student asks it twice, and sees x1, x2 and h
+    # beside the two that move.
+    "advcl": ((2 * 2 + 1 + 4 + 2 * 2 + 6) / 4, (2 * 2 + 2 * 2 + 5) / 4, (2 * 2 + 5) / 4),
     "byol": (2 + 2, 2, 2),
     "vicreg": (2, 2, 2),
 }
@@ -107,6 +114,42 @@ def test_a_padded_crop_is_torchvisions():
     assert torch.equal(padded_crop(views, draws, padding=0.0, flip=0.0), views)
 
 
+@pytest.mark.parametrize("wave", [(0, 0), (1, 0), (0, 3), (2, 3), (3, 3), (4, 0), (5, -7), (8, 8)])
+def test_a_high_pass_view_keeps_waves_from_its_radius_on_and_no_others(wave):
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    picture = torch.cos(2 * math.pi * (wave[0] * y + wave[1] * x) / 16 + (0.3 if 8 not in wave else 0)).double()
+    kept = picture if math.hypot(*wave) >= 4 else torch.zeros_like(picture)
+    assert torch.allclose(high_pass(picture[None, None], 1 / 4)[0, 0], kept, atol=1e-6)
+
+
+def test_clusters_rest_where_those_of_scikit_learn_rest():
+    """Half steps on all features, from the same start."""
+    features = torch.randn(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    clusters = Clusters((2, 5), 3).double()
+    clusters.begin(features[:2])
+    clusters.begin(features[2:])
+    optimizer = torch.optim.SGD(clusters.parameters(), lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        clusters.loss(features).backward()
+        optimizer.step()
+    for number, count in enumerate((2, 5)):
+        theirs = KMeans(count, init=features[:count].numpy(), n_init=1, tol=0).fit(features.numpy())
+        assert torch.allclose(clusters.centres[number], torch.from_numpy(theirs.cluster_centers_), atol=1e-9)
+        assert clusters.labels(features)[number].tolist() == theirs.labels_.tolist()
+
+
+def test_a_centre_without_a_feature_waits():
+    clusters = Clusters((4,), 2).double()
+    features = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.1, 0.9]], dtype=torch.float64)
+    assert clusters.labels(features).tolist() == [[0, 0, 0]]
+    clusters.begin(features)
+    assert clusters.labels(torch.zeros(1, 2, dtype=torch.float64)).item() < 3
+    clusters.loss(features + 0.1).backward()
+    assert clusters.centres[0].grad[3].tolist() == [0.0, 0.0]
+    assert clusters.centres[0].grad[:3] == pytest.approx(-0.1)
+
+
 # ---------------------------------------------------------------- losses
 
 
@@ -169,19 +212,20 @@ def test_rocl():
     assert method.objective(clean, moved).item() == pytest.approx(slow, abs=1e-9)
 
 
-def in_the_second_stage(name):
+def in_the_last_stage(name, **settings):
     """The method in float64, its teacher trained a little, and the student's turn."""
-    method = double(name)
+    method = double(name, **settings)
     method.begin(0)
     with torch.no_grad():
         for weight in [*method.encoder.parameters(), *method.projector.parameters()]:
             weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel())))
-    method.begin(1)
+    for stage in range(1, len(method.stages())):
+        method.begin(stage)
     return method
 
 
 def test_deacl():
-    method, (clean, moved) = in_the_second_stage("deacl"), pairs_of(views=1)
+    method, (clean, moved) = in_the_last_stage("deacl"), pairs_of(views=1)
     own, attacked = method.encoder(torch.cat([clean[0], moved[0]])).chunk(2)
     told = method.teacher(clean[0])
     slow = -slow_cosine(own, told) - 2 * slow_cosine(attacked, own)
@@ -193,7 +237,7 @@ def test_deacl():
 
 
 def test_profeat():
-    method, (clean, moved) = in_the_second_stage("profeat"), pairs_of()
+    method, (clean, moved) = in_the_last_stage("profeat"), pairs_of()
     projector = method.teacher[1]
     told, own, attacked = method.teacher[0](clean[0]), method.encoder(clean[1]), method.encoder(moved[1])
     spaces = [lambda features: features, projector]
@@ -206,7 +250,71 @@ def test_profeat():
     assert method.adversarial_loss(moved[1:], target).item() == pytest.approx(climbed, abs=1e-9)
 
 
+def slow_labels(method, image):
+    """Which centre of each set is nearest to what the teacher says of an image."""
+    (features,) = method.teacher(image[None])
+    return [
+        min(range(len(centres)), key=lambda k: (features - centres[k]).square().sum().item())
+        for centres in method.clusters.centres
+    ]
+
+
+def test_advcl():
+    method, (views, moved) = in_the_last_stage("advcl"), pairs_of(views=5)
+    with torch.no_grad():
+        method.clusters.begin(method.teacher(views[4]))
+    both = torch.nn.Sequential(method.encoder, method.head)
+    others = embedded(method, both, torch.cat([views[2:4], high_pass(views[:1], 1 / 4)]), advcl.CLEAN)
+    z = torch.cat([embedded(method, both, moved[:1], advcl.CONTRAST), others])
+    contrast = slow_pairs(z, 0.5, all_pairs(4)) / 3
+    with branch(method, advcl.LABELS):
+        logits = method.classifiers(method.encoder(moved[1]))
+    entropy = 0.0
+    for row, image in zip(logits, views[4], strict=True):
+        two, three = slow_labels(method, image)
+        for own, label in ((row[:2], two), (row[2:], three)):
+            entropy -= own[label].item() - math.log(sum(math.exp(x.item()) for x in own))
+    entropy /= 2 * len(logits)
+    slow = 0.5 / 0.07 * contrast + 0.2 * entropy
+    assert method.objective(views, moved).item() == pytest.approx(slow, abs=1e-9)
+    climbed = method.adversarial_loss(moved[:2], method.clean(views)).item()
+    assert climbed == pytest.approx(contrast + entropy, abs=1e-9)
+
+
 # ---------------------------------------------------------------- gradients and statistics
+
+
+def test_advcl_has_batch_norms_for_clean_images_for_the_contrast_and_for_the_labels():
+    method, (views, moved) = in_the_last_stage("advcl"), pairs_of(views=5)
+    inside = [module for module in method.encoder.modules() if isinstance(module, Branches)]
+    before = [[norm.running_mean.clone() for norm in branches.norms] for branches in inside]
+    target = method.clean(views)
+    for branches, earlier in zip(inside, before, strict=True):
+        same = [torch.equal(norm.running_mean, mean) for norm, mean in zip(branches.norms, earlier, strict=True)]
+        assert same == [False, True, True]
+    method.parts(moved[:2], target)
+    assert {tuple(int(norm.num_batches_tracked) for norm in branches.norms) for branches in inside} == {(1, 1, 1)}
+    kept = method.kept().eval()
+    with branch(method.encoder.eval(), advcl.CONTRAST):
+        assert torch.equal(kept(views[0]), method.encoder(views[0]))
+
+
+def test_pseudo_labels_are_those_of_the_image_whatever_its_views(digits):
+    """Found in the stage between the two, in which the teacher is the clean encoder and nothing else is trained."""
+    images = digits.first(12)
+    result = train(
+        method := build_tiny("advcl", batch=6, steps=1, student_batch=6, **THIRDS),
+        images,
+        Budget.parse("6up"),
+        0,
+        CPU,
+    )
+    assert [cost["name"] for cost in result.stages] == ["teacher", "clusters", "student"]
+    assert [cost["updates"] for cost in result.stages] == [2, 2, 2]
+    draws = [Draws(seed, 0, torch.arange(6), 2) for seed in (0, 1)]
+    labels = [method.pseudo_labels(method.augment(images.images[:6], own)[4]) for own in draws]
+    assert torch.equal(*labels)
+    assert labels[0].max() == 2
 
 
 @pytest.mark.parametrize("name", ["acl", "dynacl"])
@@ -238,21 +346,24 @@ def test_what_is_kept_has_the_statistics_of_moved_images_and_for_dynacl_the_mome
         assert torch.equal(method.kept().eval()(clean[0]), expected)
 
 
-@pytest.mark.parametrize("name", ["deacl", "profeat"])
-def test_the_students_loss_reaches_the_student_alone(name):
-    method = in_the_second_stage(name)
-    clean, moved = pairs_of(views=len(method.student) and method.student["views"])
+@pytest.mark.parametrize(
+    ("name", "views", "trained"),
+    [("deacl", 1, "encoder."), ("profeat", 2, "encoder."), ("advcl", 5, ("encoder.", "head.", "classifiers."))],
+)
+def test_the_students_loss_reaches_the_student_alone(name, views, trained):
+    method = in_the_last_stage(name)
+    clean, moved = pairs_of(views=views)
     method.objective(clean, moved).backward()
     for key, weight in method.named_parameters():
         reached = weight.grad is not None and float(weight.grad.abs().sum()) > 0
-        assert reached == key.startswith("encoder."), key
+        assert reached == key.startswith(trained), key
     assert not any(module.training for module in method.teacher.modules())
 
 
 def test_deacls_student_begins_where_the_teacher_began_and_profeats_as_the_teacher():
     for name in ("deacl", "profeat"):
         began = double(name)
-        method = in_the_second_stage(name)
+        method = in_the_last_stage(name)
         teacher = method.teacher if name == "deacl" else method.teacher[0]
         start = began.encoder if name == "deacl" else teacher
         for weight, expected in zip(method.encoder.parameters(), start.parameters(), strict=True):
@@ -287,7 +398,8 @@ def test_dynacls_views_fade_into_the_image(digits):
 @pytest.mark.parametrize("name", PASSES)
 def test_passes_are_those_of_a_count_by_hand(name, digits):
     shared = {"batch": 6, "steps": 2}
-    taught = {"teacher_share": 0.5, "student_batch": 6} if name in ("deacl", "profeat") else {}
+    taught = {"teacher_share": 0.5, "student_batch": 6} if name in ("deacl", "profeat", "advcl") else {}
+    taught |= {"cluster_share": 0.25} if name == "advcl" else {}
     result = train(build_tiny(name, **shared, **taught), digits.first(12), Budget.parse("4up"), 0, CPU)
     counted = (result.forward_per_image, result.backward_input_per_image, result.backward_weight_per_image)
     assert counted == PASSES[name]

@@ -60,12 +60,12 @@ class Method(Method):
 '''
 
 
-def command(file: Path, out: Path, *more: str) -> int:
+def command(file: Path, out: Path, *more: str, budget: str = "12up") -> int:
     """Exit code of a tiny run of a method's file."""
     small = [word for name, value in SETTINGS.items() for word in ("--set", f"all.{name}={value}")]
     data = ["--data", "digits", "--train-images", "60", "--test-images", "20", "--threads", "1", "--device", "cpu"]
     scoring = ["--attacks", "pgd", "--protocols", "linear", "--audit", "off", "--eps", "0.1"]
-    return bench("run", "--methods", str(file), "--budget", "12up", *data, *scoring, *small, "--out", str(out), *more)
+    return bench("run", "--methods", str(file), "--budget", budget, *data, *scoring, *small, "--out", str(out), *more)
 
 
 def folder_of(out: Path) -> RunFolder:
@@ -98,21 +98,22 @@ def test_is_trained_counted_and_verified(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(("name", "deaths"), [("dynacl", [4]), ("staged", [5, 8]), ("profeat", [5, 8])])
+@pytest.mark.parametrize(("name", "deaths"), [("dynacl", [4]), ("staged", [5, 8]), ("advcl", [7, 7, 7])])
 def test_is_killed_and_ends_in_the_same_weights(name, deaths, tmp_path):
-    """The method in two stages is killed in each: in its fourth update of six, and in the third of the second stage.
-
-    The plan measures a warm-up and an update of each stage, and is to live.
-    """
+    """One in stages is killed in each of them. The plan makes a warm-up and an update of each stage, and is to live."""
     file, text = tmp_path / f"my_{name}.py", (PLUGINS.get(name) or METHODS / f"{name}.py").read_text(encoding="utf-8")
     file.write_text(f"{text}\n\nDEATHS = {deaths}\n{DYING}", encoding="utf-8")
-    halves = ("--set", "all.teacher_share=0.5", "--set", "all.student_batch=20") * (name == "profeat")
+    shares, budget = [], "12up"
+    if name == "advcl":
+        budget = "18up"
+        for setting in ("teacher_share=1/3", "cluster_share=2/9", "student_batch=20"):
+            shares += ["--set", f"all.{setting}"]
     for _ in deaths:
-        assert command(file, tmp_path / "killed", "--checkpoint-every", "0.001s", *halves) == 3
-    assert command(file, tmp_path / "killed", "--checkpoint-every", "0.001s", *halves) == 0
+        assert command(file, tmp_path / "killed", "--checkpoint-every", "0.001s", *shares, budget=budget) == 3
+    assert command(file, tmp_path / "killed", "--checkpoint-every", "0.001s", *shares, budget=budget) == 0
     killed = folder_of(tmp_path / "killed").record().train
     assert killed.preemptions == len(deaths)
-    assert command(file, tmp_path / "whole", *halves) == 0  # all its lives are spent
+    assert command(file, tmp_path / "whole", *shares, budget=budget) == 0  # all its lives are spent
     whole = folder_of(tmp_path / "whole").record().train
     assert (whole.preemptions, whole.updates) == (0, killed.updates)
     assert whole.encoder_sha256 == killed.encoder_sha256
