@@ -20,7 +20,21 @@ from bench.spec import UsageError, unknown
 
 Kind = Literal["method", "attack", "encoder", "dataset", "protocol", "tracker"]
 # of a method, for OVERRIDES
-TRAITS = ("all", "single", "pair", "multi", "patch", "crop", "none", "pgd", "free", "distilled", "clustered", "dual")
+TRAITS = (
+    "all",
+    "single",
+    "pair",
+    "multi",
+    "patch",
+    "crop",
+    "none",
+    "pgd",
+    "free",
+    "nfgsm",
+    "distilled",
+    "clustered",
+    "dual",
+)
 CLOSE = {True: 0.92, False: 0.85}  # likeness of two names of which one is a slip of the other: of methods, of values
 
 

@@ -31,6 +31,7 @@ METHODS = [
     "simclr_free",
     "simclr_patch_adv",
     "supervised_free",
+    "supervised_nfgsm",
     "supervised_pgd",
     "vicreg",
 ]

@@ -144,7 +144,7 @@ class BaseDataset:
 
     OVERRIDES maps traits, separated by spaces, to the settings of a method that they change. An entry applies where the
     method has all its traits: "all" · "single", "pair" or "multi" (1, 2 or more views) · "patch" (one crop scale) or
-    "crop" (a range of scales) · "none", "pgd" or "free" (the adversary) · "distilled" (a student of a teacher) ·
+    "crop" (a range of scales) · "none", "pgd", "free" or "nfgsm" (adversary) · "distilled" (a student of a teacher) ·
     "clustered" (pseudo-labels) · "dual" (batch norms for clean and for moved views).
     """
 

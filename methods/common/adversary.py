@@ -1,9 +1,10 @@
 """The adversary of training, a generator of losses: the trainer calls ``backward`` and steps between the yields.
 
 ``none`` yields one loss. ``pgd`` (Madry et al., 2018, arXiv:1706.06083) climbs with gradients of the views only and
-yields one loss. ``free`` (Shafahi et al., 2019, arXiv:1904.12843) yields m losses and moves its perturbation by the
-gradient that the trainer's ``backward`` has just left on it. Both step by alpha times the sign. Settings switch to what
-the paper's code does (arXiv:2501.03507) where it differs.
+yields one loss; so does ``nfgsm`` (de Jorge et al., 2022, arXiv:2202.01181), in one step from noise. ``free`` (Shafahi
+et al., 2019, arXiv:1904.12843) yields m losses and moves its perturbation by the gradient that the trainer's
+``backward`` has just left on it. All step by the sign. Settings switch to what the paper's code does (arXiv:2501.03507)
+where it differs.
 
 The trainer clears gradients after each step, never before a loss: what an attack has left on the weights is part of
 the update.
@@ -21,6 +22,7 @@ from methods.common.augment import Draws
 from methods.common.base import BaseConfig, BaseMethod
 
 Losses = Generator[Tensor, None, None]
+NOISE = 2.0  # k of N-FGSM, in eps
 
 
 class Adversary:
@@ -42,21 +44,50 @@ class Adversary:
 class PGD(Adversary):
     """Moves the views ``steps`` times, then yields the loss there. Leaves no gradients, or those of all its steps."""
 
+    @property
+    def steps(self) -> int:
+        return self.config.steps
+
+    def start(self, unmoved: Tensor, moves: slice, draws: Draws | None) -> Tensor:
+        """Where the attack begins."""
+        return uniform_start(unmoved, moves, self.config.eps, draws) if self.config.random_start else unmoved
+
+    def climb(self, moved: Tensor, gradient: Tensor, unmoved: Tensor) -> Tensor:
+        """The views after a step."""
+        return project(moved + self.config.step * steepest(gradient), unmoved, self.config.eps)
+
     def losses(self, method: BaseMethod, views: Tensor, start: int = 0, draws: Draws | None = None) -> Losses:
         config, unmoved = self.config, views[method.moves]
-        moved = uniform_start(unmoved, method.moves, config.eps, draws) if config.random_start else unmoved
+        moved = self.start(unmoved, method.moves, draws)
         weights = nullcontext() if config.leak_attack_gradients else frozen(method)
         with attack_mode(method, config.attack_batch_norm), weights:
             with torch.no_grad():
                 clean = method.clean(views)
-            for _ in range(config.steps):
+            for _ in range(self.steps):
                 moved = moved.detach().requires_grad_()
                 scalar(method.adversarial_loss(moved, clean), "adversarial_loss").backward()
                 if moved.grad is None:
                     raise UsageError("adversarial_loss: expected it to depend on the views that it is given")
-                moved = project(moved.detach() + config.step * steepest(moved.grad), unmoved, config.eps)
+                moved = self.climb(moved.detach(), moved.grad, unmoved)
         self.climbed()
         yield scalar(method.objective(views, replaced(views, moved, method.moves)), "loss")
+
+
+class NFGSM(PGD):
+    """One step of eps from noise that is uniform within ``NOISE`` eps; no ball holds noise and step, only [0, 1] does.
+
+    Projecting the noise back into the ball is what lets one-step training overfit catastrophically (section 4.2).
+    """
+
+    @property
+    def steps(self) -> int:
+        return 1
+
+    def start(self, unmoved: Tensor, moves: slice, draws: Draws | None) -> Tensor:
+        return uniform_start(unmoved, moves, NOISE * self.config.eps, draws)
+
+    def climb(self, moved: Tensor, gradient: Tensor, unmoved: Tensor) -> Tensor:
+        return (moved + self.config.eps * steepest(gradient)).clamp(0, 1)
 
 
 class Free(Adversary):
@@ -79,7 +110,7 @@ class Free(Adversary):
                     self.delta = project(stepped, unmoved, self.config.eps) - unmoved
 
 
-ADVERSARIES: dict[str, type[Adversary]] = {"none": Adversary, "pgd": PGD, "free": Free}
+ADVERSARIES: dict[str, type[Adversary]] = {"none": Adversary, "pgd": PGD, "free": Free, "nfgsm": NFGSM}
 
 
 def scalar(loss: object, name: str) -> Tensor:

@@ -24,7 +24,7 @@ from methods.common.augment import Draws, augment
 from methods.common.losses import widen
 from methods.common.optim import OptimizerName, build_optimizer, warmed
 
-AdversaryName = Literal["none", "pgd", "free"]
+AdversaryName = Literal["none", "pgd", "free", "nfgsm"]
 BatchNormMode = Literal["batch", "eval", "released"]
 Horizon = Literal["scaled", "batches"]
 

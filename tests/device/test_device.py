@@ -41,6 +41,7 @@ PASSES = {  # per image and epoch: forward, backward to the input, backward to t
     "simclr_free": (M * 2, M * 2, M * 2),
     "supervised_pgd": (STEPS + 1, STEPS + 1, 1),
     "supervised_free": (M, M, M),
+    "supervised_nfgsm": (2, 2, 1),
 }
 
 

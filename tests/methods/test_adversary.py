@@ -77,6 +77,23 @@ def test_none_is_the_loss_of_the_clean_views(tiny, digits):
     assert torch.equal(seen[0], views)
 
 
+def test_nfgsm_takes_one_step_of_eps_from_noise_of_twice_that_and_only_the_box_holds_it(tiny, digits):
+    method = tiny("supervised_nfgsm").double().train()
+    method.labels = digits.labels[: method.config.batch]
+    views, ids = views_of(method, digits), torch.arange(method.config.batch)
+    draws = [Draws(0, 0, ids, method.config.views) for _ in range(2)]
+    noise = draws[1].uniform(views[0, 0].numel()).to(views.dtype).view_as(views)
+    start = (views + EPS * (4 * noise - 2)).clamp(0, 1).requires_grad_()
+    gradient = torch.autograd.grad(copy.deepcopy(method).loss(start), start)[0]
+    seen = seen_by(method)
+    next(adversary_of(method).losses(method, views, draws=draws[0]))
+    expected = (start.detach() + EPS * gradient.sign()).clamp(0, 1)
+    assert len(seen) == 2
+    torch.testing.assert_close(seen[-1], expected, rtol=0, atol=1e-12)
+    assert (seen[-1] - views).abs().max() > 2 * EPS
+    assert all(weight.grad is None for weight in method.parameters())
+
+
 @pytest.mark.parametrize("name", PGD)
 class TestPGD:
     def test_moves_as_the_textbook_attack(self, name, tiny, digits):

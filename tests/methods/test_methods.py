@@ -140,7 +140,7 @@ class TestSet:
             ("eps", "", "expected eps as float, got ''"),
             ("crop_scale", "0.3", r"expected crop_scale as tuple\[float, float\], got '0.3'"),
             ("crop_scale", "0.3,1,2", r"expected crop_scale as tuple\[float, float\]"),
-            ("adversary", "pdg", r"expected adversary as Literal\['none', 'pgd', 'free'\], got 'pdg'"),
+            ("adversary", "pdg", r"expected adversary as Literal\['none', 'pgd', 'free', 'nfgsm'\], got 'pdg'"),
             ("attack_batch_norm", "train", r"expected attack_batch_norm as Literal\['batch'"),
             ("horizon", "replays", r"expected horizon as Literal\['scaled', 'batches'\], got 'replays'"),
             ("random_start", "maybe", "expected random_start as bool, got 'maybe'"),

@@ -1,0 +1,19 @@
+"""Supervised N-FGSM (de Jorge et al., 2022, arXiv:2202.01181): training against one step, a ceiling, reads the labels.
+
+Where one-step training overfits catastrophically, its robustness is gone at once; bench.alarms says so.
+"""
+
+from dataclasses import dataclass
+
+from methods import supervised_pgd
+from methods.common.base import AdversaryName, setting
+
+TITLE = "Supervised, N-FGSM"
+
+
+@dataclass(frozen=True)
+class Config(supervised_pgd.Config):
+    adversary: AdversaryName = setting("nfgsm", "text")
+
+
+Method = supervised_pgd.Method
