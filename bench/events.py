@@ -74,12 +74,16 @@ class Failed(TypedDict):
 
 
 class Seen(TypedDict):
-    """Shares of held-out training images that are right at a mark of the training; None where PGD did not ask."""
+    """Shares of held-out training images that are right at a mark of the training; None where PGD did not ask.
+
+    ``alarm``: what the course so far warns of, or "" (bench.alarms).
+    """
 
     event: Literal["curve"]
     percent: int
     clean: float
     robust: float | None
+    alarm: str
 
 
 class Audited(TypedDict):

@@ -119,7 +119,7 @@ def _write(
                 write_bytes(out / "figures" / f"{name}.{kind}", picture)
             drawn[name] = pictures["svg"]
     with _part("report.pdf", warnings):
-        write_bytes(out / "report.pdf", pdf.render(manifest, records, table, board, claims, drawn, view.facts))
+        write_bytes(out / "report.pdf", pdf.render(manifest, records, table, board, claims, drawn, over, view.facts))
     with _part("report.html", warnings):
         shown = over if points else None
         page = html.render(manifest, records, table, board, claims, drawn, examples, shown, view.facts)

@@ -1,5 +1,9 @@
 """What stands below each figure, in report.pdf and in report.html."""
 
+import pandas as pd
+
+from reports.curves import alarms
+
 CAPTIONS = {
     "frontier": "Clean and robust accuracy on test images against the training budget: a training of its own for each "
     "budget, annealed to its end. Mean over seeds with the range over them; robust is the ranked worst case.",
@@ -11,3 +15,9 @@ CAPTIONS = {
     "curves": "Accuracy over the training, on held-out training images, unannealed snapshots: never the accuracy at "
     "that budget. Mean over seeds with the range over them; robust is PGD with one restart on a fixed subset.",
 }
+
+
+def caption(figure: str, curves: pd.DataFrame | None = None) -> str:
+    """That of a figure; below the accuracy over the training stands what it warns of."""
+    warned = alarms(curves) if figure == "curves" and curves is not None else []
+    return " ".join([CAPTIONS.get(figure, figure), *warned])

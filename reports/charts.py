@@ -12,7 +12,7 @@ import pandas as pd
 from bench.record import Manifest, Record
 from bench.spec import format_eps, format_radius
 from reports import curves
-from reports.captions import CAPTIONS
+from reports.captions import caption
 from reports.plots import MARKERS, PALETTE
 from reports.protocols import ranked, titles
 from reports.stats import wilson
@@ -213,7 +213,7 @@ def over_training(points: pd.DataFrame, places: dict[str, int], cost: str) -> di
     return {
         "id": f"over-{cost.replace('_', '-')}",
         "title": f"Accuracy over {label.partition(' (')[0]}",
-        "text": CAPTIONS["curves"],
+        "text": caption("curves", points),
         "x": label,
         "y": "accuracy on held-out training images (%)",
         "percent": True,

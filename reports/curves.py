@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.alarms import alarm
 from bench.record import Manifest, Record
 from bench.storage.store import Point
 
@@ -57,6 +58,18 @@ def _row(manifest: Manifest, record: Record, point: Point) -> dict[str, Any]:
         if count is not None:
             row |= {f"{name}_correct": count[0], f"{name}_total": count[1], name: count[0] / count[1]}
     return row
+
+
+def alarms(table: pd.DataFrame) -> list[str]:
+    """What the course of a training warns of (bench.alarms), a sentence for each run that has something to say."""
+    said = []
+    for (method, seed, adversary), points in table.dropna(subset=["robust"]).groupby(
+        ["method", "seed", "adversary"], sort=False
+    ):
+        counts = zip(points["robust_correct"].astype(int), points["robust_total"].astype(int), strict=True)
+        sentence = alarm(str(adversary), dict(zip(points["percent"].astype(int), counts, strict=True)))
+        said += [f"{method}, seed {seed}: {sentence}."] * bool(sentence)
+    return said
 
 
 def over(table: pd.DataFrame, cost: str, score: str) -> dict[str, list[tuple[float, float, float, float]]]:

@@ -18,7 +18,7 @@ from bench.record import Audit, Check, Manifest, Record
 from bench.spec import format_eps
 from bench.storage.store import Examples
 from reports import pdf
-from reports.captions import CAPTIONS
+from reports.captions import caption
 from reports.charts import charts
 from reports.checks import CHECKS
 from reports.html_board import leaderboard
@@ -83,7 +83,7 @@ def content(
     facts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that the template shows; all numbers are rendered here."""
-    told = pdf.content(manifest, records, rows, board, found, {}, facts)
+    told = pdf.content(manifest, records, rows, board, found, {}, facts=facts)
     claims = next((section for section in told["sections"] if section["title"] == OWN[0]), None)
     drawn = charts(manifest, records, rows, board, curves)
     colours = {method["name"]: method["colour"] for method in drawn["methods"]}
@@ -104,7 +104,7 @@ def content(
         "sections": [section for section in told["sections"] + told["appendix"] if section["title"] not in OWN],
         "figures": [
             {
-                "caption": CAPTIONS.get(name, name),
+                "caption": caption(name, curves),
                 "source": _address("image/svg+xml", base64.b64encode(svg).decode()),
             }
             for name, svg in figures.items()

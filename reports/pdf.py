@@ -19,7 +19,7 @@ from bench.record import Manifest, Record
 from bench.spec import format_radius
 from reports.abstract import abstract
 from reports.budgets import base, budget_of
-from reports.captions import CAPTIONS
+from reports.captions import caption
 from reports.definitions import definitions
 from reports.inert import printable
 from reports.main_table import LEGEND, main_tables
@@ -39,10 +39,11 @@ def render(
     board: pd.DataFrame,
     found: pd.DataFrame,
     figures: dict[str, bytes],
+    curves: pd.DataFrame | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> bytes:
     """The report as PDF. ``found``: the claims; ``figures``: name -> SVG; ``facts``: in place of the manifest's."""
-    report: bytes = compile_report(content(manifest, records, rows, board, found, figures, facts))
+    report: bytes = compile_report(content(manifest, records, rows, board, found, figures, curves, facts))
     return report
 
 
@@ -59,6 +60,7 @@ def content(
     board: pd.DataFrame,
     found: pd.DataFrame,
     figures: dict[str, bytes],
+    curves: pd.DataFrame | None = None,
     facts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Everything that the template shows, as JSON values; all numbers are rendered here."""
@@ -76,8 +78,8 @@ def content(
         ],
         "legend": LEGEND,
         "leaderboards": main_tables(manifest, board),
-        "first": [_drawing(name, svg) for name, svg in figures.items() if name == FIRST_FIGURE],
-        "figures": [_drawing(name, svg) for name, svg in figures.items() if name != FIRST_FIGURE],
+        "first": [_drawing(name, svg, curves) for name, svg in figures.items() if name == FIRST_FIGURE],
+        "figures": [_drawing(name, svg, curves) for name, svg in figures.items() if name != FIRST_FIGURE],
         "sections": body(manifest, records, rows, board, found),
         "definitions": definitions(manifest.main_eps),
         "appendix": appendix(manifest, records, rows),
@@ -86,8 +88,8 @@ def content(
     }
 
 
-def _drawing(name: str, svg: bytes) -> dict[str, str]:
-    return {"caption": CAPTIONS.get(name, name), "svg": svg.decode()}
+def _drawing(name: str, svg: bytes, curves: pd.DataFrame | None) -> dict[str, str]:
+    return {"caption": caption(name, curves), "svg": svg.decode()}
 
 
 def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) -> list[list[str]]:

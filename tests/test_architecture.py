@@ -80,7 +80,7 @@ FLOORS = """
     bench.radius bench.shown
     bench.spec bench.cores bench.script bench.events bench.commit
     bench.record
-    bench.names bench.text bench.values bench.known bench.fairness bench.plugins
+    bench.names bench.text bench.values bench.known bench.fairness bench.alarms bench.plugins
     bench.registry
     bench.storage attacks.common
     bench.random

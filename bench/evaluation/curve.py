@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from bench.alarms import alarm
 from bench.evaluation.attack_cell import run_cell
 from bench.evaluation.evaluated import Evaluated, chunk_images
 from bench.evaluation.search import Cell
@@ -26,12 +27,17 @@ PROTOCOL = "linear"  # the one that judges every mark
 IMAGES = 200  # held-out images that PGD attacks, the same ones with the same draws at every mark
 
 
-def curve(it: Evaluated[RunFolder], result: TrainResult) -> None:
-    """Measure every snapshot and the trained encoder, each stored in curve.json as soon as it is known, and once."""
+def curve(it: Evaluated[RunFolder], result: TrainResult, adversary: str) -> None:
+    """Measure every snapshot and the trained encoder, each stored in curve.json as soon as it is known, and once.
+
+    What the course of a training against an ``adversary`` warns of (bench.alarms) is reported with the point that shows
+    it.
+    """
     spec, folder = it.spec, it.cells
     points = {point.snapshot.percent: point for point in folder.curve()}
     if spec.over_time == "off":
         return
+    warning = ""
     for snapshot, weights in moments(it.encoder, result, folder, set(points)):
         began = time.monotonic()
         at_mark = copy.deepcopy(it.encoder)
@@ -46,8 +52,11 @@ def curve(it: Evaluated[RunFolder], result: TrainResult) -> None:
             seconds=time.monotonic() - began,
         )
         folder.save_curve([points[percent] for percent in sorted(points)])
+        course = {percent: point.robust for percent, point in points.items() if point.robust is not None}
+        before, warning = warning, alarm(adversary, course)
         it.report({"event": "curve", "percent": snapshot.percent, "clean": clean[0] / clean[1],
-                   "robust": robust[0] / robust[1] if robust else None})  # fmt: skip
+                   "robust": robust[0] / robust[1] if robust else None,
+                   "alarm": warning if warning != before else ""})  # fmt: skip
 
 
 def moments(

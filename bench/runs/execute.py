@@ -114,16 +114,16 @@ def execute(
     report({"event": "trained", "updates": result.updates, "seconds": result.train_seconds, "loss": result.last_loss,
             "remarks": remarks(result, spec.budget, torch.get_num_threads())})  # fmt: skip
     crew = Crew(ranks, spec.eval) if ranks.size > 1 else None
+    it = Evaluated(encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
     try:
+        curve(it, result, record.adversary)  # first, so that an alarm comes before the hours of an evaluation
         if crew is not None:
             crew.summon(encoder)
-        it = Evaluated(encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
         missing = [evaluate(it, crew or in_this_process)]
         if crew is not None:
             crew.dismiss()
         missing += [encoder_shift(it), audit(it)]
         examples(it)
-        curve(it, result)
     except Interrupted:
         ended("preempted", "stopped in the evaluation; the same command goes on from there")
         raise

@@ -127,6 +127,8 @@ class Display:
             robust = f", {event['robust']:.1%} under PGD" if event["robust"] is not None else ""
             what = f"at {event['percent']} % of the budget {event['clean']:.1%} of held-out training images{robust}"
             self.line(f"{spec.name}: {what}")
+            if event["alarm"]:
+                self.line(f"{spec.name}: {event['alarm']}", "yellow")
         elif event["event"] == "audit":
             verdict, style = event["verdict"], {"PASS": "", "FLAG": "yellow"}.get(event["verdict"], "red")
             self.line(f"{spec.name}: {event['protocol']} audit {verdict} ({event['level']})", style)

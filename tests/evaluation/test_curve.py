@@ -1,6 +1,7 @@
 """Snapshots on the way of a training and what they are worth: exact marks, off the clock, never on test images."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from evaluation_fixtures import CPU, TEST, TRAIN, tiny_encoder
 from store_fixtures import RECORD, SPEC, TRAINED, spoil
 from training_fixtures import Drawing, Time, constant, equal, flat, newest, on_disk, stop_after, trained, without_time
 
+from bench.alarms import alarm
 from bench.data.images import ImageSet
 from bench.evaluation import curve as curves
 from bench.evaluation import search
@@ -112,11 +114,42 @@ def run(tmp_path):
     return run
 
 
-def measure(run, spec=ROBUST, train=TRAIN):
+def measure(run, spec=ROBUST, train=TRAIN, adversary="none"):
     """The marks that were measured now, with what was said of each."""
     said = []
-    curve(Evaluated(tiny_encoder(seed=100), train, train, spec, 0, CPU, run, said.append), run.trained()[0])
+    curve(Evaluated(tiny_encoder(seed=100), train, train, spec, 0, CPU, run, said.append), run.trained()[0], adversary)
     return {event["percent"]: event for event in said}
+
+
+def test_what_the_course_warns_of_is_said_once_with_the_point_that_shows_it(run, monkeypatch):
+    scores = iter([0, 0, 0, 0, 7])
+    monkeypatch.setattr(curves, "score", lambda it: ((12, 12), (next(scores), 12)))
+    said = {percent: event["alarm"] for percent, event in measure(run, adversary="pgd").items() if event["alarm"]}
+    assert said == {
+        50: "at 50 % of the budget none of 12 held-out training images stands PGD: it may be learning no robustness"
+    }
+
+
+def test_no_alarm_for_a_method_without_an_adversary(run, monkeypatch):
+    monkeypatch.setattr(curves, "score", lambda it: ((12, 12), (0, 12)))
+    assert not any(event["alarm"] for event in measure(run).values())
+
+
+@pytest.mark.parametrize(
+    ("course", "said"),
+    [
+        (
+            {10: (20, 200), 25: (90, 200), 50: (40, 200), 75: (60, 200)},
+            "of 90 held-out .* at 25 % .*, 40 are left at 50 %",
+        ),
+        ({50: (90, 200), 75: (46, 200)}, ""),  # more than half
+        ({50: (8, 200), 75: (2, 200)}, ""),  # may be chance
+        ({25: (30, 200), 50: (0, 200)}, "none of 200"),
+        ({25: (0, 200)}, ""),
+    ],
+)
+def test_robustness_that_was_lost_is_told_from_noise(course, said):
+    assert re.search(said, alarm("nfgsm", course)) if said else alarm("nfgsm", course) == ""
 
 
 def test_every_moment_has_a_point_with_its_cost_and_none_is_measured_twice(run):

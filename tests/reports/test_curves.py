@@ -14,6 +14,7 @@ from reports import curves as over_time
 from reports import plots
 from reports.budgets import budget_of
 from reports.build import build
+from reports.captions import CAPTIONS, caption
 from reports.charts import charts
 from reports.curves import COLUMNS, curves
 from reports.leaderboard import leaderboard, ranked_lines
@@ -76,6 +77,20 @@ class TestTable:
     def test_without_curves_there_is_no_row(self):
         asked, found = asked_and_found()
         assert curves(asked, found, {}).empty
+
+
+def test_the_caption_says_of_a_run_that_learns_no_robustness():
+    asked, found = asked_and_found()
+    table = table_of(asked, found)
+    assert caption("curves", table) == CAPTIONS["curves"]
+    hopeless = (table["method"] == "cf_amc_ssl") & (table["seed"] == 1) & (table["percent"] <= 50)
+    table.loc[hopeless, "robust_correct"] = 0
+    assert caption("curves", table) == (
+        f"{CAPTIONS['curves']} cf_amc_ssl, seed 1: at 50 % of the budget none of 50 held-out training images stands "
+        "PGD: it may be learning no robustness."
+    )
+    assert caption("robust_vs_eps", table) == CAPTIONS["robust_vs_eps"]
+    assert caption("curves", table_of(asked, found, robust=False)) == CAPTIONS["curves"]
 
 
 class TestFigure:
