@@ -14,7 +14,7 @@ GROUPS = {
         "cf_amc_ssl",
     ),
     # What the field compares; published beside the paper's rows, never in one column with them.
-    "field": ("rocl", "acl", "dynacl", "deacl", "profeat"),
+    "field": ("rocl", "acl", "dynacl", "advcl", "deacl", "profeat"),
     # Ceilings that read the labels; "all" leaves them out.
-    "supervised": ("supervised_free", "supervised_pgd"),
+    "supervised": ("supervised_pgd", "supervised_free", "supervised_nfgsm"),
 }

@@ -13,7 +13,7 @@ TITLE = "Supervised, N-FGSM"
 
 @dataclass(frozen=True)
 class Config(supervised_pgd.Config):
-    adversary: AdversaryName = setting("nfgsm", "text")
+    adversary: AdversaryName = setting("nfgsm", "own")
 
 
 Method = supervised_pgd.Method

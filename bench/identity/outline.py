@@ -55,27 +55,13 @@ def method_title(method: str) -> str:
     return str(declared.values.get("TITLE") or method)
 
 
-def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
+def outline(file: Path, name: str) -> Outline | None:
     """The class ``name`` of a source file; None where it is not there, cannot be read, or has a base out of reach."""
-    try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):
+    classes = lineage(file, name)
+    if classes is None:
         return None
-    own = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
-    if own is None or depth > DEEPEST:
-        return None
-    declared = Outline()
-    for base in own.bases:
-        if isinstance(base, ast.Name) and imported(base.id, tree) == ("abc", "ABC"):
-            continue  # it says nothing
-        place = located(base, tree, file)
-        above = outline(*place, depth + 1) if place is not None else None
-        if above is None:
-            return None
-        declared.bases += [place[1] if place else "", *above.bases]
-        declared.fields += above.fields
-        declared.values |= above.values
-    for node in own.body:
+    declared = Outline(bases=[above for _, above in reversed(classes)][1:])
+    for node in (node for own in classes.values() for node in own.body):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             if "ClassVar" not in ast.unparse(node.annotation) and node.target.id not in declared.fields:
                 declared.fields.append(node.target.id)
@@ -83,6 +69,28 @@ def outline(file: Path, name: str, depth: int = 0) -> Outline | None:
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             note(declared, node.targets[0].id, node.value)
     return declared
+
+
+def lineage(file: Path, name: str, depth: int = 0) -> dict[tuple[Path, str], ast.ClassDef] | None:
+    """A class and those above it, in the order in which a dataclass takes their fields: bases first, the last of
+    several before the first, none twice."""
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return None
+    own = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    if own is None or depth > DEEPEST:
+        return None
+    classes: dict[tuple[Path, str], ast.ClassDef] = {}
+    for base in reversed(own.bases):
+        if isinstance(base, ast.Name) and imported(base.id, tree) == ("abc", "ABC"):
+            continue  # it says nothing
+        place = located(base, tree, file)
+        above = lineage(*place, depth + 1) if place is not None else None
+        if above is None:
+            return None
+        classes = classes | {place: node for place, node in above.items() if place not in classes}
+    return classes | {(file, name): own}
 
 
 def note(declared: Outline, name: str, value: ast.expr | None) -> None:

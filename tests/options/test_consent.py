@@ -36,18 +36,18 @@ def test_the_main_command_is_offered_with_its_cost_and_nothing_is_run_without_a_
     assert bench("run", "--out", str(tmp_path / "o")) == 0
     said = capsys.readouterr().err
     assert "bench run --methods all --budget 2h" in said
-    assert "16 methods for 2h each on cifar10" in said
+    assert "17 methods for 2h each on cifar10" in said
     assert "bench run --suite quick" in said
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize(("cores", "hours"), [(1, "32 h"), (2, "16 h"), (16, "2 h")])
+@pytest.mark.parametrize(("cores", "hours"), [(1, "34 h"), (2, "18 h"), (17, "2 h")])
 def test_the_training_that_is_offered_is_that_of_all_methods_side_by_side(
     cores: int, hours: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.cores.cores", lambda: cores)
     said = " ".join(consent.describe(Options(device="cpu")))
-    assert f"The training takes {hours}, {min(16, cores)} at a time" in said
+    assert f"The training takes {hours}, {min(17, cores)} at a time" in said
 
 
 def test_in_a_script_it_is_a_usage_error_and_a_yes_is_no_question(
