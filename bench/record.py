@@ -246,10 +246,11 @@ class Audit(Data):
 class Record(Data):
     """Everything that is known of one run; ``train`` is None before training has ended."""
 
-    unwritten = ("shift",)
+    unwritten = ("shift", "extra_data")
     spec: RunSpec
     adversary: str = "none"
     supervised: bool = False  # trained with labels: a ceiling, never ranked
+    extra_data: str = ""  # what it has learnt from beside its images and its budget
     data: DataInfo | None = None
     settings: list[Setting] = []
     environment: Environment | None = None

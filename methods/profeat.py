@@ -27,6 +27,7 @@ class Config(deacl.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check("teacher", not self.teacher, "left out, as the projector of a given one is not in its file")
         self.check("projected", 0 <= self.projected <= 1, "in [0, 1]")
 
 

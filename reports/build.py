@@ -31,7 +31,7 @@ from reports.leaderboard import leaderboard, ranked_lines
 from reports.merge import View, merge
 from reports.pairs import pairs
 from reports.rows import rows
-from reports.titled import Titled, titles
+from reports.titled import Titled, flagged, titles
 
 TEXTS = {"tex": text_tables.latex, "md": text_tables.markdown}  # ending of leaderboard -> the table as text
 
@@ -94,7 +94,7 @@ def _write(
         file = out / f"leaderboard.{ending}"
         if ending in texts or is_there(file):
             with _part(file.name, warnings):
-                write_text(file, rendered(manifest, board))
+                write_text(file, rendered(manifest, flagged(board)))
     with _part("curves.csv", warnings):
         over = curves(manifest, records, points)
         if points:
@@ -108,7 +108,8 @@ def _write(
     with _part("claims.csv", warnings):
         claims = pairs(records, manifest.main_eps, ranked_lines(board))
         write_text(out / "claims.csv", csv(claims))
-    titled = Titled(titles(spec for spec in [*manifest.runs, *(record.spec for record in records)]))
+    extra = {record.spec.row for record in records if record.extra_data}
+    titled = Titled(titles([*manifest.runs, *(record.spec for record in records)], extra))
     examples = titled.by_run(examples, records)
     manifest, records = titled.manifest(manifest), titled.records(records)
     table, board, claims, over = (titled.table(part) for part in (table, board, claims, over))

@@ -28,6 +28,7 @@ COLUMNS = {
     "best": "boolean",  # not significantly worse than the first line
     "method": "object",
     "supervised": "boolean",
+    "extra_data": "object",
     "dataset": "object",
     "budget": "object",  # within which the line is ranked, where methods have several; else a gap
     "protocol": "object",
@@ -152,6 +153,7 @@ def _line(
     return {
         "method": method,
         "supervised": bool(runs["supervised"].any()),
+        "extra_data": _names(runs["extra_data"]),
         "dataset": _names(runs["dataset"]),
         "protocol": protocol,
         "seeds": scored["seed"].nunique(),

@@ -131,14 +131,17 @@ def _encoder(claim: EncoderClaim, methods: Sequence[Outcomes]) -> dict[str, Any]
 
 
 def _times(records: Sequence[Record]) -> Iterable[dict[str, Any]]:
-    """Methods of at least 5 runs on one class of hardware, all finished, whose budgets leave the time open."""
+    """Methods of at least 5 runs on one class of hardware, all finished, whose budgets leave the time open.
+
+    Not those with extra data: how long that took is not known.
+    """
     runs: dict[str, list[Record]] = {}
     for record in records:
         runs.setdefault(record.spec.row, []).append(record)
     seconds = {
         method: [record.train.train_seconds for record in of_method if record.train and record.status == "finished"]
         for method, of_method in runs.items()
-        if all(record.spec.budget.unit != "seconds" for record in of_method)
+        if all(record.spec.budget.unit != "seconds" and not record.extra_data for record in of_method)
     }
     hardware = {method: {hardware_class(record.environment) for record in runs[method]} for method in seconds}
     for a, b in combinations(seconds, 2):

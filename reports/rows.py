@@ -22,6 +22,7 @@ COLUMNS = {
     "method": "object",
     "adversary": "object",
     "supervised": "boolean",
+    "extra_data": "object",  # what a run has learnt from beside its images and its budget
     "dataset": "object",
     "encoder": "object",  # a file of the user's own goes by its name
     "seed": "Int64",
@@ -146,6 +147,7 @@ def _row(manifest: Manifest, record: Record, result: EvalResult | None = None) -
         "method": spec.row,
         "adversary": record.adversary if record.environment else None,  # not known before a run begins
         "supervised": record.supervised,
+        "extra_data": record.extra_data or None,
         "dataset": (record.data or manifest.data).label,
         "encoder": next((s.value for s in record.settings if s.name == "encoder"), spec.encoder),
         "seed": spec.seed,

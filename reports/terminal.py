@@ -12,6 +12,7 @@ from bench.record import Manifest
 from bench.spec import format_eps
 from reports.abstract import listed, spelled
 from reports.claims import LEVEL, SEEDS
+from reports.titled import flagged
 
 TABLES = ("results.csv", "leaderboard.csv", "claims.csv")
 WIDTH = 40  # cells of a bar: 100 %
@@ -23,7 +24,7 @@ NAMES = {"pgd": "PGD", "autoattack": "AutoAttack"}
 def read_tables(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """(rows, leaderboard, claims) of a folder that has been built."""
     rows, board, claims = (pd.read_csv(folder / name) for name in TABLES)
-    return rows, board, claims
+    return flagged(rows), flagged(board), claims
 
 
 def drawing(board: pd.DataFrame) -> list[str]:

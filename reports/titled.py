@@ -1,7 +1,7 @@
 """Rows under the names that people use: CF-AMC-SSL for cf_amc_ssl. Figures and reports have them; CSV files do not."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,10 +14,14 @@ from bench.spec import RunSpec
 T = TypeVar("T")
 
 
-def titles(specs: Iterable[RunSpec]) -> dict[str, str]:
+EXTRA = " (extra data)"
+
+
+def titles(specs: Iterable[RunSpec], extra: Collection[str] = ()) -> dict[str, str]:
     """Row -> title, with what the row adds to the name of its method: ``CF-AMC-SSL-5m``.
 
-    A row that has a name of its own keeps it, and so do rows that one title would stand for.
+    A row that has a name of its own keeps it, and so do rows that one title would stand for. Those of ``extra`` have
+    learnt from extra data, and say so.
     """
     said = {}
     for spec in specs:
@@ -25,7 +29,13 @@ def titles(specs: Iterable[RunSpec]) -> dict[str, str]:
         ours = spec.method_path is None and not spec.foreign and (not added or added[0] in "-@")
         said[spec.row] = method_title(spec.method) + added if ours else spec.row
     times = Counter(said.values())
-    return {row: title if times[title] == 1 else row for row, title in said.items()}
+    return {row: (title if times[title] == 1 else row) + EXTRA * (row in extra) for row, title in said.items()}
+
+
+def flagged(table: pd.DataFrame) -> pd.DataFrame:
+    """Results or the leaderboard under the names of rows, with EXTRA after those that have learnt from extra data."""
+    mark = table["extra_data"].notna().map({True: EXTRA, False: ""}) if "extra_data" in table else ""
+    return table.assign(method=table["method"].astype(str) + mark)
 
 
 @dataclass(frozen=True)

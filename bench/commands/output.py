@@ -51,11 +51,12 @@ def print_leaderboard(folder: Path) -> None:
     import pandas
 
     from reports.cells import interval, number, percent, rank, whole
+    from reports.titled import flagged
 
     file = folder / "leaderboard.csv"
     if not file.is_file():
         return
-    board = pandas.read_csv(file, dtype={"rank_lo": "Int64", "rank_hi": "Int64"})
+    board = flagged(pandas.read_csv(file, dtype={"rank_lo": "Int64", "rank_hi": "Int64"}))
     pairs = pandas.read_csv(folder / "claims.csv") if (folder / "claims.csv").is_file() else None
 
     for (protocol, budget), part in board.groupby(["protocol", "budget"], sort=False, dropna=False):

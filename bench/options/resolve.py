@@ -16,7 +16,7 @@ from bench.options.threats import check_images as check_threats
 from bench.record import DataInfo
 from bench.spec import Budget, RunSpec
 from bench.text import say
-from bench.training.course import Course
+from bench.training.stages import check_stages
 from methods.common.base import BaseMethod
 from methods.common.base import resolve as resolve_settings
 
@@ -71,7 +71,9 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                 config, _ = resolve_settings(module.Config, data.name, dataset.OVERRIDES, spec.settings)
                 if getattr(module.Method, "augment", None) is BaseMethod.augment:  # views of another's size are its own
                     sizes.setdefault((config.view_side(side),) * 2, f"views of {row.label}")
-                Course(len(train_set), config.batch, config.updates_per_batch, options.gpus_per_run)
+                method = module.Method(config)
+                method.extra_data()
+                check_stages(method, len(train_set), budget, options.gpus_per_run)
     check_images(encoder, channels, sizes)
     if here:
         check_memory(scoring, encoder, test_set.image_shape, len(train_set), device)

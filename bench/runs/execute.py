@@ -77,11 +77,13 @@ def execute(
         spec=spec,
         adversary=method.adversary,
         supervised=method.supervised,
+        extra_data=method.extra_data(),
         data=data,
         settings=[*settings, encoder_setting(spec, dataset)],
         environment=environment(str(device), spec.precision, ranks.size),
         sources=now,
     )
+    check_teacher(folder, record)
     folder.save_record(record)
 
     def ended(status: str, message: str = "", missing: str = "") -> None:
@@ -95,7 +97,7 @@ def execute(
             folder.remove("train.json")
             trained = None
         if trained is None:
-            made_from = identity(settings, data, folder.codes[TRAINING])
+            made_from = identity(settings, data, folder.codes[TRAINING] + record.extra_data)
             result = train_run(folder, method, train_set, device, made_from, report, flag, save_every, ranks)
         else:
             ranks.tell(None)
@@ -224,6 +226,12 @@ def train_run(
     if flag():
         raise Interrupted(flag.signum or signal.SIGTERM)
     return result
+
+
+def check_teacher(folder: Signed, record: Record) -> None:
+    """Raises UsageError where the weights that are there have learnt from other extra data than would be said now."""
+    if folder.trained() is not None and (before := folder.record().extra_data) != record.extra_data:
+        raise UsageError(f"{folder.path} was trained with {before or 'no extra data'}, got {record.extra_data}")
 
 
 def encoder_setting(spec: RunSpec, dataset: Any) -> Setting:

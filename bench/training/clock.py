@@ -117,7 +117,7 @@ class Clock:
     def _boundary(self, share: float) -> int:
         """The updates after which a share of the budget is spent."""
         assert self.total_updates is not None
-        return round(share * self.total_updates)
+        return updates_at(share, self.total_updates)
 
     @property
     def stage_progress(self) -> float:
@@ -151,3 +151,8 @@ class Clock:
             mean = statistics.fmean(self.durations) if self.durations else 0.0  # replays of a batch differ
             return (self.total_updates - self.updates) * mean
         return max(self.budget.amount - self.seconds, 0.0)
+
+
+def updates_at(share: float, total: int) -> int:
+    """The updates after which a share of ``total`` is spent."""
+    return round(share * total)

@@ -1,10 +1,12 @@
 """The stages of a training: where in the budget each begins and ends, and what each has cost."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bench.spec import Budget, UsageError
+from bench.training.clock import updates_at
 from bench.training.course import Course
 from methods.common.base import BaseMethod, Stage
 
@@ -29,6 +31,20 @@ def laid_out(method: BaseMethod, images: int, budget: Budget, ranks: int = 1) ->
     configs = [replace(method.config, **stage.settings) for stage in method.stages()]
     courses = [Course(images, config.batch, config.updates_per_batch, ranks) for config in configs]
     return boundaries(method.stages(), courses, budget)
+
+
+def check_stages(method: BaseMethod, images: int, budget: Budget, ranks: int = 1) -> None:
+    """Raises UsageError as ``laid_out``, and for a budget in updates or epochs of which a stage would have none."""
+    ends, total = laid_out(method, images, budget, ranks)
+    if total is None:
+        return
+    last = [updates_at(end, total) for end in ends]
+    for stage, (before, after) in zip(method.stages(), itertools.pairwise([0, *last]), strict=True):
+        if before == after:
+            raise UsageError(
+                f"{budget} leaves no update for stage {stage.name}, whose share is {stage.share:.2g}; "
+                f"give at least {math.ceil(1 / stage.share)} updates"
+            )
 
 
 def boundaries(stages: Sequence[Stage], courses: Sequence[Course], budget: Budget) -> tuple[list[float], int | None]:

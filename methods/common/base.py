@@ -158,6 +158,13 @@ class BaseMethod(nn.Module):
         self.config = config
         self.gather: Callable[[Tensor], Tensor] = whole
 
+    def extra_data(self) -> str:
+        """What it learns from that neither the training images nor the budget have made, in a few words, or "".
+
+        Asked before the run begins, and shown beside each of its numbers. Raises UsageError where it is not there.
+        """
+        return ""
+
     def attach(self, encoder: nn.Module, classes: int = 10) -> Self:
         """Give the method its encoder, (B, C, H, W) in [0, 1] -> features (B, encoder.width), and build the heads."""
         self.encoder, self.classes = encoder, classes

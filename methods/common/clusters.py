@@ -98,14 +98,14 @@ class Clustered(Taught):
         self.classifiers = nn.Linear(width, sum(self.counts))  # of the student: one of each number of clusters
 
     def stages(self) -> tuple[Stage, ...]:
-        teacher, student = super().stages()
+        *teacher, student = super().stages()
         share = vars(self.config)["cluster_share"]
         sorting = Stage(share, "clusters", ONLINE | {"views": 1, "adversary": "none"})
-        return teacher, sorting, replace(student, share=student.share - share)
+        return *teacher, sorting, replace(student, share=student.share - share)
 
     def begin(self, stage: int) -> None:
         super().begin(stage)
-        self.sorts = stage == 1
+        self.sorts = stage + 2 == len(self.stages())
 
     def augment(self, images: Tensor, draws: Draws) -> Tensor:
         return self.unchanged(images, draws) if self.sorts else super().augment(images, draws)

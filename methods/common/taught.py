@@ -1,12 +1,16 @@
 """Stages under one clock: a clean teacher is trained, then a student learns from it."""
 
 import copy
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from bench.storage.files import Damaged, load_tensors, sha256
+from bench.usage import UsageError
 from methods.common.augment import Draws
 from methods.common.base import BaseConfig, BaseMethod, Stage, setting
 from methods.common.teacher import teacher_of
@@ -18,6 +22,7 @@ class TaughtConfig(BaseConfig):
     """What is set beside the teacher's training: a setting ``student_x`` takes the place of ``x`` in the student's."""
 
     least_views: ClassVar[int] = 1  # of the student
+    teacher: str = setting("", "own")  # the file of an encoder, in place of the first stage
     teacher_share: float = setting(0.5, "own")  # of the budget
     student_batch: int = setting(512, "text")
     student_lr: float = setting(0.5, "code")
@@ -37,7 +42,8 @@ class TaughtConfig(BaseConfig):
 class Taught(BaseMethod):
     """Stands before the method that trains the teacher: ``class Method(Taught, simclr.Method)``.
 
-    The student's four functions take the place of the teacher's when its turn comes. Its Config is a ``TaughtConfig``.
+    The student's four functions take the place of the teacher's when its turn comes. Its Config is a ``TaughtConfig``;
+    with a ``teacher`` of its own the first stage falls away, and the run has extra data.
     """
 
     student: ClassVar[dict[str, Any]] = {}  # settings of its stage that nobody chooses
@@ -49,6 +55,14 @@ class Taught(BaseMethod):
     def build(self, width: int) -> None:
         super().build(width)
         self.teacher = teacher_of(self.encoder)
+
+    @property
+    def given(self) -> str:
+        """The file that the teacher comes from, or ""."""
+        return str(vars(self.config)["teacher"])
+
+    def extra_data(self) -> str:
+        return f"a given teacher, {sha256(weights_of(self.given))[:12]}" if self.given else ""
 
     def change_places(self) -> None:
         """Make the teacher of what the first stage has trained; the student begins where the teacher began."""
@@ -75,16 +89,35 @@ class Taught(BaseMethod):
     def stages(self) -> tuple[Stage, ...]:
         chosen, mark = vars(self.config), "student_"
         own = {name.removeprefix(mark): value for name, value in chosen.items() if name.startswith(mark)}
-        share = chosen["teacher_share"]
-        return Stage(share, "teacher"), Stage(1 - share, "student", own | self.student)
+        share = 0.0 if self.given else chosen["teacher_share"]
+        student = Stage(1 - share, "student", own | self.student)
+        return (student,) if self.given else (Stage(share, "teacher"), student)
 
     def begin(self, stage: int) -> None:
         self.distils = stage + 1 == len(self.stages())
         self.moves = self.student_moves if self.distils else type(self).moves
-        self.projector.requires_grad_(stage == 0)
-        if stage == 1:
-            self.change_places()
+        taught = stage + bool(self.given)
+        self.projector.requires_grad_(taught == 0)
+        if taught == 1:
+            if self.given:
+                self.learn_from(weights_of(self.given))
+            else:
+                self.change_places()
             self.teacher.eval()
+
+    def learn_from(self, weights: dict[str, Tensor]) -> None:
+        """Make them the teacher's; each branch of its batch norms gets the same. Raises UsageError unless all fit."""
+        own = {name: re.sub(r"\.norms\.\d+", "", name) for name in self.teacher.state_dict()}
+        missing, unknown = set(own.values()) - weights.keys(), weights.keys() - set(own.values())
+        try:
+            self.teacher.load_state_dict({name: weights[given] for name, given in own.items()})
+        except (KeyError, RuntimeError) as error:
+            first = str(error).splitlines()[-1].strip()
+            misfit = f"{sorted(missing)[:2]} are missing, {sorted(unknown)[:2]} are left over" if missing else first
+            raise UsageError(
+                f"expected a teacher with the weights of this run's encoder, got {self.given}: {misfit}; "
+                "take the encoder.safetensors of a run with the same encoder and feature_width"
+            ) from None
 
     def augment(self, images: Tensor, draws: Draws) -> Tensor:
         return self.student_views(images, draws) if self.distils else super().augment(images, draws)
@@ -98,3 +131,11 @@ class Taught(BaseMethod):
 
     def adversarial_loss(self, moved: Tensor, clean: Any) -> Tensor:
         return self.attack(moved, clean) if self.distils else super().adversarial_loss(moved, clean)
+
+
+def weights_of(file: str) -> dict[str, Tensor]:
+    """The weights of an encoder.safetensors. Raises UsageError where there are none."""
+    try:
+        return load_tensors(Path(file).expanduser())
+    except (Damaged, UsageError) as error:
+        raise UsageError(f"expected teacher as the encoder.safetensors of a run, got {file}: {error}") from None

@@ -6,7 +6,9 @@ from report_fixtures import manifest, records, write
 
 from bench import registry
 from bench.identity.outline import method_title
+from bench.spec import Budget
 from reports.build import build
+from reports.terminal import drawing, read_tables
 from reports.titled import titles
 
 
@@ -30,6 +32,32 @@ def test_a_row_keeps_what_it_adds_to_its_method_and_a_name_of_its_own():
         "ours": "ours",
         "mine": "mine",
     }
+
+
+def test_a_row_with_extra_data_says_so_in_every_table_and_figure(tmp_path):
+    """And in CSV files has a column for it; its time is compared with nobody's."""
+    asked, teacher = manifest(("deacl", "simclr"), seeds=5), "a given teacher, 0123456789ab"
+    budget = Budget.parse("300up")
+    stored = [
+        record.model_copy(
+            update={
+                "extra_data": teacher * (record.spec.method == "deacl"),
+                "spec": record.spec.model_copy(update={"budget": budget}),
+            }
+        )
+        for record in records(asked, diverged=())
+    ]
+    runs = [spec.model_copy(update={"budget": budget}) for spec in asked.runs]
+    write(tmp_path, asked.model_copy(update={"runs": runs, "budget": budget}), stored)
+    assert build(tmp_path, texts=("md", "tex")) == []
+    for name in ("results.csv", "leaderboard.csv"):
+        table = pd.read_csv(tmp_path / name)
+        assert set(table[table["method"] == "deacl"]["extra_data"]) == {teacher}
+        assert table[table["method"] == "simclr"]["extra_data"].isna().all()
+    assert "time" not in set(pd.read_csv(tmp_path / "claims.csv")["kind"])
+    for name in ("report.html", "leaderboard.tex", "figures/clean_vs_robust.svg"):
+        assert "(extra data)" in (tmp_path / name).read_text(encoding="utf-8"), name
+    assert drawing(read_tables(tmp_path)[1])[1].startswith("deacl (extra data)")
 
 
 def test_two_rows_under_one_title_keep_their_names(monkeypatch):

@@ -1,11 +1,12 @@
 """Stages share one clock: where each begins and ends, in updates, epochs and seconds, and what an update has cost."""
 
 import pytest
+from tiny_fixtures import build_tiny
 
 from bench.spec import Budget, UsageError
 from bench.training.clock import Clock
 from bench.training.course import Course
-from bench.training.stages import Cost, boundaries, flops_per_image, per_image
+from bench.training.stages import Cost, boundaries, check_stages, flops_per_image, per_image
 from methods.common.base import Stage
 
 HALVES = [Stage(0.25, "first"), Stage(0.75, "second")]
@@ -32,6 +33,15 @@ def test_one_stage_is_the_whole_budget():
 def test_shares_that_are_no_whole_are_refused(shares):
     with pytest.raises(UsageError, match="expected stages whose shares of the budget are above 0 and sum to 1"):
         boundaries([Stage(share) for share in shares], COURSES, Budget.parse("9up"))
+
+
+@pytest.mark.parametrize(("method", "budget", "least"), [("advcl", "20up", 50), ("deacl", "2up", 5)])
+def test_a_budget_without_an_update_for_a_stage_is_refused(method, budget, least):
+    chosen = build_tiny(method)
+    with pytest.raises(UsageError, match=rf"{budget} leaves no update for stage \w+, .* give at least {least} updates"):
+        check_stages(chosen, 600, Budget.parse(budget))
+    for enough in ("50up", "0.01ep", "1s"):
+        check_stages(chosen, 600, Budget.parse(enough))
 
 
 class TestClock:
