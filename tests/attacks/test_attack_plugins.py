@@ -1,8 +1,6 @@
 """Attacks of a user's own, one file each in tests/plugins, through the command line: PGD in l2, one with settings."""
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import signal
@@ -42,13 +40,6 @@ def bench(*arguments):
     with pytest.raises(SystemExit) as leaving:
         main([*map(str, arguments)])
     return leaving.value.code
-
-
-def started(*arguments, root):
-    """A command in a process of its own, with the packages of ``root``."""
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
 
 
 def kill_once_there(file, *arguments):
@@ -159,37 +150,6 @@ def test_other_settings_are_another_run(folder, capsys):
         assert bench(*RUN, *changed, "--out", folder) == 2
         assert said in capsys.readouterr().err
     assert {file: file.read_bytes() for file in (folder / "runs").rglob("*.json")} == before
-
-
-# ---------------------------------------------------------------- put into the folder
-
-
-def test_copied_into_the_folder_they_are_listed_and_used_and_no_other_file_is_touched(tmp_path):
-    ignored = shutil.ignore_patterns("__pycache__")
-    for package in ("bench", "methods", "attacks", "reports"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
-    before = hashes(tmp_path)
-    for file in FILES:
-        shutil.copy(file, tmp_path / "attacks")
-    listed = {each["name"]: each for each in json.loads(started("list", "attacks", "--json", root=tmp_path).stdout)}
-    assert listed["l2"]["description"].startswith("PGD in l2")
-    assert listed["own_attack"]["description"].startswith("MI-FGSM")
-    given = ["--attacks", "l2,own_attack", "--eps", "0.1,l2:0.5", "--set", "own_attack.steps=3"]
-    done = started("run", *SMALL, *given, "--audit", "off", "--out", tmp_path / "out", root=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = results(tmp_path / "out")
-    assert found["l2", 0.5].norm == "l2"
-    assert found["own_attack", 0.1].config["steps"] == 3
-    assert {name: known for name, known in hashes(tmp_path).items() if name in before} == before
-
-
-def hashes(root):
-    return {
-        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for package in ("bench", "methods", "attacks", "reports")
-        for file in (root / package).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
-    }
 
 
 # ---------------------------------------------------------------- what holds for every attack

@@ -34,7 +34,7 @@ def test_json_has_one_row_for_each_name(capsys, without_memory):
         assert row["per_second"] > 0
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_the_table_names_the_threads_and_what_was_asked_for(capsys, without_memory):
     assert command("--only", "coding_rate,emp_pgd_step", "--precision", "bf16") == 0
     out = capsys.readouterr().out
@@ -96,7 +96,7 @@ def test_both_sides_step_to_the_same_weights(name):
     assert not any(torch.equal(a, b) for a, b in zip(start, methods[0].parameters(), strict=True) if a.ndim > 1)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_memory_of_a_fresh_process_sees_only_what_the_step_takes(monkeypatch):
     """The coding rate of 16 views, 100 images: the textbook keeps 16 matrices of 4 MiB and more."""
     held = torch.zeros(2**28, dtype=torch.uint8)  # of this process, which is no matter

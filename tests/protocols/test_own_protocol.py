@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,13 +34,13 @@ TINY += ["--attack-images", "curve=4,autoattack=4"]
 MARK = "BENCH_TEST_PROTOCOL"
 
 
-def environment(root=ROOT, **more):
-    return os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"} | more
+def environment(**more):
+    return os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"} | more
 
 
-def finished(*arguments, root=ROOT):
+def finished(*arguments):
     """What a command that went well has printed."""
-    done = subprocess.run([*COMMAND, *arguments], cwd=root, env=environment(root), capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -100,28 +99,6 @@ def test_it_is_run_killed_resumed_audited_verified_and_shown(tmp_path):
     file = next((of_run / "results").glob("prototypes-none-*.json"))
     result = stored(file)
     assert result["outcomes"].count("1") > 5  # of 20; by chance it were 2
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """A copy of the project with the protocol in its folder and no other file changed."""
-    for name in ("bench", "methods", "attacks", "reports"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tests" / "short", tmp_path / "tests" / "short")
-    shutil.copy(FILE, tmp_path / "bench" / "protocols")
-    return tmp_path
-
-
-@pytest.mark.ci
-def test_a_file_in_the_folder_is_listed_and_run_by_its_name(tree):
-    assert re.search(r"^prototypes +Each class is the mean", finished("list", "protocols", root=tree), re.M)
-    out = tree / "out"
-    asked = ["--protocols", "prototypes", "--attacks", "pgd", "--audit", "off", "--out", str(out)]
-    finished("run", *TINY, *asked, root=tree)
-    rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
-    assert {row["protocol"] for row in rows} == {"prototypes"}
-    assert "own_protocols" not in (out / "manifest.json").read_text()  # what its source says is enough
-    assert "Nearest class mean" in (out / "report.html").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- in this process
