@@ -246,8 +246,9 @@ class Audit(Data):
 class Record(Data):
     """Everything that is known of one run; ``train`` is None before training has ended."""
 
-    unwritten = ("shift", "extra_data")
+    unwritten = ("shift", "extra_data", "title")
     spec: RunSpec
+    title: str = ""  # TITLE of a user's own method: its file may not be there when a report is made
     adversary: str = "none"
     supervised: bool = False  # trained with labels: a ceiling, never ranked
     extra_data: str = ""  # what it has learnt from beside its images and its budget

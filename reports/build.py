@@ -31,7 +31,7 @@ from reports.leaderboard import leaderboard, ranked_lines
 from reports.merge import View, merge
 from reports.pairs import pairs
 from reports.rows import rows
-from reports.titled import Titled, flagged, titles
+from reports.titled import Titled, titles
 
 TEXTS = {"tex": text_tables.latex, "md": text_tables.markdown}  # ending of leaderboard -> the table as text
 
@@ -90,11 +90,6 @@ def _write(
     with _part("leaderboard.csv", warnings):
         board = view.noted(leaderboard(table, records, manifest.main_eps))
         write_text(out / "leaderboard.csv", csv(board))
-    for ending, rendered in TEXTS.items():
-        file = out / f"leaderboard.{ending}"
-        if ending in texts or is_there(file):
-            with _part(file.name, warnings):
-                write_text(file, rendered(manifest, flagged(board)))
     with _part("curves.csv", warnings):
         over = curves(manifest, records, points)
         if points:
@@ -108,11 +103,15 @@ def _write(
     with _part("claims.csv", warnings):
         claims = pairs(records, manifest.main_eps, ranked_lines(board))
         write_text(out / "claims.csv", csv(claims))
-    extra = {record.spec.row for record in records if record.extra_data}
-    titled = Titled(titles([*manifest.runs, *(record.spec for record in records)], extra))
+    titled = Titled(titles([*manifest.runs, *(record.spec for record in records)], records))
     examples = titled.by_run(examples, records)
     manifest, records = titled.manifest(manifest), titled.records(records)
     table, board, claims, over = (titled.table(part) for part in (table, board, claims, over))
+    for ending, rendered in TEXTS.items():
+        file = out / f"leaderboard.{ending}"
+        if ending in texts or is_there(file):
+            with _part(file.name, warnings):
+                write_text(file, rendered(manifest, board))
     for name in plots.wanted(board, over):
         with _part(f"figures/{name}", warnings):
             pictures = plots.render(name, manifest, records, table, board, over)

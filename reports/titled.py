@@ -1,7 +1,7 @@
 """Rows under the names that people use: CF-AMC-SSL for cf_amc_ssl. Figures and reports have them; CSV files do not."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,17 +17,19 @@ T = TypeVar("T")
 EXTRA = " (extra data)"
 
 
-def titles(specs: Iterable[RunSpec], extra: Collection[str] = ()) -> dict[str, str]:
+def titles(specs: Iterable[RunSpec], records: Sequence[Record] = ()) -> dict[str, str]:
     """Row -> title, with what the row adds to the name of its method: ``CF-AMC-SSL-5m``.
 
-    A row that has a name of its own keeps it, and so do rows that one title would stand for. Those of ``extra`` have
-    learnt from extra data, and say so.
+    A row that has a name of its own keeps it, and so do rows that one title would stand for. The records know the
+    titles of a user's methods, and who has learnt from extra data: that stands behind the title.
     """
+    own = {record.spec.row: record.title for record in records if record.title}
+    extra = {record.spec.row for record in records if record.extra_data}
     said = {}
     for spec in specs:
         added = spec.row.removeprefix(spec.method)
-        ours = spec.method_path is None and not spec.foreign and (not added or added[0] in "-@")
-        said[spec.row] = method_title(spec.method) + added if ours else spec.row
+        title = own.get(spec.row) or (spec.method if spec.method_path or spec.foreign else method_title(spec.method))
+        said[spec.row] = title + added if not added or added[0] in "-@" else spec.row
     times = Counter(said.values())
     return {row: (title if times[title] == 1 else row) + EXTRA * (row in extra) for row, title in said.items()}
 

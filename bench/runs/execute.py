@@ -75,6 +75,7 @@ def execute(
     method, settings = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
     record = Record(
         spec=spec,
+        title=own_title(spec),
         adversary=method.adversary,
         supervised=method.supervised,
         extra_data=method.extra_data(),
@@ -226,6 +227,11 @@ def train_run(
     if flag():
         raise Interrupted(flag.signum or signal.SIGTERM)
     return result
+
+
+def own_title(spec: RunSpec) -> str:
+    """What the file of a user's method says that people call it; "" for the methods of this project."""
+    return str(getattr(registry.load("method", spec.method_path), "TITLE", "")) if spec.method_path else ""
 
 
 def check_teacher(folder: Signed, record: Record) -> None:

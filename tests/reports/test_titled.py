@@ -25,6 +25,9 @@ def test_a_row_keeps_what_it_adds_to_its_method_and_a_name_of_its_own():
         label: spec.model_copy(update={"label": label}) for label in (None, "cf_amc_ssl-5m", "cf_amc_ssl_wide", "ours")
     }
     own = spec.model_copy(update={"method": "mine", "method_path": "mine.py"})
+    (record,) = records(manifest(("cf_amc_ssl",)), diverged=())
+    record = record.model_copy(update={"spec": own, "title": "Mine, free"})
+    assert titles([own], [record]) == {"mine": "Mine, free"}
     assert titles([*rows.values(), own]) == {
         "cf_amc_ssl": "CF-AMC-SSL",
         "cf_amc_ssl-5m": "CF-AMC-SSL-5m",
