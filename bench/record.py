@@ -57,8 +57,9 @@ class DataInfo(Data):
 class TrainResult(Data):
     """What training gave and what it cost. ``..._per_image``: per image of the training set and epoch."""
 
-    unwritten = ("stages",)
+    unwritten = ("stages", "extra_data")
     status: Status
+    extra_data: str = ""  # what it has learnt from beside its images and its budget
     updates: int
     epochs: float
     train_seconds: float
@@ -246,12 +247,11 @@ class Audit(Data):
 class Record(Data):
     """Everything that is known of one run; ``train`` is None before training has ended."""
 
-    unwritten = ("shift", "extra_data", "title")
+    unwritten = ("shift", "title")
     spec: RunSpec
     title: str = ""  # TITLE of a user's own method: its file may not be there when a report is made
     adversary: str = "none"
     supervised: bool = False  # trained with labels: a ceiling, never ranked
-    extra_data: str = ""  # what it has learnt from beside its images and its budget
     data: DataInfo | None = None
     settings: list[Setting] = []
     environment: Environment | None = None
@@ -265,6 +265,11 @@ class Record(Data):
     status: Status | Literal["pending"] = "pending"
     message: str = ""
     missing: str = ""  # cells and checks that a finished run is still to have: the same command goes on with them
+
+    @property
+    def extra_data(self) -> str:
+        """What its training has learnt from beside its images and its budget, in a few words, or ""."""
+        return self.train.extra_data if self.train is not None else ""
 
     @model_validator(mode="after")
     def _one_result_per_cell(self) -> Self:

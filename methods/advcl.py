@@ -26,8 +26,6 @@ CLEAN, CONTRAST, LABELS = range(3)  # branches of batch norm
 class Config(ClusteredConfig, simclr.Config):
     hidden_width: int = setting(512, "code")
     temperature: float = setting(0.5, "text")  # tau
-    step: float = setting(2 / 255, "text")
-    random_start: bool = setting(True, "code")
     attack_batch_norm: BatchNormMode = setting("batch", "code")
     teacher_share: float = setting(0.13, "own")  # passes of a clean epoch to those of one of the student
     padding: float = setting(1 / 8, "unverified")
@@ -36,9 +34,14 @@ class Config(ClusteredConfig, simclr.Config):
     label_weight: float = setting(0.2, "code")
     radius: float = setting(1 / 4, "code")  # of the frequencies that h lacks, in sides: 8 of 32 pixels
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("contrast_weight", "label_weight", "radius"):
+            self.check(name, getattr(self, name) >= 0, "of at least 0")
+
 
 class Method(Clustered, simclr.Method):
-    """The student's views are x twice, to be moved against contrast and against labels; x1; x2; and the image."""
+    """Views of the student: x twice, to be moved against contrast and labels; x1, x2, h; and the image."""
 
     config: Config
     student_moves = slice(0, 2)
@@ -51,30 +54,26 @@ class Method(Clustered, simclr.Method):
 
     def student_views(self, images: Tensor, draws: Draws) -> Tensor:
         strong, x = self.drawn(images, draws), super().student_views(images, draws)[:1]
-        return torch.cat([x, x, strong, self.unchanged(images, draws)])
+        return torch.cat([x, x, strong, high_pass(x, self.config.radius), self.unchanged(images, draws)])
 
     def student_loss(self, clean: Tensor, moved: Tensor) -> Tensor:
-        contrast, labels = self.parts(moved[:2], self.target(clean))
-        return self.config.contrast_weight * contrast + self.config.label_weight * labels
+        c, (contrast, labels) = self.config, self.parts(moved[:2], self.target(clean))
+        return c.contrast_weight * contrast + c.label_weight * labels
 
     def target(self, views: Tensor) -> Any:
-        """The embeddings of x1, x2 and x without its low frequencies, and the pseudo-labels of the image."""
-        h = high_pass(views[:1], self.config.radius)
-        return self.embedded(torch.cat([views[2:4], h]), CLEAN), self.pseudo_labels(views[4])
+        return self.embedded(views[2:5], CLEAN), self.pseudo_labels(views[5])
 
     def attack(self, moved: Tensor, target: Any) -> Tensor:
         return torch.stack(self.parts(moved, target)).sum()
 
     def parts(self, moved: Tensor, target: Any) -> tuple[Tensor, Tensor]:
-        """(contrast at the first view, cross-entropy at the second)."""
-        z = torch.cat([self.embedded(moved[:1], CONTRAST), target[0]])
+        z, c = torch.cat([self.embedded(moved[:1], CONTRAST), target[0]]), self.config
         with branch(self, LABELS):
-            features = self.encoder(moved[1])
-        return nt_xent_of_views(z, self.config.temperature), self.label_loss(features, target[1])
+            return nt_xent_of_views(z, c.temperature), self.label_loss(self.encoder(moved[1]), target[1])
 
     def embedded(self, views: Tensor, norms: int) -> Tensor:
         with branch(self, norms):
             return self.units(self.head(self.encoder(views.flatten(0, 1))), len(views))
 
     def kept(self) -> nn.Module:
-        return plain(self.encoder, CONTRAST)
+        return plain(self.teacher if self.sorts else self.encoder, CONTRAST if self.distils else CLEAN)

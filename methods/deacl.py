@@ -21,8 +21,6 @@ TITLE = "DeACL"
 @dataclass(frozen=True)
 class Config(TaughtConfig, simclr.Config):
     temperature: float = setting(0.5, "text")  # tau, of the teacher
-    step: float = setting(2 / 255, "text")
-    random_start: bool = setting(True, "code")
     attack_batch_norm: BatchNormMode = setting("eval", "code")
     teacher_share: float = setting(0.78, "own")  # minutes of 1,000 clean epochs to those of 100 adversarial ones
     student_batch: int = setting(256, "code")

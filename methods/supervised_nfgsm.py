@@ -1,6 +1,6 @@
 """Supervised N-FGSM (de Jorge et al., 2022, arXiv:2202.01181): training against one step, a ceiling, reads the labels.
 
-Where one-step training overfits catastrophically, its robustness is gone at once; bench.alarms says so.
+One-step training may lose all its robustness within a few updates (catastrophic overfitting): see bench.alarms.
 """
 
 from dataclasses import dataclass

@@ -11,10 +11,14 @@ LISTED = 8  # files that differ, a line each
 
 
 def of_run(record: Record) -> dict[str, str]:
-    """Part of a run -> the hash of the code that made what there is of it; "" where that is not known."""
+    """Part of a run -> the hash of the code that made what there is of it; "" where that is not known.
+
+    What else makes runs different is a part too: the extra data that one has learnt from.
+    """
     made = {TRAINING: record.train.code} if record.train is not None else {}
     if record.spec.foreign and (record.probes or record.results):
         made[MODEL] = code(record.sources.get(MODEL, {}))
+    made |= {"extra data": record.extra_data} if record.extra_data else {}
     several: dict[str, set[str]] = {}
     for probe in record.probes:
         several.setdefault(head_part(probe.protocol), set()).add(probe.code)
@@ -35,7 +39,7 @@ def cell(record: Record, result: EvalResult | None = None) -> str | None:
 
 
 def conflict(one: Record, other: Record) -> bool:
-    """Whether a part that both have was made by two codes."""
+    """Whether a part that both have was made by two codes, or they have learnt from different extra data."""
     mine, theirs = of_run(one), of_run(other)
     return any(mine[part] != theirs[part] for part in mine.keys() & theirs.keys())
 
@@ -43,6 +47,7 @@ def conflict(one: Record, other: Record) -> bool:
 def apart(records: Sequence[Record]) -> list[Record]:
     """The same, in their order; runs of one row that two codes made are named by these, as ``mine@3f2a91c0``.
 
+    So are runs that have learnt from different extra data.
     They are no seeds of one method, and so share no mean, no rank and no claim.
     """
     groups: dict[str, list[list[Record]]] = {}

@@ -285,6 +285,8 @@ def _cost(method: str, what: str, ours: Sequence[Record], theirs: Sequence[Recor
     machines = [sorted({hardware_class(record.environment) for record in records}) for records in (ours, theirs)]
     if of_machine and (machines[0] != machines[1] or len(machines[0]) > 1):
         return replace(plain, note=f"not compared: different hardware: {' against '.join(map('; '.join, machines))}")
+    if what in ("training time", "energy") and any(record.extra_data for record in (*ours, *theirs)):
+        return replace(plain, note="not compared: what its extra data has cost is not known")
     ratio, lo, hi = ratio_of_medians(b, a)
     if min(len(a), len(b)) < 2:
         return replace(plain, ratio=ratio, note="a single run has no interval")
@@ -315,6 +317,8 @@ def _notes(a: Folder, b: Folder) -> list[str]:
     both = [name for name in status[0] if name in status[1]]
     for letter, folder in (("A", a), ("B", b)):
         mixed = _of_two_codes(folder.records)
+        extra = dict.fromkeys(record.spec.row for record in folder.records if record.extra_data)
+        notes += [f"with extra data in {letter}: {', '.join(extra)}"] * bool(extra)
         notes += [f"seeds that two codes made in {letter}, not taken together: {', '.join(mixed)}"] * bool(mixed)
     return notes + [
         f"{name}: {status[0][name]} in A, {status[1][name]} in B" for name in both if status[0][name] != status[1][name]

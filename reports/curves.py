@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.alarms import alarm
+from bench.alarms import Seen, alarm, stage_share
 from bench.record import Manifest, Record
 from bench.storage.store import Point
 
@@ -18,6 +18,7 @@ COLUMNS = {
     "percent": "Int64",  # of the budget: the mark
     "progress": "float64",  # share of the budget that was spent, at or past the mark
     "updates": "Int64",
+    "stage_share": "float64",  # of the last stage; below 0 in an earlier one, where the encoder is that of a teacher
     "train_seconds": "float64",
     "passes_per_image": "float64",  # of all kinds, so far
     "energy_joules": "float64",
@@ -54,6 +55,8 @@ def _row(manifest: Manifest, record: Record, point: Point) -> dict[str, Any]:
         "eps": point.eps,
     }
     row |= point.snapshot.model_dump(exclude={"sha256"})
+    if record.train is not None:
+        row["stage_share"] = stage_share(record.train, point.snapshot.updates)
     for name, count in counts.items():
         if count is not None:
             row |= {f"{name}_correct": count[0], f"{name}_total": count[1], name: count[0] / count[1]}
@@ -63,11 +66,10 @@ def _row(manifest: Manifest, record: Record, point: Point) -> dict[str, Any]:
 def alarms(table: pd.DataFrame) -> list[str]:
     """What the course of a training warns of (bench.alarms), a sentence for each run that has something to say."""
     said = []
-    for (method, seed, adversary), points in table.dropna(subset=["robust"]).groupby(
-        ["method", "seed", "adversary"], sort=False
-    ):
-        counts = zip(points["robust_correct"].astype(int), points["robust_total"].astype(int), strict=True)
-        sentence = alarm(str(adversary), dict(zip(points["percent"].astype(int), counts, strict=True)))
+    known = table.dropna(subset=["robust", "stage_share"])
+    for (method, seed, adversary), points in known.groupby(["method", "seed", "adversary"], sort=False):
+        columns = points[["percent", "stage_share", "robust_correct", "robust_total"]]
+        sentence = alarm(str(adversary), [Seen(*values) for values in columns.itertuples(index=False)])
         said += [f"{method}, seed {seed}: {sentence}."] * bool(sentence)
     return said
 

@@ -25,6 +25,7 @@ from reports.curves import COSTS, over
 from reports.inert import printable
 from reports.protocols import ranked, titles
 from reports.stats import pareto
+from reports.titled import EXTRA as FLAGGED
 
 # "muted" of Paul Tol's colour-blind safe schemes (https://sronpersonalpages.nl/~pault), neighbours set apart
 PALETTE = ("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#882255", "#999933", "#aa4499")
@@ -336,7 +337,9 @@ def _looks(rows: pd.DataFrame, board: pd.DataFrame) -> dict[str, Look]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 28 else f"{name[:27]}…"
+    mark = FLAGGED if FLAGGED in name else ""
+    name = name.replace(mark, "")
+    return f"{name if len(name) <= 28 else f'{name[:27]}…'}{mark}"
 
 
 def _flops(manifest: Manifest, records: Sequence[Record]) -> dict[str, float]:

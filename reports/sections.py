@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.identity.outline import method_title
 from bench.record import Manifest, Record
 from bench.spec import Norm, format_eps, format_radius
 from reports import codes, threats
@@ -209,12 +210,12 @@ def _beside_the_paper(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, 
     titles = ["Method", *map(_attack_name, tried), "Seeds"]
     if paper:
         titles += ["Row of the paper", *(f"{_attack_name(eps)}*" for eps in PAPER_EPS)]
-    lines = []
+    rows_of, lines = {method_title(row): row for row in PAPER_ROWS}, []
     for name, results in ours.groupby("method", sort=False):
-        method = str(name)
+        method = rows_of.get(str(name), str(name))
         means = [results.loc[results["eps"] == eps, "accuracy"].mean() for eps in tried]
         printed = [PAPER_ROWS[method], *(f"{value:.2f}" for value in paper[method])] if method in paper else []
-        line = [method, *map(percent, means), str(results["seed"].nunique()), *printed]
+        line = [str(name), *map(percent, means), str(results["seed"].nunique()), *printed]
         lines.append(line + [""] * (len(titles) - len(line)))
     source = f" *: as printed in {SOURCE}." if paper else ""
     caption = f"{label}, published evaluation, accuracy in %, mean over seeds.{source}"

@@ -29,9 +29,11 @@ def titles(specs: Iterable[RunSpec], records: Sequence[Record] = ()) -> dict[str
     for spec in specs:
         added = spec.row.removeprefix(spec.method)
         title = own.get(spec.row) or (spec.method if spec.method_path or spec.foreign else method_title(spec.method))
-        said[spec.row] = title + added if not added or added[0] in "-@" else spec.row
+        fits = not added or added[0] in "-@"
+        marked = EXTRA * (spec.row in extra)  # before what is added: the budget ends the name of a row
+        said[spec.row] = f"{title}{marked}{added}" if fits else f"{spec.row}{marked}"
     times = Counter(said.values())
-    return {row: (title if times[title] == 1 else row) + EXTRA * (row in extra) for row, title in said.items()}
+    return {row: title if times[title] == 1 else row + EXTRA * (row in extra) for row, title in said.items()}
 
 
 def flagged(table: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from bench.device import device as devices
 from bench.distributed.ranks import Ranks
 from bench.engines.team import serve
 from bench.evaluation.evaluated import Evaluated
-from bench.runs.same_inputs import check_copies
+from bench.runs.same_inputs import check_copies, check_extra
 from bench.spec import RunSpec
 from bench.storage.signals import Interrupted, StopFlag
 from bench.training.build import build_method
@@ -31,6 +31,7 @@ def assist(spec: RunSpec, device: torch.device, flag: StopFlag, ranks: Ranks) ->
     train_set, test_set = load_data(dataset, spec.data)
     check_copies(spec, data_info(train_set, test_set), ranks=ranks)
     method, _ = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
+    check_extra(method.extra_data(), ranks)
     with flag.in_training():
         order: dict[str, Any] | None = ranks.tell()
         if order is not None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from bench.alarms import alarm
+from bench.alarms import Seen, alarm, stage_share
 from bench.evaluation.attack_cell import run_cell
 from bench.evaluation.evaluated import Evaluated, chunk_images
 from bench.evaluation.search import Cell
@@ -31,18 +31,23 @@ def curve(it: Evaluated[RunFolder], result: TrainResult, adversary: str) -> None
     """Measure every snapshot and the trained encoder, each stored in curve.json as soon as it is known, and once.
 
     What the course of a training against an ``adversary`` warns of (bench.alarms) is reported with the point that shows
-    it.
+    it. A snapshot that cannot be scored has no point, and the next time is tried again: it costs no other number.
     """
     spec, folder = it.spec, it.cells
     points = {point.snapshot.percent: point for point in folder.curve()}
     if spec.over_time == "off":
         return
-    warning = ""
+    warning = alarm(adversary, course(points, result))
     for snapshot, weights in moments(it.encoder, result, folder, set(points)):
         began = time.monotonic()
         at_mark = copy.deepcopy(it.encoder)
         at_mark.load_state_dict(weights)
-        clean, robust = score(replace(it, encoder=at_mark))
+        try:
+            clean, robust = score(replace(it, encoder=at_mark))
+        except Exception as error:
+            said = f"no accuracy at {snapshot.percent} % of the budget: {error}"
+            it.report({"event": "remark", "message": said.splitlines()[0]})
+            continue
         points[snapshot.percent] = Point(
             snapshot=snapshot,
             passes_per_image=passes_per_image(result) * snapshot.updates,
@@ -52,11 +57,19 @@ def curve(it: Evaluated[RunFolder], result: TrainResult, adversary: str) -> None
             seconds=time.monotonic() - began,
         )
         folder.save_curve([points[percent] for percent in sorted(points)])
-        course = {percent: point.robust for percent, point in points.items() if point.robust is not None}
-        before, warning = warning, alarm(adversary, course)
+        before, warning = warning, alarm(adversary, course(points, result))
         it.report({"event": "curve", "percent": snapshot.percent, "clean": clean[0] / clean[1],
                    "robust": robust[0] / robust[1] if robust else None,
                    "alarm": warning if warning != before else ""})  # fmt: skip
+
+
+def course(points: dict[int, Point], result: TrainResult) -> list[Seen]:
+    """The points whose robust accuracy is known, in the order of the training."""
+    return [
+        Seen(percent, stage_share(result, points[percent].snapshot.updates), *robust)
+        for percent in sorted(points)
+        if (robust := points[percent].robust) is not None
+    ]
 
 
 def moments(

@@ -14,7 +14,7 @@ from bench.options.protocols import asked_protocols
 from bench.options.scoring import evaluation
 from bench.options.threats import check_images as check_threats
 from bench.record import DataInfo
-from bench.spec import Budget, RunSpec
+from bench.spec import Budget, RunSpec, UsageError
 from bench.text import say
 from bench.training.stages import check_stages
 from methods.common.base import BaseMethod
@@ -71,9 +71,14 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                 config, _ = resolve_settings(module.Config, data.name, dataset.OVERRIDES, spec.settings)
                 if getattr(module.Method, "augment", None) is BaseMethod.augment:  # views of another's size are its own
                     sizes.setdefault((config.view_side(side),) * 2, f"views of {row.label}")
-                method = module.Method(config)
-                method.extra_data()
-                check_stages(method, len(train_set), budget, options.gpus_per_run)
+                try:
+                    method = module.Method(config)
+                    method.extra_data()
+                    check_stages(method, len(train_set), budget, options.gpus_per_run)
+                except Exception as error:  # of a user's file
+                    if isinstance(error, UsageError):
+                        raise
+                    raise UsageError(f"{row.method}: {type(error).__name__}: {error}".splitlines()[0]) from None
     check_images(encoder, channels, sizes)
     if here:
         check_memory(scoring, encoder, test_set.image_shape, len(train_set), device)

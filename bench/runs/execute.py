@@ -30,7 +30,7 @@ from bench.identity.source import TRAINING, sources
 from bench.random import environment
 from bench.record import DataInfo, Record, Setting, TrainResult
 from bench.runs.heartbeat import Heartbeat, beat_seconds
-from bench.runs.same_inputs import check_copies
+from bench.runs.same_inputs import check_copies, check_extra
 from bench.spec import RunSpec, UsageError
 from bench.storage.repair import repair
 from bench.storage.signals import Interrupted, StopFlag, Stuck
@@ -73,18 +73,17 @@ def execute(
     data = data_info(train_set, test_set)
     check_copies(spec, data, images, ranks)
     method, settings = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
+    check_extra(extra := method.extra_data(), ranks)
     record = Record(
         spec=spec,
         title=own_title(spec),
         adversary=method.adversary,
         supervised=method.supervised,
-        extra_data=method.extra_data(),
         data=data,
         settings=[*settings, encoder_setting(spec, dataset)],
         environment=environment(str(device), spec.precision, ranks.size),
         sources=now,
     )
-    check_teacher(folder, record)
     folder.save_record(record)
 
     def ended(status: str, message: str = "", missing: str = "") -> None:
@@ -98,11 +97,14 @@ def execute(
             folder.remove("train.json")
             trained = None
         if trained is None:
-            made_from = identity(settings, data, folder.codes[TRAINING] + record.extra_data)
-            result = train_run(folder, method, train_set, device, made_from, report, flag, save_every, ranks)
+            made_from = identity(settings, data, folder.codes[TRAINING] + extra)
+            result = train_run(folder, method, train_set, device, made_from, extra, report, flag, save_every, ranks)
         else:
             ranks.tell(None)
             result, weights = trained
+            if result.extra_data != extra:
+                was, now_is = result.extra_data or "no extra data", extra or "none"
+                raise UsageError(f"the encoder in {folder.path} was trained with {was}, and this command has {now_is}")
         encoder = devices.place(method.kept(), device)
         if trained is not None and result.status == "finished":
             encoder.load_state_dict(weights)
@@ -144,6 +146,7 @@ def train_run(
     images: ImageSet,
     device: Any,
     made_from: str,
+    extra_data: str,
     report: Report,
     flag: StopFlag,
     save_every: float,
@@ -223,6 +226,7 @@ def train_run(
         if result.status == "finished":
             after = clock_probe.read_machine(spec.budget, device, spec.precision, stop=flag)
             result = clock_probe.probed(result, reading, after).model_copy(update={"thread_gain": gain})
+        result = result.model_copy(update={"extra_data": extra_data})
         folder.save_trained(result, dict(method.kept().state_dict()))
     if flag():
         raise Interrupted(flag.signum or signal.SIGTERM)
@@ -232,12 +236,6 @@ def train_run(
 def own_title(spec: RunSpec) -> str:
     """What the file of a user's method says that people call it; "" for the methods of this project."""
     return str(getattr(registry.load("method", spec.method_path), "TITLE", "")) if spec.method_path else ""
-
-
-def check_teacher(folder: Signed, record: Record) -> None:
-    """Raises UsageError where the weights that are there have learnt from other extra data than would be said now."""
-    if folder.trained() is not None and (before := folder.record().extra_data) != record.extra_data:
-        raise UsageError(f"{folder.path} was trained with {before or 'no extra data'}, got {record.extra_data}")
 
 
 def encoder_setting(spec: RunSpec, dataset: Any) -> Setting:

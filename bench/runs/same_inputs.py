@@ -8,6 +8,12 @@ from bench.record import DataInfo
 from bench.spec import RunSpec
 
 
+def check_extra(extra: str, ranks: Ranks) -> None:
+    """Raises Unfit, on every rank, where one of them has other extra data than rank 0. All ranks have to call it."""
+    if others := ranks.tell([other for other in ranks.collect(extra) if other != extra]):
+        raise source.Unfit(f"expected {extra or 'no extra data'} on every GPU of a run, got {others[0] or 'none'}")
+
+
 def check_copies(spec: RunSpec, own: DataInfo, expected: DataInfo | None = None, ranks: Ranks = ALONE) -> None:
     """Raises Unfit, on every rank, where one of them has other code for this run than rank 0, or other images.
 

@@ -1,7 +1,6 @@
 """The stages of a training: where in the budget each begins and ends, and what each has cost."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -38,13 +37,19 @@ def check_stages(method: BaseMethod, images: int, budget: Budget, ranks: int = 1
     ends, total = laid_out(method, images, budget, ranks)
     if total is None:
         return
-    last = [updates_at(end, total) for end in ends]
-    for stage, (before, after) in zip(method.stages(), itertools.pairwise([0, *last]), strict=True):
-        if before == after:
-            raise UsageError(
-                f"{budget} leaves no update for stage {stage.name}, whose share is {stage.share:.2g}; "
-                f"give at least {math.ceil(1 / stage.share)} updates"
-            )
+    if (place := empty(ends, total)) is not None:
+        stage = method.stages()[place]
+        least = next(n for n in itertools.count(total) if empty(ends, n) is None)
+        raise UsageError(
+            f"{budget} leaves no update for stage {stage.name}, whose share is {stage.share:.2g}; "
+            f"give at least {least} updates"
+        )
+
+
+def empty(ends: Sequence[float], total: int) -> int | None:
+    """The first stage without an update in so many of them, if there is one."""
+    last = [0, *(updates_at(end, total) for end in ends)]
+    return next((place for place, (begin, end) in enumerate(itertools.pairwise(last)) if begin == end), None)
 
 
 def boundaries(stages: Sequence[Stage], courses: Sequence[Course], budget: Budget) -> tuple[list[float], int | None]:

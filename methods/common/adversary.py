@@ -74,9 +74,9 @@ class PGD(Adversary):
 
 
 class NFGSM(PGD):
-    """One step of eps from noise that is uniform within ``NOISE`` eps; no ball holds noise and step, only [0, 1] does.
+    """One step of eps from noise that is uniform within ``NOISE`` eps. Their sum is clamped to [0, 1], to no ball.
 
-    Projecting the noise back into the ball is what lets one-step training overfit catastrophically (section 4.2).
+    Clipping the whole perturbation to the ball is what lets one-step training overfit catastrophically (section 4.2).
     """
 
     @property

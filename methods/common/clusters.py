@@ -1,7 +1,8 @@
 """Pseudo-labels: which of K centres a feature is nearest to, found within the budget in a stage of their own.
 
-K-means batch by batch (Sculley, 2010, "Web-scale k-means clustering"): a centre steps towards the mean of the features
-of a batch that are nearest to it, so it rests where Lloyd's algorithm rests.
+K-means batch by batch: a centre goes part of the way to the mean of those features of a batch that are nearest to it.
+On all features at once it rests where Lloyd's algorithm rests; on batches it moves with what they hold, less and less
+as the rate falls to 0. Sculley (2010, "Web-scale k-means clustering") has a rate for each centre, one over its count.
 """
 
 from collections.abc import Sequence
@@ -76,7 +77,8 @@ class ClusteredConfig(TaughtConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("cluster_share", 0 < self.cluster_share < 1 - self.teacher_share, "in (0, 1 - teacher_share)")
-        self.check("clusters", min(self.clusters, default=0) >= 2, "of at least 2 each")
+        fitting = 2 <= min(self.clusters, default=0) < self.batch
+        self.check("clusters", fitting, f"of at least 2, and one of them below the batch of {self.batch}")
 
     @property
     def traits(self) -> set[str]:
@@ -89,17 +91,18 @@ class Clustered(Taught):
     Its Config is a ``ClusteredConfig``.
     """
 
+    config: ClusteredConfig
     sorts = False  # whether the stage of the clusters is under way
 
     def build(self, width: int) -> None:
         super().build(width)
-        self.counts = vars(self.config)["clusters"]
-        self.clusters = Clusters(self.counts, width)
-        self.classifiers = nn.Linear(width, sum(self.counts))  # of the student: one of each number of clusters
+        counts = self.config.clusters
+        self.clusters = Clusters(counts, width)
+        self.classifiers = nn.Linear(width, sum(counts))  # of the student: one of each number of clusters
 
     def stages(self) -> tuple[Stage, ...]:
         *teacher, student = super().stages()
-        share = vars(self.config)["cluster_share"]
+        share = self.config.cluster_share
         sorting = Stage(share, "clusters", ONLINE | {"views": 1, "adversary": "none"})
         return *teacher, sorting, replace(student, share=student.share - share)
 
@@ -127,7 +130,7 @@ class Clustered(Taught):
 
     def label_loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of the classifiers on features (B / ranks, D) at pseudo-labels (sets, B): a scalar."""
-        logits = self.gather(widen(self.classifiers(features))[None])[0].split(self.counts, dim=1)
+        logits = self.gather(widen(self.classifiers(features))[None])[0].split(self.config.clusters, dim=1)
         return torch.stack([F.cross_entropy(own, target) for own, target in zip(logits, labels, strict=True)]).mean()
 
     @torch.no_grad()

@@ -19,9 +19,11 @@ from methods.common.weak import padded_crop
 
 @dataclass(frozen=True)
 class TaughtConfig(BaseConfig):
-    """What is set beside the teacher's training: a setting ``student_x`` takes the place of ``x`` in the student's."""
+    """Settings of both stages: in the student's, ``student_lr`` takes the place of ``lr``, and so does each of them."""
 
     least_views: ClassVar[int] = 1  # of the student
+    step: float = setting(2 / 255, "text")  # of its attack
+    random_start: bool = setting(True, "code")
     teacher: str = setting("", "own")  # the file of an encoder, in place of the first stage
     teacher_share: float = setting(0.5, "own")  # of the budget
     student_batch: int = setting(512, "text")
@@ -33,6 +35,11 @@ class TaughtConfig(BaseConfig):
         super().__post_init__()
         self.check("teacher_share", 0 < self.teacher_share < 1, "in (0, 1)")
         self.check("padding", 0 <= self.padding < 1, "in [0, 1)")
+
+    def check_teacher(self) -> None:
+        """What holds of the settings that are given, and not of those that its stage gives the student."""
+        self.check("views", self.views == 2, "of 2, for the teacher's loss of pairs")
+        self.check("adversary", self.adversary == "none", "none: the teacher sees clean images, the student PGD's")
 
     @property
     def traits(self) -> set[str]:
@@ -49,20 +56,21 @@ class Taught(BaseMethod):
     student: ClassVar[dict[str, Any]] = {}  # settings of its stage that nobody chooses
     student_moves: ClassVar[slice] = slice(None)  # the student's views that an adversary may move
     distils = False  # whether it has begun
+    config: TaughtConfig
     teacher: nn.Module  # without gradients; in eval mode from then on
     projector: nn.Module  # the teacher's, frozen then
+
+    def __init__(self, config: TaughtConfig) -> None:
+        super().__init__(config)
+        config.check_teacher()
 
     def build(self, width: int) -> None:
         super().build(width)
         self.teacher = teacher_of(self.encoder)
 
-    @property
-    def given(self) -> str:
-        """The file that the teacher comes from, or ""."""
-        return str(vars(self.config)["teacher"])
-
     def extra_data(self) -> str:
-        return f"a given teacher, {sha256(weights_of(self.given))[:12]}" if self.given else ""
+        file = self.config.teacher
+        return f"a given teacher, {sha256(weights_of(file))[:12]}" if file else ""
 
     def change_places(self) -> None:
         """Make the teacher of what the first stage has trained; the student begins where the teacher began."""
@@ -72,7 +80,7 @@ class Taught(BaseMethod):
 
     def student_views(self, images: Tensor, draws: Draws) -> Tensor:
         """``augment`` of the student: weak views, shifted by a few pixels and mirrored or not."""
-        return padded_crop(images, draws, padding=vars(self.config)["padding"], flip=self.config.flip)
+        return padded_crop(images, draws, padding=self.config.padding, flip=self.config.flip)
 
     def student_loss(self, clean: Tensor, moved: Tensor) -> Tensor:
         """``objective`` of the student."""
@@ -87,20 +95,19 @@ class Taught(BaseMethod):
         raise NotImplementedError
 
     def stages(self) -> tuple[Stage, ...]:
-        chosen, mark = vars(self.config), "student_"
-        own = {name.removeprefix(mark): value for name, value in chosen.items() if name.startswith(mark)}
-        share = 0.0 if self.given else chosen["teacher_share"]
-        student = Stage(1 - share, "student", own | self.student)
-        return (student,) if self.given else (Stage(share, "teacher"), student)
+        mark, c = "student_", self.config
+        own = {name.removeprefix(mark): value for name, value in vars(c).items() if name.startswith(mark)}
+        teacher = () if c.teacher else (Stage(c.teacher_share, "teacher"),)
+        return *teacher, Stage(1 - sum(stage.share for stage in teacher), "student", own | self.student)
 
     def begin(self, stage: int) -> None:
         self.distils = stage + 1 == len(self.stages())
         self.moves = self.student_moves if self.distils else type(self).moves
-        taught = stage + bool(self.given)
+        taught = stage + bool(self.config.teacher)  # stages whose turn has come, a given teacher's among them
         self.projector.requires_grad_(taught == 0)
         if taught == 1:
-            if self.given:
-                self.learn_from(weights_of(self.given))
+            if self.config.teacher:
+                self.learn_from(weights_of(self.config.teacher))
             else:
                 self.change_places()
             self.teacher.eval()
@@ -108,16 +115,18 @@ class Taught(BaseMethod):
     def learn_from(self, weights: dict[str, Tensor]) -> None:
         """Make them the teacher's; each branch of its batch norms gets the same. Raises UsageError unless all fit."""
         own = {name: re.sub(r"\.norms\.\d+", "", name) for name in self.teacher.state_dict()}
-        missing, unknown = set(own.values()) - weights.keys(), weights.keys() - set(own.values())
-        try:
-            self.teacher.load_state_dict({name: weights[given] for name, given in own.items()})
-        except (KeyError, RuntimeError) as error:
-            first = str(error).splitlines()[-1].strip()
-            misfit = f"{sorted(missing)[:2]} are missing, {sorted(unknown)[:2]} are left over" if missing else first
+        missing, left = sorted(set(own.values()) - weights.keys()), sorted(weights.keys() - set(own.values()))
+        misfit = f"{missing[:2]} are missing, {left[:2]} are left over" if missing or left else ""
+        if not misfit:
+            try:
+                self.teacher.load_state_dict({name: weights[given] for name, given in own.items()})
+            except RuntimeError as error:  # shapes
+                misfit = str(error).splitlines()[-1].strip()
+        if misfit:
             raise UsageError(
-                f"expected a teacher with the weights of this run's encoder, got {self.given}: {misfit}; "
+                f"expected a teacher with the weights of this run's encoder, got {self.config.teacher}: {misfit}; "
                 "take the encoder.safetensors of a run with the same encoder and feature_width"
-            ) from None
+            )
 
     def augment(self, images: Tensor, draws: Draws) -> Tensor:
         return self.student_views(images, draws) if self.distils else super().augment(images, draws)

@@ -156,6 +156,16 @@ def test_times_need_one_class_of_hardware():
     assert "against NVIDIA H100" in note
 
 
+def test_the_time_of_a_run_with_extra_data_is_compared_with_nobodys():
+    a, given = folder(seeds=2), lambda record: record.train.model_copy(update={"extra_data": "a given teacher, 01"})
+    found = compare(a, changed(a, only="cf_amc_ssl", train=given))
+    costs = {(cost.method, cost.what): cost for cost in found.costs}
+    assert costs["cf_amc_ssl", "training time"].note == "not compared: what its extra data has cost is not known"
+    assert costs["cf_amc_ssl", "training time"].ratio is None
+    assert costs["simclr_adv", "training time"].ratio == 1.0
+    assert "with extra data in B: cf_amc_ssl" in found.notes
+
+
 def test_what_differs_is_said_by_name():
     a = folder()
     louder = lambda record: [*record.settings[:-1], Setting(name="train_eps", value=0.2, source="--set")]  # noqa: E731

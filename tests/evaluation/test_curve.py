@@ -9,7 +9,7 @@ from evaluation_fixtures import CPU, TEST, TRAIN, tiny_encoder
 from store_fixtures import RECORD, SPEC, TRAINED, spoil
 from training_fixtures import Drawing, Time, constant, equal, flat, newest, on_disk, stop_after, trained, without_time
 
-from bench.alarms import alarm
+from bench.alarms import Seen, alarm, stage_share
 from bench.data.images import ImageSet
 from bench.evaluation import curve as curves
 from bench.evaluation import search
@@ -139,17 +139,41 @@ def test_no_alarm_for_a_method_without_an_adversary(run, monkeypatch):
     ("course", "said"),
     [
         (
-            {10: (20, 200), 25: (90, 200), 50: (40, 200), 75: (60, 200)},
+            [(10, 20), (25, 90), (50, 40), (75, 60)],
             "of 90 held-out .* at 25 % .*, 40 are left at 50 %",
         ),
-        ({50: (90, 200), 75: (46, 200)}, ""),  # more than half
-        ({50: (8, 200), 75: (2, 200)}, ""),  # may be chance
-        ({25: (30, 200), 50: (0, 200)}, "none of 200"),
-        ({25: (0, 200)}, ""),
+        ([(50, 90), (75, 46)], ""),  # more than half
+        ([(50, 8), (75, 2)], ""),  # may be chance
+        ([(25, 30), (50, 0)], "none of 200"),
+        ([(25, 0)], ""),
     ],
 )
 def test_robustness_that_was_lost_is_told_from_noise(course, said):
-    assert re.search(said, alarm("nfgsm", course)) if said else alarm("nfgsm", course) == ""
+    seen = [Seen(percent, percent / 100, right, 200) for percent, right in course]
+    assert re.search(said, alarm("nfgsm", seen)) if said else alarm("nfgsm", seen) == ""
+
+
+def test_of_a_student_only_its_own_stage_is_judged():
+    """Its teacher is clean, so it stands nothing: DeACL's is still there at 75 % of the budget."""
+    result = TRAINED.model_copy(update={"updates": 100, "stages": [{"first_update": 0}, {"first_update": 78}]})
+    shares = {percent: stage_share(result, percent) for percent in (50, 75, 100)}
+    assert shares == pytest.approx({50: -28 / 22, 75: -3 / 22, 100: 1.0})
+    assert alarm("pgd", [Seen(percent, share, 0, 200) for percent, share in shares.items() if percent < 100]) == ""
+    assert "at 100 %" in alarm("pgd", [Seen(percent, share, 0, 200) for percent, share in shares.items()])
+
+
+def test_a_snapshot_that_cannot_be_scored_costs_nothing_else_and_is_tried_again(run, monkeypatch):
+    def broken(it):
+        raise FloatingPointError("features are not finite")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "score", broken)
+        said = []
+        curve(Evaluated(tiny_encoder(seed=100), TRAIN, TRAIN, ROBUST, 0, CPU, run, said.append), TRAINED, "pgd")
+    assert [event["event"] for event in said] == ["remark"] * 5
+    assert "no accuracy at 10 % of the budget: features are not finite" in said[0]["message"]
+    assert run.curve() == []
+    assert list(measure(run)) == [*MARKS, 100]
 
 
 def test_every_moment_has_a_point_with_its_cost_and_none_is_measured_twice(run):

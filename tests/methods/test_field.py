@@ -10,7 +10,7 @@ from tiny_fixtures import build_tiny
 from torchvision.transforms import functional as pictures
 
 from bench.random import Draws
-from bench.spec import Budget
+from bench.spec import Budget, UsageError
 from bench.training.train import train
 from methods import acl, advcl
 from methods.common.adversary import attack_mode
@@ -260,17 +260,18 @@ def slow_labels(method, image):
 
 
 def test_advcl():
-    method, (views, moved) = in_the_last_stage("advcl"), pairs_of(views=5)
+    method, (views, moved) = in_the_last_stage("advcl"), pairs_of(views=6)
+    views[4] = high_pass(views[0], 1 / 4)
     with torch.no_grad():
-        method.clusters.begin(method.teacher(views[4]))
+        method.clusters.begin(method.teacher(views[5]))
     both = torch.nn.Sequential(method.encoder, method.head)
-    others = embedded(method, both, torch.cat([views[2:4], high_pass(views[:1], 1 / 4)]), advcl.CLEAN)
+    others = embedded(method, both, views[2:5], advcl.CLEAN)
     z = torch.cat([embedded(method, both, moved[:1], advcl.CONTRAST), others])
     contrast = slow_pairs(z, 0.5, all_pairs(4)) / 3
     with branch(method, advcl.LABELS):
         logits = method.classifiers(method.encoder(moved[1]))
     entropy = 0.0
-    for row, image in zip(logits, views[4], strict=True):
+    for row, image in zip(logits, views[5], strict=True):
         two, three = slow_labels(method, image)
         for own, label in ((row[:2], two), (row[2:], three)):
             entropy -= own[label].item() - math.log(sum(math.exp(x.item()) for x in own))
@@ -285,7 +286,7 @@ def test_advcl():
 
 
 def test_advcl_has_batch_norms_for_clean_images_for_the_contrast_and_for_the_labels():
-    method, (views, moved) = in_the_last_stage("advcl"), pairs_of(views=5)
+    method, (views, moved) = in_the_last_stage("advcl"), pairs_of(views=6)
     inside = [module for module in method.encoder.modules() if isinstance(module, Branches)]
     before = [[norm.running_mean.clone() for norm in branches.norms] for branches in inside]
     target = method.clean(views)
@@ -297,6 +298,37 @@ def test_advcl_has_batch_norms_for_clean_images_for_the_contrast_and_for_the_lab
     kept = method.kept().eval()
     with branch(method.encoder.eval(), advcl.CONTRAST):
         assert torch.equal(kept(views[0]), method.encoder(views[0]))
+
+
+def test_what_is_kept_of_advcl_before_the_student_is_the_teacher():
+    """The curve over the training looks at it: at the branch that was fed, and not at an encoder that begins anew."""
+    method, (views, _) = double("advcl"), pairs_of()
+    method.begin(0)
+    method.objective(views, views)
+    with branch(method.encoder.eval(), advcl.CLEAN):
+        taught = method.encoder(views[0])
+    assert torch.equal(method.kept().eval()(views[0]), taught)
+    method.begin(1)
+    assert torch.equal(method.kept().eval()(views[0]), taught)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"views": 1}, "expected views of 2, for the teacher's loss of pairs, got 1"),
+        (
+            {"adversary": "free"},
+            "expected adversary none: the teacher sees clean images, the student PGD's, got 'free'",
+        ),
+        ({"clusters": (6, 20)}, "expected clusters of at least 2, and one of them below the batch of 6"),
+        ({"clusters": ()}, "expected clusters of at least 2"),
+        ({"radius": -0.5}, "expected radius of at least 0, got -0.5"),
+        ({"cluster_share": 0.9}, r"expected cluster_share in \(0, 1 - teacher_share\)"),
+    ],
+)
+def test_what_cannot_be_of_advcl_is_refused(setting, said):
+    with pytest.raises(UsageError, match=said):
+        build_tiny("advcl", **setting)
 
 
 def test_pseudo_labels_are_those_of_the_image_whatever_its_views(digits):
@@ -312,7 +344,7 @@ def test_pseudo_labels_are_those_of_the_image_whatever_its_views(digits):
     assert [cost["name"] for cost in result.stages] == ["teacher", "clusters", "student"]
     assert [cost["updates"] for cost in result.stages] == [2, 2, 2]
     draws = [Draws(seed, 0, torch.arange(6), 2) for seed in (0, 1)]
-    labels = [method.pseudo_labels(method.augment(images.images[:6], own)[4]) for own in draws]
+    labels = [method.pseudo_labels(method.augment(images.images[:6], own)[5]) for own in draws]
     assert torch.equal(*labels)
     assert labels[0].max() == 2
 
@@ -348,7 +380,7 @@ def test_what_is_kept_has_the_statistics_of_moved_images_and_for_dynacl_the_mome
 
 @pytest.mark.parametrize(
     ("name", "views", "trained"),
-    [("deacl", 1, "encoder."), ("profeat", 2, "encoder."), ("advcl", 5, ("encoder.", "head.", "classifiers."))],
+    [("deacl", 1, "encoder."), ("profeat", 2, "encoder."), ("advcl", 6, ("encoder.", "head.", "classifiers."))],
 )
 def test_the_students_loss_reaches_the_student_alone(name, views, trained):
     method = in_the_last_stage(name)

@@ -1,7 +1,5 @@
 """A teacher from a file: what it replaces, what it is refused for, and that every number of the run says so."""
 
-from functools import partial
-
 import pytest
 import torch
 from tiny_fixtures import build_tiny
@@ -54,6 +52,7 @@ def test_every_branch_of_advcls_teacher_has_the_batch_norms_of_the_file(given, d
             "expected teacher as the encoder.safetensors of a run, got .*header of a safetensors file",
         ),
         ("wide.safetensors", "expected a teacher with the weights of this run's encoder, got .*size mismatch"),
+        ("more.safetensors", r"\[\] are missing, \['backbone.layer9'\] are left over"),
         ("other.safetensors", r"are missing, \['body'\] are left over; take the encoder.safetensors"),
     ],
 )
@@ -61,10 +60,12 @@ def test_a_file_that_is_no_teacher_is_refused_by_name(teacher, said, tmp_path):
     (tmp_path / "text.safetensors").write_text("x" * 100)
     save_tensors(tmp_path / "wide.safetensors", dict(build_tiny("simclr", feature_width=32).encoder.state_dict()))
     save_tensors(tmp_path / "other.safetensors", {"body": torch.zeros(3)})
+    more = dict(build_tiny("simclr").encoder.state_dict()) | {"backbone.layer9": torch.zeros(3)}
+    save_tensors(tmp_path / "more.safetensors", more)
     method = build_tiny("deacl", teacher=str(tmp_path / teacher))
-    readable = teacher in ("wide.safetensors", "other.safetensors")
+    readable = teacher in ("wide.safetensors", "other.safetensors", "more.safetensors")
     with pytest.raises(UsageError, match=said):
-        partial(method.begin, 0)() if readable else method.extra_data()
+        method.begin(0) if readable else method.extra_data()
 
 
 def test_profeat_needs_the_projector_too():

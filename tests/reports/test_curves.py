@@ -81,6 +81,7 @@ class TestTable:
 
 def test_the_caption_says_of_a_run_that_learns_no_robustness():
     asked, found = asked_and_found()
+    found = [r.model_copy(update={"train": r.train.model_copy(update={"updates": 100})}) for r in found]
     table = table_of(asked, found)
     assert caption("curves", table) == CAPTIONS["curves"]
     hopeless = (table["method"] == "cf_amc_ssl") & (table["seed"] == 1) & (table["percent"] <= 50)

@@ -8,6 +8,7 @@ from bench import registry
 from bench.identity.outline import method_title
 from bench.spec import Budget
 from reports.build import build
+from reports.codes import apart
 from reports.terminal import drawing, read_tables
 from reports.titled import titles
 
@@ -44,7 +45,7 @@ def test_a_row_with_extra_data_says_so_in_every_table_and_figure(tmp_path):
     stored = [
         record.model_copy(
             update={
-                "extra_data": teacher * (record.spec.method == "deacl"),
+                "train": record.train.model_copy(update={"extra_data": teacher * (record.spec.method == "deacl")}),
                 "spec": record.spec.model_copy(update={"budget": budget}),
             }
         )
@@ -63,6 +64,25 @@ def test_a_row_with_extra_data_says_so_in_every_table_and_figure(tmp_path):
     assert drawing(read_tables(tmp_path)[1])[1].startswith("deacl (extra data)")
 
 
+def test_the_mark_stands_before_the_budget_which_ends_the_name_of_a_row():
+    (spec,) = manifest(("deacl",)).runs
+    spec = spec.model_copy(update={"label": "deacl-5m"})
+    (record,) = records(manifest(("deacl",)), diverged=())
+    train = record.train.model_copy(update={"extra_data": "a given teacher, 0123456789ab"})
+    record = record.model_copy(update={"spec": spec, "train": train})
+    assert titles([spec], [record]) == {"deacl-5m": "DeACL (extra data)-5m"}
+
+
+def test_runs_of_one_row_with_different_teachers_are_two_rows():
+    stored = records(manifest(("deacl",), seeds=2), diverged=())
+    given = [
+        record.model_copy(update={"train": record.train.model_copy(update={"extra_data": f"a given teacher, {seed}"})})
+        for seed, record in enumerate(stored)
+    ]
+    assert len({record.spec.row for record in apart(given)}) == 2
+    assert len({record.spec.row for record in apart(stored)}) == 1
+
+
 def test_two_rows_under_one_title_keep_their_names(monkeypatch):
     monkeypatch.setattr("reports.titled.method_title", lambda method: "SimCLR")
     specs = manifest(("simclr", "simclr_adv")).runs
@@ -79,3 +99,21 @@ def test_the_report_has_titles_and_the_tables_have_names(tmp_path):
     for text in (page, figure):
         assert "CF-AMC-SSL" in text
         assert "SimCLR, PGD-5" in text
+
+
+def test_the_row_of_the_paper_stands_beside_the_method_under_its_title(tmp_path):
+    asked = manifest(("cf_amc_ssl",))
+    (stored,) = records(asked, diverged=())
+    spec = stored.spec.model_copy(
+        update={"eval": stored.spec.eval.model_copy(update={"protocols": ("published_eval",)})}
+    )
+    results = [each.model_copy(update={"protocol": "published_eval"}) for each in stored.results]
+    results = [each for each in results if each.attack in ("none", "pgd")]
+    kept = {(each.attack, each.eps): each for each in results}.values()
+    data = asked.data.model_copy(update={"label": "cifar10"})
+    stored = stored.model_copy(update={"spec": spec, "results": list(kept), "audits": [], "probes": [], "data": data})
+    write(tmp_path, asked.model_copy(update={"runs": [spec], "data": data}), [stored])
+    assert build(tmp_path) == []
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for said in ("Row of the paper", "75.88", "33.34"):
+        assert said in page
