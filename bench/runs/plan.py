@@ -4,7 +4,9 @@ The time of a pass is measured for two batch sizes and taken as a + b * n; what 
 (protocol: an attack step on a frozen encoder is 2 F, AutoAttack about 11.7 kF for an image that survives it).
 """
 
+import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from bench.data.corruptions import SEVERITIES, TYPES
 from bench.events import Report
 from bench.fairness import LEARNING_UPDATES
 from bench.names import CORRUPTIONS, family
+from bench.record import TrainResult
 from bench.spec import Data, EvalSpec, RunSpec
 
 STANDING = {
@@ -194,11 +197,12 @@ def measure(specs: list[RunSpec], report: Report) -> None:
         train_set, test_set = load_data(dataset, spec.data)
         report({"event": "about", "name": spec.row})
         method, _ = build_method(spec, dataset, train_set.image_shape[0], train_set.classes)
-        _, total = laid_out(method, len(train_set), spec.budget)
+        ends, total = laid_out(method, len(train_set), spec.budget)
         # one of several GPUs has its part of the batch; what they send each other is not in the plan
         method.config = replace(method.config, batch=max(2, method.config.batch // spec.gpus_per_run))
-        least = max(2, len(method.stages()))  # one in each stage
-        few = Budget(amount=min(least, total or 1), unit="updates")
+        evenly = tuple(replace(stage, share=1 / len(ends)) for stage in method.stages())
+        method.stages = lambda stages=evenly: stages  # an update in each, however small its share
+        few = Budget(amount=len(ends) if len(ends) > 1 else min(2, total or 1), unit="updates")
         result = train(method, train_set, few, spec.seed, device, precision=spec.precision)
         protocols = dict.fromkeys([*spec.eval.protocols, *[PROTOCOL] * (spec.eval.over_time != "off")])
         for protocol in protocols:
@@ -209,7 +213,7 @@ def measure(specs: list[RunSpec], report: Report) -> None:
             row=spec.row,
             adversary=method.adversary,
             updates=total,
-            update_seconds=result.median_update_seconds,
+            update_seconds=update_seconds(result, ends, total is None),
             warm_up_seconds=result.compile_seconds,
             passes={p: passes[p, method.config.feature_width] for p in protocols},
             train_images=len(train_set),
@@ -217,6 +221,17 @@ def measure(specs: list[RunSpec], report: Report) -> None:
             peak_memory_bytes=devices.peak_memory_bytes(device),
         )
         report({"event": "measured", "found": measured.model_dump()})
+
+
+def update_seconds(result: TrainResult, ends: Sequence[float], timed: bool) -> float:
+    """Mean seconds of an update of a training whose stages end at these shares of its budget, ``timed`` or counted."""
+    if not result.stages:
+        return result.median_update_seconds
+    shares = [end - begin for begin, end in itertools.pairwise([0.0, *ends])]
+    seconds = [float(stage["seconds"]) / max(int(stage["updates"]), 1) for stage in result.stages]
+    if timed:  # a stage makes as many updates as fit into its share of the time
+        return 1 / max(sum(share / each for share, each in zip(shares, seconds, strict=True) if each), 1e-12)
+    return sum(share * each for share, each in zip(shares, seconds, strict=True))
 
 
 def pass_seconds(encoder: Any, images: Any, spec: EvalSpec, protocol: str, device: Any) -> tuple[float, float]:

@@ -1,21 +1,22 @@
 """The plan: what is expected of a run, from measured passes, in closed form."""
 
 import pytest
+from store_fixtures import TRAINED
 
 from bench.options.options import share
-from bench.runs.plan import Measured, audit_seconds, cell_seconds, curve_seconds, duration, estimate
+from bench.runs.plan import Measured, audit_seconds, cell_seconds, curve_seconds, duration, estimate, update_seconds
 from bench.spec import Budget, DataSpec, EvalSpec, RunSpec, UsageError
 
 SPEC = EvalSpec(main_eps=0.1, eps=(0.1,), restarts=1)
 
 
-def measured(adversary: str = "free", updates: int | None = None, update_seconds: float = 0.1) -> Measured:
+def measured(adversary: str = "free", updates: int | None = None, seconds: float = 0.1) -> Measured:
     """A machine on which a pass of n images takes 1 ms + n * 0.1 ms."""
     return Measured(
         row="m",
         adversary=adversary,
         updates=updates,
-        update_seconds=update_seconds,
+        update_seconds=seconds,
         warm_up_seconds=0.5,
         passes=dict.fromkeys(("linear", "multi_patch"), (1e-3, 1e-4)),
         train_images=1500,
@@ -118,6 +119,15 @@ class TestRuns:
         few = estimate(run("4up"), measured(updates=4)).evaluate_seconds
         many = estimate(run("400up"), measured(updates=400)).evaluate_seconds
         assert few < 20 < 60 < many
+
+
+def test_the_update_of_a_training_in_stages_is_the_mean_over_their_shares() -> None:
+    """A fifth of the budget at .1 s, the rest at .5 s: 100 updates are 42 s, and 100 s hold 200 and 160 updates."""
+    stages = [{"seconds": 0.1, "updates": 1}, {"seconds": 1.0, "updates": 2}]
+    result = TRAINED.model_copy(update={"stages": stages, "median_update_seconds": 9.0})
+    assert update_seconds(result, [0.2, 1.0], timed=False) == pytest.approx(0.42)
+    assert update_seconds(result, [0.2, 1.0], timed=True) == pytest.approx(100 / 360)
+    assert update_seconds(result.model_copy(update={"stages": []}), [1.0], timed=True) == 9.0
 
 
 def test_durations_for_people() -> None:
