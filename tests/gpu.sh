@@ -6,7 +6,7 @@ set -eu
 DATA=${DATA:-cifar10}
 OUT=${OUT:-runs/gpu}
 PYTHON=${PYTHON:-python3}
-STAGES=${STAGES:-heads log released tests perf compile recipe autoattack}
+STAGES=${STAGES:-heads log released tests perf compile field recipe autoattack}
 mkdir -p "$OUT"
 bench="$PYTHON -m bench"
 
@@ -35,6 +35,9 @@ for stage in $STAGES; do
             $bench run --suite paper --methods cf_amc_ssl,emp_ssl_adv,simclr_adv --budget 200up "$compile" \
                 --data "$DATA" --eval quick --attacks pgd --protocols linear --out "$OUT/updates$compile"
         done ;;
+    field)  # the other methods at their full batches: 200 updates each, seconds and share of the peak in results.csv
+        $bench run --methods field,clean,supervised --budget 200up --data "$DATA" --eval quick --attacks pgd \
+            --protocols linear --out "$OUT/field" ;;
     recipe)  # CF-AMC-SSL at the full recipe under every head: PGD at 4/255 and 8/255, AutoAttack on 1,000
         $bench run --suite paper --methods cf_amc_ssl --compile --data "$DATA" --eval standard --audit core \
             --protocols slf,multi_patch,alf,knn,published_eval --out "$OUT/cf_amc_ssl" ;;
