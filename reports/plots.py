@@ -29,7 +29,7 @@ from reports.titled import EXTRA as FLAGGED
 
 # "muted" of Paul Tol's colour-blind safe schemes (https://sronpersonalpages.nl/~pault), neighbours set apart
 PALETTE = ("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#882255", "#999933", "#aa4499")
-MARKERS = {"none": "o", "pgd": "s", "free": "^", "nfgsm": "v"}
+MARKERS = {"none": "o", "pgd": "s", "free": "^"}  # any other: a diamond
 PERCENT = ("clean", "clean_lo", "clean_hi", "pgd", "autoattack", "worst", "worst_lo", "worst_hi")
 DARK = "#222222"
 COLUMNS = 3  # panels beside each other, at most
