@@ -12,7 +12,7 @@ HALF = 0.5  # of the last stage
 SURE = 0.01  # p of Fisher's exact test, below which a loss of robustness is no chance
 
 
-class Seen(NamedTuple):
+class Judged(NamedTuple):
     """A snapshot of a training, as far as an alarm looks at it."""
 
     percent: int  # of the budget
@@ -30,16 +30,16 @@ def stage_share(result: TrainResult, updates: int) -> float:
     return (updates - first) / max(result.updates - first, 1)
 
 
-def alarm(adversary: str, course: Sequence[Seen]) -> str:
+def alarm(adversary: str, course: Sequence[Judged]) -> str:
     """A sentence, or "" where all is well. ``course``: the snapshots in their order.
 
     Half way without one image that stands says that a robust method is not learning robustness; later snapshots of
     which fewer than half as many stand as before say that it was lost, as in the catastrophic overfitting of one-step
     attacks (Wong et al., 2020, arXiv:2001.03994).
 
-    >>> alarm("pgd", [Seen(25, 0.25, 0, 200), Seen(50, 0.5, 0, 200)])
+    >>> alarm("pgd", [Judged(25, 0.25, 0, 200), Judged(50, 0.5, 0, 200)])
     'at 50 % of the budget none of 200 held-out training images stands PGD: it may be learning no robustness'
-    >>> alarm("pgd", [Seen(50, 0.5, 90, 200), Seen(100, 1.0, 3, 200)])
+    >>> alarm("pgd", [Judged(50, 0.5, 90, 200), Judged(100, 1.0, 3, 200)])
     'of 90 held-out training images that stood PGD at 50 % of the budget, 3 are left at 100 %: robustness was lost'
     """
     course = [seen for seen in course if seen.spent > 0]
@@ -61,7 +61,7 @@ def alarm(adversary: str, course: Sequence[Seen]) -> str:
     return ""
 
 
-def fell(before: Seen, after: Seen) -> bool:
+def fell(before: Judged, after: Judged) -> bool:
     """Whether the share after is below half of that before, and below it for sure."""
     from scipy import stats
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.alarms import Seen, alarm, stage_share
+from bench.alarms import Judged, alarm, stage_share
 from bench.record import Manifest, Record
 from bench.storage.store import Point
 
@@ -69,7 +69,7 @@ def alarms(table: pd.DataFrame) -> list[str]:
     known = table.dropna(subset=["robust", "stage_share"])
     for (method, seed, adversary), points in known.groupby(["method", "seed", "adversary"], sort=False):
         columns = points[["percent", "stage_share", "robust_correct", "robust_total"]]
-        sentence = alarm(str(adversary), [Seen(*values) for values in columns.itertuples(index=False)])
+        sentence = alarm(str(adversary), [Judged(*values) for values in columns.itertuples(index=False)])
         said += [f"{method}, seed {seed}: {sentence}."] * bool(sentence)
     return said
 

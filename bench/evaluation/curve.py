@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from bench.alarms import Seen, alarm, stage_share
+from bench.alarms import Judged, alarm, stage_share
 from bench.evaluation.attack_cell import run_cell
 from bench.evaluation.evaluated import Evaluated, chunk_images
 from bench.evaluation.search import Cell
@@ -27,16 +27,17 @@ PROTOCOL = "linear"  # the one that judges every mark
 IMAGES = 200  # held-out images that PGD attacks, the same ones with the same draws at every mark
 
 
-def curve(it: Evaluated[RunFolder], result: TrainResult, adversary: str) -> None:
+def curve(it: Evaluated[RunFolder], result: TrainResult, adversary: str) -> str:
     """Measure every snapshot and the trained encoder, each stored in curve.json as soon as it is known, and once.
 
     What the course of a training against an ``adversary`` warns of (bench.alarms) is reported with the point that shows
-    it. A snapshot that cannot be scored has no point, and the next time is tried again: it costs no other number.
+    it. A snapshot that cannot be scored costs no other number. Returns what is missing, or "".
     """
     spec, folder = it.spec, it.cells
     points = {point.snapshot.percent: point for point in folder.curve()}
     if spec.over_time == "off":
-        return
+        return ""
+    missing = []
     warning = alarm(adversary, course(points, result))
     for snapshot, weights in moments(it.encoder, result, folder, set(points)):
         began = time.monotonic()
@@ -45,8 +46,7 @@ def curve(it: Evaluated[RunFolder], result: TrainResult, adversary: str) -> None
         try:
             clean, robust = score(replace(it, encoder=at_mark))
         except Exception as error:
-            said = f"no accuracy at {snapshot.percent} % of the budget: {error}"
-            it.report({"event": "remark", "message": said.splitlines()[0]})
+            missing.append(f"{snapshot.percent} % ({type(error).__name__}: {error})".splitlines()[0])
             continue
         points[snapshot.percent] = Point(
             snapshot=snapshot,
@@ -61,12 +61,13 @@ def curve(it: Evaluated[RunFolder], result: TrainResult, adversary: str) -> None
         it.report({"event": "curve", "percent": snapshot.percent, "clean": clean[0] / clean[1],
                    "robust": robust[0] / robust[1] if robust else None,
                    "alarm": warning if warning != before else ""})  # fmt: skip
+    return f"accuracy over the training at {'; '.join(missing)}" if missing else ""
 
 
-def course(points: dict[int, Point], result: TrainResult) -> list[Seen]:
+def course(points: dict[int, Point], result: TrainResult) -> list[Judged]:
     """The points whose robust accuracy is known, in the order of the training."""
     return [
-        Seen(percent, stage_share(result, points[percent].snapshot.updates), *robust)
+        Judged(percent, stage_share(result, points[percent].snapshot.updates), *robust)
         for percent in sorted(points)
         if (robust := points[percent].robust) is not None
     ]

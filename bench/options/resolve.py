@@ -75,9 +75,9 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                     method = module.Method(config)
                     method.extra_data()
                     check_stages(method, len(train_set), budget, options.gpus_per_run)
+                except UsageError:
+                    raise
                 except Exception as error:  # of a user's file
-                    if isinstance(error, UsageError):
-                        raise
                     raise UsageError(f"{row.method}: {type(error).__name__}: {error}".splitlines()[0]) from None
     check_images(encoder, channels, sizes)
     if here:

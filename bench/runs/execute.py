@@ -121,10 +121,10 @@ def execute(
     crew = Crew(ranks, spec.eval) if ranks.size > 1 else None
     it = Evaluated(encoder, train_set, test_set, spec.eval, spec.seed, device, folder, report)
     try:
-        curve(it, result, record.adversary)  # first, so that an alarm comes before the hours of an evaluation
+        missing = [curve(it, result, record.adversary)]  # first: an alarm comes before the hours of an evaluation
         if crew is not None:
             crew.summon(encoder)
-        missing = [evaluate(it, crew or in_this_process)]
+        missing += [evaluate(it, crew or in_this_process)]
         if crew is not None:
             crew.dismiss()
         missing += [encoder_shift(it), audit(it)]

@@ -103,7 +103,7 @@ class Display:
             self.line(f"{spec.name}: trained, {event['updates']} updates in {event['seconds']:.4g} s")
             for remark in event["remarks"]:
                 self.line(f"{spec.name}: {remark}", "yellow")
-        elif event["event"] in ("damaged", "remark"):
+        elif event["event"] == "damaged":
             self.line(f"{spec.name}: {event['message']}", "yellow")
         elif event["event"] == "probe":
             self._show(spec, 0.0, f"{event['protocol']}: fitting the probe")

@@ -9,7 +9,7 @@ from evaluation_fixtures import CPU, TEST, TRAIN, tiny_encoder
 from store_fixtures import RECORD, SPEC, TRAINED, spoil
 from training_fixtures import Drawing, Time, constant, equal, flat, newest, on_disk, stop_after, trained, without_time
 
-from bench.alarms import Seen, alarm, stage_share
+from bench.alarms import Judged, alarm, stage_share
 from bench.data.images import ImageSet
 from bench.evaluation import curve as curves
 from bench.evaluation import search
@@ -149,7 +149,7 @@ def test_no_alarm_for_a_method_without_an_adversary(run, monkeypatch):
     ],
 )
 def test_robustness_that_was_lost_is_told_from_noise(course, said):
-    seen = [Seen(percent, percent / 100, right, 200) for percent, right in course]
+    seen = [Judged(percent, percent / 100, right, 200) for percent, right in course]
     assert re.search(said, alarm("nfgsm", seen)) if said else alarm("nfgsm", seen) == ""
 
 
@@ -158,20 +158,22 @@ def test_of_a_student_only_its_own_stage_is_judged():
     result = TRAINED.model_copy(update={"updates": 100, "stages": [{"first_update": 0}, {"first_update": 78}]})
     shares = {percent: stage_share(result, percent) for percent in (50, 75, 100)}
     assert shares == pytest.approx({50: -28 / 22, 75: -3 / 22, 100: 1.0})
-    assert alarm("pgd", [Seen(percent, share, 0, 200) for percent, share in shares.items() if percent < 100]) == ""
-    assert "at 100 %" in alarm("pgd", [Seen(percent, share, 0, 200) for percent, share in shares.items()])
+    assert alarm("pgd", [Judged(percent, share, 0, 200) for percent, share in shares.items() if percent < 100]) == ""
+    assert "at 100 %" in alarm("pgd", [Judged(percent, share, 0, 200) for percent, share in shares.items()])
 
 
-def test_a_snapshot_that_cannot_be_scored_costs_nothing_else_and_is_tried_again(run, monkeypatch):
+def test_a_snapshot_that_cannot_be_scored_is_missing_and_is_tried_again(run, monkeypatch):
     def broken(it):
         raise FloatingPointError("features are not finite")
 
+    said = []
     with monkeypatch.context() as patch:
         patch.setattr(curves, "score", broken)
-        said = []
-        curve(Evaluated(tiny_encoder(seed=100), TRAIN, TRAIN, ROBUST, 0, CPU, run, said.append), TRAINED, "pgd")
-    assert [event["event"] for event in said] == ["remark"] * 5
-    assert "no accuracy at 10 % of the budget: features are not finite" in said[0]["message"]
+        missing = curve(
+            Evaluated(tiny_encoder(seed=100), TRAIN, TRAIN, ROBUST, 0, CPU, run, said.append), TRAINED, "pgd"
+        )
+    assert missing.startswith("accuracy over the training at 10 % (FloatingPointError: features are not finite); 25 %")
+    assert said == []
     assert run.curve() == []
     assert list(measure(run)) == [*MARKS, 100]
 
