@@ -26,6 +26,7 @@ def test_the_tree_names_files_that_exist() -> None:
     tree = re.findall(r"```\n(bench/ .*?)```", TREE.read_text(encoding="utf-8"), re.DOTALL)[0]
     named = re.findall(r"^  ((?:[a-z_]+(?:\.py|/) +)+)", tree, re.MULTILINE)
     files = [name for group in named for name in group.split()]
+    assert len(files) == len(set(files))
     for name in files:
         assert (ROOT / "bench" / name).exists(), name
     beside = {file for file in (ROOT / "bench").iterdir() if not file.name.startswith("_") and file.name != "py.typed"}
