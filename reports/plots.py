@@ -29,7 +29,8 @@ from reports.titled import EXTRA as FLAGGED
 
 # "muted" of Paul Tol's colour-blind safe schemes (https://sronpersonalpages.nl/~pault), neighbours set apart
 PALETTE = ("#332288", "#88ccee", "#117733", "#ddcc77", "#cc6677", "#44aa99", "#882255", "#999933", "#aa4499")
-MARKERS = {"none": "o", "pgd": "s", "free": "^"}  # any other: a diamond
+LETTERS = 10.5  # of a title in one inch
+MARKERS = {"none": "o", "pgd": "s", "free": "^", "nfgsm": "v"}  # any other: a diamond; the page draws the same
 PERCENT = ("clean", "clean_lo", "clean_hi", "pgd", "autoattack", "worst", "worst_lo", "worst_hi")
 DARK = "#222222"
 COLUMNS = 3  # panels beside each other, at most
@@ -316,7 +317,8 @@ def _figure(
     said = [material.manifest.data.label, f"{seeds} seed{'s' * (seeds != 1)}", f"budget {budget}"]
     if "quick" in set(material.rows["eval"]):
         said.append("quick evaluation, not comparable")
-    figure.suptitle(printable(" · ".join(said)), fontsize=10, fontweight="bold", parse_math=False)
+    title = textwrap.fill(printable(" · ".join(said)), int(LETTERS * figure.get_figwidth()))
+    figure.suptitle(title, fontsize=10, fontweight="bold", parse_math=False)
     return figure, figure.subplots(lines, columns, sharex=sharex, sharey=True, squeeze=False)
 
 

@@ -2,10 +2,13 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from report_fixtures import CIFAR, DIGITS, METHODS, manifest, records
 
+from methods.common.base import AdversaryName
 from reports import plots
 from reports.leaderboard import leaderboard
 from reports.rows import rows
@@ -135,3 +138,10 @@ def test_a_long_title_is_broken_into_lines_that_its_panel_holds(monkeypatch):
     (begin,) = [place for place, word in enumerate(text) if word.startswith("released head")]
     assert " ".join(text[begin : begin + 3]) == f"{title.replace('R', 'r', 1)}, n = 64"
     assert max(map(len, text[begin : begin + 3])) <= plots.TITLE_WIDTH
+
+
+def test_the_page_has_a_shape_for_each_adversary_and_one_for_any_other():
+    script = (Path(plots.__file__).parent / "templates" / "charts.js").read_text(encoding="utf-8")
+    shapes = script.partition("const MARKERS = [")[2].partition("];")[0]
+    assert shapes.count("(r) =>") == len(plots.MARKERS) + 1
+    assert plots.MARKERS.keys() == set(get_args(AdversaryName))
