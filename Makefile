@@ -17,7 +17,7 @@ run: $(VENV)/.installed  ## every method on the embedded digits, then the report
 test: $(VENV)/.installed-test  ## the test suite
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-example: $(VENV)/.installed  ## the report in docs/example: by the plan 4 to 6 hours on 2 cores, goes on where it stopped
+example: $(VENV)/.installed  ## the report in docs/example: about two hours on 2 cores, goes on where it stopped
 	$(BIN)/bench run --suite example --out runs/example --yes
 	mkdir -p docs/example
 	cp runs/example/report.html runs/example/report.pdf runs/example/*.csv runs/example/figures/clean_vs_robust.svg docs/example/

@@ -73,7 +73,8 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seeds", help="how many, from 0; or a list with a comma: 0,7  [1]"),
         click.option("--attacks", help="names, or paths to attack files, with commas  [pgd,autoattack]"),
         click.option(
-            "--attack-images", help="of a quick evaluation: pgd=100,curve=50,autoattack=32,autoattack.multi_patch=16"
+            "--attack-images",
+            help="pgd=100,curve=50,autoattack.multi_patch=16 (--eval quick), or of what is not ranked",
         ),
         click.option(
             "--search", help="precision of the attacks' own passes, on a GPU: fp32 or tf32; float32 decides  [fp32]"

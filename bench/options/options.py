@@ -49,7 +49,7 @@ class Options(Data):
     classes: str | None = None
     seeds: str = "1"
     attacks: str = "pgd,autoattack"
-    attack_images: str | None = None  # pgd=100,curve=50,autoattack=32,autoattack.multi_patch=16: of a quick evaluation
+    attack_images: str | None = None  # pgd=100,autoattack=32,autoattack.multi_patch=16 (bench.options.scoring)
     search: Literal["fp32", "tf32"] = "fp32"  # precision of the attacks' own passes
     eps: str | None = None
     threats: str | None = None  # linf:8/255,l2:0.5,corruptions

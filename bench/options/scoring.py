@@ -64,6 +64,27 @@ def asked_images(options: Options, usual: dict[str, Any] = QUICK_IMAGES) -> dict
     return fields
 
 
+def fewer_images(options: Options, level: Level, protocols: dict[str, Any]) -> dict[str, int]:
+    """What --attack-images changes at the other levels: protocol -> images of AutoAttack, where it is not ranked.
+
+    What is ranked is attacked on the same images in every folder. The column beside it, which doubles the dearest part
+    of a full evaluation, need not be. Raises UsageError.
+    """
+    if not options.attack_images:
+        return {}
+    columns = [name for name, protocol in protocols.items() if not protocol.ranked]
+    images = asked_images(options, {"autoattack_images": {}, "curve_images": {}})
+    parts = [part.partition("=")[0].strip() for part in options.attack_images.split(",") if part.strip()]
+    if any(part not in [f"autoattack.{name}" for name in columns] for part in parts):
+        known = ", ".join(f"autoattack.{name}" for name in columns) or "none, as all of these protocols are ranked"
+        raise UsageError(
+            f"expected --attack-images at --eval {level} for AutoAttack under a protocol that is not ranked ({known}), "
+            f"got {options.attack_images!r}; the images of ranked numbers are fixed, at --eval quick alone they are not"
+        )
+    fewer: dict[str, int] = images["autoattack_images"]
+    return fewer
+
+
 def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     """How the encoders of this run are scored: the level's depth, the dataset's eps and crops. Raises UsageError."""
     level: Level = options.eval or dataset.level
@@ -71,17 +92,16 @@ def evaluation(options: Options, dataset: Any, device: Any) -> EvalSpec:
     attacks = attack_fields(options)
     protocols = protocol_classes(options, level)
     quick = quick_images(protocols)
+    fewer = {} if level == "quick" else fewer_images(options, level, protocols)
     main = [radius for radius in eps if abs(radius - dataset.main_eps) < 1e-9]
-    if options.attack_images and level != "quick":
-        raise UsageError(f"expected --attack-images with --eval quick only, got --eval {level}, whose images are fixed")
     if options.search == "tf32" and device.type != "cuda":
         raise UsageError(f"expected --search tf32 on a GPU, whose convolutions alone have it, got {device.type}")
     levels: dict[Level, dict[str, Any]] = {
         "quick": {"restarts": 1} | quick | asked_images(options, quick),
         "standard": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
-        | {"autoattack_images": dict.fromkeys(quick["autoattack_images"], 1000)},
+        | {"autoattack_images": dict.fromkeys(quick["autoattack_images"], 1000) | fewer},
         "full": {"restarts": 5, "pgd_images": None, "curve_images": {}, "band_images": 1000}
-        | {"autoattack_images": {}},
+        | {"autoattack_images": fewer},
     }
     return EvalSpec(
         level=level,

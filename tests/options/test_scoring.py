@@ -36,10 +36,25 @@ def test_anything_else_is_refused(text):
         asked_images(Options(attack_images=text))
 
 
-def test_only_a_quick_evaluation_takes_it():
-    asked = {"data": "digits", "methods": "simclr", "budget": "1up", "attack_images": "pgd=9", "device": "cpu"}
-    with pytest.raises(UsageError, match="with --eval quick only, got --eval full"):
-        resolve(options_of(asked | {"eval": "full"}))
+FULL = {"data": "digits", "methods": "simclr", "budget": "1up", "device": "cpu", "eval": "full", "protocols": "linear"}
+
+
+@pytest.mark.parametrize(
+    "text", ["pgd=9", "autoattack=9", "autoattack.linear=9", "autoattack.linear_backbone=9,band=9", "curve.linear=9"]
+)
+def test_the_images_of_a_ranked_number_are_those_of_the_level(text):
+    with pytest.raises(UsageError, match=r"not ranked \(autoattack.linear_backbone\), got"):
+        resolve(options_of(FULL | {"attack_images": text}))
+
+
+@pytest.mark.parametrize(("level", "rest"), [("full", None), ("standard", 1000)])
+def test_a_column_that_is_not_ranked_may_have_fewer_images_under_autoattack(level, rest):
+    protocols = "linear,linear_backbone"
+    asked = FULL | {"eval": level, "protocols": protocols, "attack_images": "autoattack.linear_backbone=64"}
+    spec = resolve(options_of(asked))[0][0].eval
+    assert (spec.autoattack_images["linear_backbone"], spec.autoattack_images.get("linear")) == (64, rest)
+    counts = {cell.protocol: cell.images for cell in plan_cells(spec, 297) if cell.attack == "autoattack"}
+    assert counts == {"linear": 297, "linear_backbone": 64}
 
 
 def test_make_run_asks_all_methods_under_both_protocols_for_the_same_numbers_everywhere():
