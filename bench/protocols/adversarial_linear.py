@@ -15,6 +15,7 @@ from attacks.common.base import last_iterate, random_start
 from bench.protocols.common.base import Fitted, Material, facts_of
 from bench.protocols.common.chosen_rate import images_seen, most_robust, sound_images, tuned
 from bench.protocols.common.classifier import Classifier
+from bench.protocols.common.features import Rows
 from bench.protocols.common.probe import LinearProtocol, linear
 from bench.protocols.common.trained_head import JUDGED, Epoch, batch_size, decayed, robust_count, steps_of, train
 
@@ -22,16 +23,16 @@ from bench.protocols.common.trained_head import JUDGED, Epoch, batch_size, decay
 class Scaled(nn.Module):
     """A linear layer on features that are centred and divided by their length, the root of its mean square."""
 
-    def __init__(self, features: Tensor, classes: int) -> None:
+    def __init__(self, rows: Rows, classes: int) -> None:
         super().__init__()
-        self.mean = features.double().mean(dim=0)
-        self.length = (features.double() - self.mean).square().sum(dim=1).mean().sqrt().clamp_min(1e-12)
-        self.layer: nn.Linear = nn.utils.skip_init(nn.Linear, features.shape[1], classes, device=features.device)
+        width = len(rows.mean)
+        self.mean, self.length = rows.mean, rows.scale * width**0.5
+        self.layer: nn.Linear = nn.utils.skip_init(nn.Linear, width, classes, device=rows.mean.device)
         nn.init.zeros_(self.layer.weight)  # the loss is convex in the head: where it starts does not matter
         nn.init.zeros_(self.layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.layer((features - self.mean.float()) / self.length.float())
+        logits: Tensor = self.layer((features - self.mean.float()) / self.length)
         return logits
 
     def plain(self) -> nn.Linear:
@@ -63,7 +64,8 @@ class Protocol(LinearProtocol):
         ids, step = sound_images(features), self.relative_step * material.threat.eps
 
         def trained(name: str, rate: float, ids: Tensor) -> nn.Linear:
-            head = Scaled(features[ids], classes)
+            chosen = torch.zeros(len(features), dtype=torch.bool).index_fill(0, ids, True)
+            head = Scaled(Rows.standardized(features, material.labels, chosen, classes), classes)
             classifier.probe = head
 
             def objective(places: Tensor, epoch: Epoch, draws: Generator) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bench.protocols.common.base import Fitted, Material, facts_of
 from bench.protocols.common.classifier import Classifier
+from bench.protocols.common.features import finite
 from bench.protocols.common.probe import LinearProtocol
 from bench.random import stream
 
@@ -33,19 +34,18 @@ def fit_published_probe(features: Tensor, labels: Tensor, classes: int, seed: in
 
     Images with a feature that is not finite are left out.
     """
-    sound = features.isfinite().all(dim=1)
-    if not bool(sound.all()):
-        features, labels = features[sound], labels[sound]
+    sound = finite(features).nonzero().flatten()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "published-probe").initial_seed())
-        layer = nn.Linear(features.shape[1], classes).to(features.device)
+        layer = nn.Linear(features.shape[1], classes).to(labels.device)
     optimizer = torch.optim.Adam(layer.parameters(), lr=3e-4)
     generator = stream(seed, "published-probe-batches")
-    batch = min(256, len(features))
+    batch = min(256, len(sound))
     for _ in range(20):
-        order = torch.randperm(len(features), generator=generator).to(features.device)
-        for ids in order.split(batch)[: len(features) // batch]:
+        order = sound[torch.randperm(len(sound), generator=generator)]
+        for ids in order.split(batch)[: len(sound) // batch]:
             optimizer.zero_grad()
-            F.cross_entropy(layer(features[ids]), labels[ids]).backward()
+            some = features[ids.to(features.device)].to(labels.device)
+            F.cross_entropy(layer(some), labels[ids.to(labels.device)]).backward()
             optimizer.step()
     return layer.eval().requires_grad_(False)

@@ -56,7 +56,7 @@ class Protocol(LinearProtocol):
         def objective(places: Tensor, epoch: Epoch, draws: Generator) -> Tensor:
             labels = material.labels[places]
             if not epoch.attacked:  # a clean image has the same features in every epoch
-                return F.cross_entropy(head(features[places]), labels)
+                return F.cross_entropy(head(features[places.to(features.device)].to(labels.device)), labels)
             images = material.train.pictures(places, material.device)
             moved = last_iterate(classifier, images, labels, material.threat, steps=self.steps, step=step)
             with torch.no_grad():

@@ -18,7 +18,7 @@ import attacks.pgd
 import bench.evaluation.evaluate
 import bench.evaluation.evaluated
 import bench.gate.stored_weights
-import bench.protocols.common.probe
+import bench.protocols.common.logistic
 import methods.emp_ssl
 from bench import registry
 from bench.data.images import load_data
@@ -158,7 +158,7 @@ def test_probe_that_is_not_fitted_to_the_end(baseline: Baseline, monkeypatch: py
     reading = baseline.model_copy(update={"series": probed(evaluate(spec), 6), "seeds": list(range(6))})
     honest = reading.model_copy(update={"series": probed(evaluate(spec), 3), "seeds": [7, 8, 9]})
     assert gate.alarms(gate.retrained(honest, reading)) == []
-    monkeypatch.setattr(bench.protocols.common.probe, "TOLERANCE", 1e-2)
+    monkeypatch.setattr(bench.protocols.common.logistic, "TOLERANCE", 1e-2)
     found = honest.model_copy(update={"series": probed(evaluate(spec), 3)})
     (alarm,) = gate.alarms(gate.retrained(found, reading))
     assert (alarm.metric, alarm.rule) == ("probe gradient norm", "at most 1e-06")

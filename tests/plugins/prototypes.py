@@ -30,7 +30,7 @@ class Protocol(BaseProtocol):
     ranked: ClassVar[bool] = True
 
     def fit(self, classifier: Classifier, material: Material) -> Fitted:
-        features, labels = material.features(classifier), material.labels
+        features, labels = material.features(classifier).to(material.device), material.labels
         sound = features.isfinite().all(dim=1)
         if not bool(sound.any()):
             raise ValueError("expected finite features of some training images, got NaN or infinity for every one")

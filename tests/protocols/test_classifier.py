@@ -245,6 +245,8 @@ def test_features_that_say_nothing_and_classes_that_are_absent_are_fitted():
     assert constant.gradient_norm <= 1e-6
     shares = constant.layer(torch.ones(1, 4)).softmax(1)
     torch.testing.assert_close(shares, torch.tensor([[17 / 50, 17 / 50, 16 / 50]]), rtol=0, atol=1e-5)
+    wide = fit_probe(torch.ones(50, 64), labels, 3)  # an encoder that has collapsed, its features wider than the data
+    torch.testing.assert_close(wide.layer(torch.ones(1, 64)).softmax(1), shares, rtol=0, atol=1e-5)
     absent = fit_probe(CASES["three classes"][0], CASES["three classes"][1], 10)
     assert absent.gradient_norm <= 1e-6
     assert absent.layer(CASES["three classes"][0]).argmax(1).max() <= 2

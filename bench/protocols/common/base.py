@@ -14,6 +14,7 @@ from bench import registry
 from bench.data.images import ImageSet
 from bench.protocols.common.classifier import Classifier, extract
 from bench.protocols.common.draft import Draft, Passes
+from bench.protocols.common.features import finite, pieces
 from bench.spec import EvalSpec, ThreatModel
 
 
@@ -43,7 +44,7 @@ class Material:
     def features(self, classifier: Classifier) -> Tensor:
         """(N, F): what the classifier's probe reads of the training images; extracted once for all that read the same.
 
-        They may hold what is not finite.
+        They may hold what is not finite. Those that take more than 4 GiB are mapped from a file, on the CPU.
         """
         before = self.passes.total
         whole = type(classifier) is Classifier  # else it looks at something else than the whole image
@@ -75,13 +76,17 @@ def facts_of(probe: nn.Module, features: Tensor, material: Material, **more: Any
 
     Images with a feature that is not finite are counted as wrong, and the note says so in place of another.
     """
-    total = len(material.train)
+    total, labels = len(material.train), material.labels
+    correct = (
+        predicted(probe(features[part].to(labels.device))).eq(labels[part])
+        for part in pieces(features, material.train.classes)
+    )
     facts = {
         "feature_width": features.shape[1],
-        "train_correct": int(predicted(probe(features)).eq(material.labels).sum()),
+        "train_correct": sum(int(part.sum()) for part in correct),
         "train_total": total,
     }
-    unsound = int((~features.isfinite().all(dim=1)).sum())
+    unsound = total - int(finite(features).sum())
     if unsound:
         more["note"] = f"features of {unsound} of {total} training images are NaN or infinite: left out, and wrong"
     return facts | more

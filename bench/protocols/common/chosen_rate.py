@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.protocols.common.base import Material
+from bench.protocols.common.features import finite
 from bench.protocols.common.probe import held_out
 from bench.protocols.common.trained_head import JUDGED
 
@@ -81,7 +82,7 @@ def images_seen(images: int, rates: int) -> tuple[list[int], int]:
 
 def sound_images(features: Tensor) -> Tensor:
     """Places (M,) of the images whose features are finite, on the CPU. Raises ValueError where there are none."""
-    ids: Tensor = torch.arange(len(features))[features.isfinite().all(dim=1).cpu()]
+    ids: Tensor = finite(features).nonzero().flatten()
     if not len(ids):
         raise ValueError("expected finite features to train a head on, got NaN or infinity for every image")
     return ids

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.data.pixels import Pixels
 from bench.encoders.common.base import FeatureEncoder
+from bench.protocols.common.features import room
 from bench.random import stream
 from methods.common.augment import crop_boxes, interpolation
 
@@ -97,6 +98,12 @@ def fixed_boxes(count: int, size: tuple[int, int], seed: int) -> Tensor:
 
 @torch.no_grad()
 def extract(classifier: Classifier, images: Tensor | Pixels, device: torch.device, chunk: int) -> Tensor:
-    """Features (N, F) of uint8 images (N, C, H, W), in chunks, in float32."""
-    parts = [classifier.features(part.to(device).float() / 255) for part in images.split(chunk)]
-    return torch.cat(parts)
+    """Features (N, F) of uint8 images (N, C, H, W), in chunks, in float32; see ``room`` for where they are."""
+    features, start = torch.empty(0, 0), 0
+    for part in images.split(chunk):
+        some = classifier.features(part.to(device).float() / 255)
+        if not start:
+            features = room(len(images), some.shape[1], device)
+        features[start : start + len(some)] = some
+        start += len(some)
+    return features

@@ -1,19 +1,18 @@
 """The linear probe: one rule for all methods (protocol 1.2), and the protocols that are such a probe."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attacks.common.base import predicted
 from bench.protocols.common.base import BaseProtocol, Fitted, Material, facts_of
 from bench.protocols.common.classifier import Classifier
+from bench.protocols.common.features import Rows, finite
+from bench.protocols.common.logistic import SAMPLE, Problem, Spectrum, objective
 from bench.spec import UsageError
 
-TOLERANCE = 5e-7  # of the gradient's norm: half of what protocol 1.2 asks, as rounding to float32 comes after it
 GRADIENT_NORM = 1e-6  # what protocol 1.2 asks
 PENALTIES = tuple(10.0**power for power in range(-6, 1))  # lambda
 
@@ -40,39 +39,58 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Fit:
 
     Features are centred and divided by one number, their RMS. Lambda is the largest of ``PENALTIES`` whose accuracy on
     held-out training images (every fifth) is within one standard error of the best. The gradient's norm is at most
-    1e-6 at the end. Both steps are folded into the layer that is returned, so it reads plain features.
+    1e-6 at the end. Both steps are folded into the layer that is returned, so it reads plain features. They are read
+    in pieces, so those of a file may be larger than the memory; the layer is on the device of the labels (N,).
 
     Images with a feature that is not finite are left out; held out, they count as wrong. Raises ValueError where
     nothing is left to fit.
     """
-    held = held_out(len(features)).to(features.device)
+    held, sound = held_out(len(features)), finite(features)
     judged = int(held.sum())
-    sound = features.isfinite().all(dim=1)
-    if not bool(sound.all()):
-        features, labels, held = features[sound], labels[sound], held[sound]
-        if bool(held.all()):
-            raise ValueError("expected finite features to fit a probe on, got NaN or infinity for every image")
-    x = features.double()
-    mean = x.mean(dim=0)
-    x = x - mean
-    scale = float(x.square().mean().sqrt().clamp_min(1e-12))
-    x = x / scale
-    search = Problem(x[~held], labels[~held], classes)
-    counts: list[tuple[float, int, int]] = []
-    for penalty in sorted(PENALTIES, reverse=True):  # each starts from the solution before it
-        weight, bias = search.solve(penalty)
-        correct = int(predicted(x[held] @ weight.T + bias).eq(labels[held]).sum())
-        counts.append((penalty, correct, judged))
+    if not bool((sound & ~held).any()):
+        raise ValueError("expected finite features to fit a probe on, got NaN or infinity for every image")
+    plain = rows = Rows.standardized(features, labels, sound, classes)
+    basis = None
+    if len(plain) < features.shape[1]:  # the optimum lies in the span of the features
+        rows, basis = in_their_span(plain)
+        held = held[sound]
+    spectrum = Spectrum.of(rows.sample(SAMPLE))
+    search = Problem(rows.of(~held), spectrum)
+    penalties = sorted(PENALTIES, reverse=True)
+    solutions = {penalty: search.solve(penalty) for penalty in penalties}  # each starts from the one before it
+    hits = dict.fromkeys(penalties, 0)
+    for x, right in rows.of(held):
+        for value, w in solutions.items():
+            hits[value] += int(predicted(x @ w[:, :-1].T + w[:, -1]).eq(right).sum())
+    counts = [(value, correct, judged) for value, correct in hits.items()]
     penalty = largest_within_error(counts)
-    final = Problem(x, labels, classes)
+    final = Problem(rows, spectrum)
     layers: dict[float, nn.Linear] = {}
     norms: dict[float, float] = {}
     for value in (10 * penalty, penalty, penalty / 10):
-        weight, bias = final.solve(value)
-        norms[value] = final.gradient_norm(weight, bias, value)
-        layers[value] = linear(weight / scale, bias - weight @ mean / scale)
+        w = final.solve(value)
+        if basis is not None:
+            w = torch.cat([w[:, :-1] @ basis.T, w[:, -1:]], dim=1)
+        norms[value] = float(objective(plain, w, value)[1].norm())  # in the features' own coordinates
+        weight = w[:, :-1] / plain.scale
+        layers[value] = linear(weight, w[:, -1] - weight @ plain.mean)
     chosen = layers.pop(penalty)
-    return Fit(chosen, penalty, norms[penalty], scale, counts, layers)
+    return Fit(chosen, penalty, norms[penalty], plain.scale, counts, layers)
+
+
+def in_their_span(rows: Rows) -> tuple[Rows, Tensor]:
+    """The same images in coordinates of their span, and its orthonormal basis (F, R): features = coordinates @ basis.T.
+
+    For fewer images than features. A rotation changes neither the penalty nor any norm, so the solution is the same.
+    """
+    parts = list(rows)
+    x, labels = torch.cat([x for x, _ in parts]), torch.cat([right for _, right in parts])
+    values, vectors = torch.linalg.eigh(x @ x.T)
+    keep = values > values[-1] * 1e-14
+    lengths, vectors = values[keep].sqrt(), vectors[:, keep]
+    every = torch.ones(len(x), dtype=torch.bool)
+    coordinates = Rows(vectors * lengths, labels, every, rows.classes, lengths.new_zeros(len(lengths)))
+    return coordinates, x.T @ vectors / lengths
 
 
 def largest_within_error(held_out: list[tuple[float, int, int]]) -> float:
@@ -112,85 +130,3 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer.bias.copy_(bias)
     layer.eval()
     return layer
-
-
-class Problem:
-    """Logistic regression in the eigenbasis of the features, by Newton's method (Nocedal & Wright, 2006, alg. 7.1).
-
-    The optimum lies in the span of the features, and a rotation changes neither the penalty nor any norm, so the
-    solution is exact; only its rounding to float32 comes later. In this basis the Hessian is nearly diagonal, and each
-    Newton system takes a few conjugate gradients, in float32: a step may be inexact. All that decides is in float64.
-    """
-
-    def __init__(self, x: Tensor, labels: Tensor, classes: int) -> None:
-        self.x, self.labels, self.classes = x, labels, classes
-        wide = x.shape[1] > len(x)
-        values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
-        keep = values > values[-1] * 1e-14
-        values, vectors = values[keep], vectors[:, keep]
-        self.basis = x.T @ vectors / values.sqrt() if wide else vectors  # (F, R), orthonormal
-        self.z = torch.cat([x @ self.basis, x.new_ones(len(x), 1)], dim=1)  # (N, R + 1), the last one for the bias
-        self.rounded = self.z.float()
-        self.start = x.new_zeros(classes, self.z.shape[1])
-
-    def solve(self, penalty: float) -> tuple[Tensor, Tensor]:
-        """(weight (K, F), bias (K,)) with a gradient norm of at most TOLERANCE; starts from the last solution."""
-        z, n = self.z, len(self.z)
-        targets = F.one_hot(self.labels, self.classes)
-        ridge = z.new_full(z.shape[1:], penalty)
-        ridge[-1] = 0  # the bias is free
-        penalties = ridge.float()
-        w = self.start
-        logits = z @ w.T
-
-        def objective(logits: Tensor, w: Tensor) -> float:
-            return float(F.cross_entropy(logits, self.labels) + (ridge * w.square()).sum() / 2)
-
-        for _ in range(200):
-            p = logits.softmax(dim=1)
-            gradient = (p - targets).T @ z / n + ridge * w
-            norm = float(gradient.norm())
-            if norm <= TOLERANCE:
-                break
-
-            p = p.float()
-
-            def curve(d: Tensor, p: Tensor = p) -> Tensor:
-                """The Hessian times d (K, R + 1)."""
-                change = p * (self.rounded @ d.T)
-                return (change - p * change.sum(dim=1, keepdim=True)).T @ self.rounded / n + penalties * d
-
-            diagonal = (p * (1 - p)).T @ self.rounded.square() / n + penalties
-            step = conjugate_gradients(curve, -gradient.float(), diagonal, max(norm / 4, TOLERANCE / 2)).double()
-            change, slope = z @ step.T, float((gradient * step).sum())
-            value, size = objective(logits, w), 1.0
-            rounding = 1e-14 * max(value, 1.0)
-            while objective(logits + size * change, w + size * step) > value + 1e-4 * size * slope + rounding:
-                size /= 2  # Armijo's rule; the logits are linear in w, so no pass over the features
-            w, logits = w + size * step, logits + size * change
-        self.start = w
-        return w[:, :-1] @ self.basis.T, w[:, -1]
-
-    def gradient_norm(self, weight: Tensor, bias: Tensor, penalty: float) -> float:
-        """Euclidean norm of the objective's gradient in the scaled features' own coordinates."""
-        residual = (self.x @ weight.T + bias).softmax(dim=1) - F.one_hot(self.labels, self.classes)
-        residual = residual / len(self.x)
-        gradient = torch.cat([residual.T @ self.x + penalty * weight, residual.sum(dim=0)[:, None]], dim=1)
-        return float(gradient.norm())
-
-
-def conjugate_gradients(curve: Callable[[Tensor], Tensor], b: Tensor, diagonal: Tensor, tolerance: float) -> Tensor:
-    """x with |curve(x) - b| at most ``tolerance`` (250 steps at most), preconditioned by the diagonal of ``curve``."""
-    x, residual = torch.zeros_like(b), b
-    scaled = residual / diagonal.clamp_min(1e-12)
-    direction, product = scaled, (residual * scaled).sum()
-    for _ in range(250):
-        curved = curve(direction)
-        length = product / (direction * curved).sum()
-        x, residual = x + length * direction, residual - length * curved
-        if float(residual.norm()) <= tolerance:
-            break
-        scaled = residual / diagonal.clamp_min(1e-12)
-        before, product = product, (residual * scaled).sum()
-        direction = scaled + product / before * direction
-    return x
