@@ -1,21 +1,29 @@
-"""What the gate found, in the forms that continuous integration shows: JUnit XML, annotations, a job summary, JSON.
+"""What the gate found, in the forms that continuous integration shows: JUnit XML, SARIF, annotations, a summary, JSON.
 
 Cells and metrics carry names that anybody may have chosen, so each form escapes by its own rules.
 """
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from bench.storage.store import write_text
-from reports.findings import Comparison
+from reports.findings import Comparison, Gate, Outcome, moved
 from reports.inert import printable
 
 TITLE = "bench check"
 SHOWN = 10  # annotations of one level that GitHub shows of a step; it drops the others without a word
+RULES: dict[Gate, str] = {
+    "G0": "Counts of the same seeds are equal",
+    "G1": "The stored encoder withstands today's attacks as it did",
+    "G2": "Encoders that are trained again are as good as those of the baseline",
+}
+LEVELS: dict[Outcome, str] = {"loss": "error", "differs": "warning", "gain": "note"}
 HEADS = ("", "gate", "cell", "metric", "before", "after", "rule", "p")
 
 
@@ -42,6 +50,28 @@ def junit(compared: Sequence[Comparison]) -> str:
                 ElementTree.SubElement(case, "failure", failure).text = printable(str(tested))
     ElementTree.indent(root)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ElementTree.tostring(root, encoding="unicode")}\n'
+
+
+def sarif(compared: Sequence[Comparison], baseline: str) -> str:
+    """SARIF 2.1.0 (OASIS, 2020): a result for each metric that has moved, where it is stored: in the file ``baseline``.
+
+    A loss is an error, a gain a note. A result is the same as that of an earlier check where gate, cell and metric are.
+    """
+    rules = [{"id": gate, "shortDescription": {"text": text}} for gate, text in RULES.items()]
+    place = {"artifactLocation": {"uri": quote(baseline)}, "region": {"startLine": 1}}
+    results = [
+        {
+            "ruleId": change.gate,
+            "level": LEVELS[change.outcome],
+            "message": {"text": printable(str(change))},
+            "locations": [{"physicalLocation": place}],
+            "partialFingerprints": {"comparison/v1": hashlib.sha256(json.dumps(change.key).encode()).hexdigest()},
+        }
+        for change in moved(compared)
+    ]
+    run = {"tool": {"driver": {"name": TITLE, "rules": rules}}, "results": results}
+    schema = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+    return json.dumps({"$schema": schema, "version": "2.1.0", "runs": [run]}, indent=1) + "\n"
 
 
 def annotations(compared: Sequence[Comparison]) -> list[str]:

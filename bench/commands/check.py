@@ -1,6 +1,7 @@
 """``bench check``: the statistical regression gate. Exit 0 fine, 2 nothing to compare, 4 a regression."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ REGRESSION = 4
 @click.option("--exact", is_flag=True, help="any count that differs fails, where platform and versions are equal")
 @click.option("--out", type=click.Path(path_type=Path), help="keep the runs in this new folder")
 @click.option("--junit", type=click.Path(path_type=Path), help="write all comparisons to this file as JUnit XML")
+@click.option("--sarif", type=click.Path(path_type=Path), help="write what has moved to this file as SARIF 2.1.0")
 @click.option("--github", is_flag=True, help="annotations, and a job summary where GitHub asks for one")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document instead of the table")
 def check(
@@ -31,6 +33,7 @@ def check(
     exact: bool,
     out: Path | None,
     junit: Path | None,
+    sarif: Path | None,
     github: bool,
     as_json: bool,
 ) -> int:
@@ -60,6 +63,8 @@ def check(
     lost = losses(outcome.compared)
     if junit is not None:
         write_text(junit, announce.junit(outcome.compared))
+    if sarif is not None:
+        write_text(sarif, announce.sarif(outcome.compared, os.path.relpath(file)))
     if github:
         announce.write_summary(announce.summary(outcome.compared))
     for line in announce.annotations(outcome.compared) if github else ():

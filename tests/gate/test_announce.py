@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -11,7 +12,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from bench.cli import cli
-from reports.announce import annotations, as_json, headline, junit, summary, write_summary
+from reports.announce import RULES, annotations, as_json, headline, junit, sarif, summary, write_summary
 from reports.findings import Comparison
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,25 @@ def test_junit_has_a_case_for_each_metric_and_fails_those_that_lost() -> None:
     assert [p.attrib for p in suites["bench check G2"].iter("property")] == [
         {"name": "gain: emp_ssl, passes per image", "value": "6 -> 5"}
     ]
+
+
+def test_sarif_has_a_result_for_what_has_moved_losses_first() -> None:
+    """The members that code scanning asks for: https://docs.github.com/code-security (SARIF support)."""
+    document = json.loads(sarif([*COMPARED, ODD], "a b/ci.json"))
+    assert document["version"] == "2.1.0"
+    (run,) = document["runs"]
+    assert {rule["id"] for rule in run["tool"]["driver"]["rules"]} == set(RULES)
+    told = [(result["ruleId"], result["level"]) for result in run["results"]]
+    assert told == [("G1", "error"), ("G2", "error"), ("G2", "note")]
+    assert run["results"][0]["message"]["text"] == str(LOSS)
+    for result in run["results"]:
+        (place,) = result["locations"]
+        assert place["physicalLocation"] == {"artifactLocation": {"uri": "a%20b/ci.json"}, "region": {"startLine": 1}}
+        assert not re.search(r"[\x00-\x1f\ud800-\udfff]", result["message"]["text"])
+    later = json.loads(sarif([replace(LOSS, after="57.0 %"), GAIN], "ci.json"))["runs"][0]["results"]
+    first = [run["results"][place]["partialFingerprints"] for place in (0, 2)]
+    assert [result["partialFingerprints"] for result in later] == first  # the same alert, not a new one
+    assert json.loads(sarif([SAME], "ci.json"))["runs"][0]["results"] == []
 
 
 def test_junit_keeps_to_the_elements_that_the_schema_knows_in_its_order() -> None:

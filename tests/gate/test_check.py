@@ -118,9 +118,12 @@ class TestCheck:
         self, stored_run: Stored, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-        junit = tmp_path / "gate.xml"
+        junit, sarif = tmp_path / "gate.xml", tmp_path / "gate.sarif"
         run, file = stored_run(broken, broken)
-        assert bench("check", run, "--baseline", file, "--junit", str(junit), "--github", "--json") == 4
+        assert (
+            bench("check", run, "--baseline", file, "--junit", str(junit), "--sarif", str(sarif), "--github", "--json")
+            == 4
+        )
         out, err = capsys.readouterr()
         told = json.loads(out)
         assert told["losses"] >= 1
@@ -130,6 +133,8 @@ class TestCheck:
             if case.find("failure") is not None
         }
         assert err.count("::error") == told["losses"]
+        (scan,) = json.loads(sarif.read_text(encoding="utf-8"))["runs"]
+        assert sum(result["level"] == "error" for result in scan["results"]) == told["losses"]
         assert f"bench check: {told['losses']} losses" in (tmp_path / "summary.md").read_text()
 
     def test_one_alarm_that_the_repeat_does_not_find_is_0(
