@@ -46,7 +46,7 @@ QUESTIONS = (
     "evaluate-your-encoder",
 )
 QUESTIONS += ("methods", "heads", "threats", "the-paper", "read-the-report", "numbers", "clock", "audit", "statistics")
-QUESTIONS += ("options", "data", "faults", "several-gpus", "cluster", "ci", "code", "tree")
+QUESTIONS += ("example", "findings", "options", "data", "faults", "several-gpus", "cluster", "ci", "code", "tree")
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CPU = torch.device("cpu")
 BUDGET = Budget.parse("1up")
