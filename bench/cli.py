@@ -74,7 +74,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--attacks", help="names, or paths to attack files, with commas  [pgd,autoattack]"),
         click.option(
             "--attack-images",
-            help="pgd=100,curve=50,autoattack.multi_patch=16 (--eval quick), or of what is not ranked",
+            help="pgd=100,curve=50,autoattack.multi_patch=16; beyond --eval quick only where nothing is ranked",
         ),
         click.option(
             "--search", help="precision of the attacks' own passes, on a GPU: fp32 or tf32; float32 decides  [fp32]"

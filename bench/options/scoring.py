@@ -81,7 +81,7 @@ def fewer_images(options: Options, level: Level, protocols: dict[str, Any]) -> d
             f"expected --attack-images at --eval {level} for AutoAttack under a protocol that is not ranked ({known}), "
             f"got {options.attack_images!r}; the images of ranked numbers are fixed, at --eval quick alone they are not"
         )
-    fewer: dict[str, int] = images["autoattack_images"]
+    fewer: dict[str, int] = images.get("autoattack_images", {})  # none where it is commas alone
     return fewer
 
 

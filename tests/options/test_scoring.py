@@ -48,6 +48,12 @@ def test_the_images_of_a_ranked_number_are_those_of_the_level(text):
 
 
 @pytest.mark.parametrize(("level", "rest"), [("full", None), ("standard", 1000)])
+def test_commas_alone_ask_for_nothing(level, rest):
+    spec = resolve(options_of(FULL | {"eval": level, "attack_images": ", ,"}))[0][0].eval
+    assert spec.autoattack_images.get("linear") == rest
+
+
+@pytest.mark.parametrize(("level", "rest"), [("full", None), ("standard", 1000)])
 def test_a_column_that_is_not_ranked_may_have_fewer_images_under_autoattack(level, rest):
     protocols = "linear,linear_backbone"
     asked = FULL | {"eval": level, "protocols": protocols, "attack_images": "autoattack.linear_backbone=64"}

@@ -14,7 +14,7 @@ from test_heads import asked
 from bench import registry
 from bench.evaluation.heads import fitted_classifier
 from bench.protocols.common import features as kept
-from bench.protocols.common import logistic, probe
+from bench.protocols.common import logistic
 from bench.protocols.common.features import Rows, finite, pieces, room
 from bench.protocols.common.probe import fit_probe
 from bench.usage import UsageError
@@ -74,8 +74,7 @@ def test_pieces_cover_every_row_once_and_change_nothing_but_rounding(monkeypatch
 @pytest.mark.parametrize("images", [300, 150, 20])  # in 40 dimensions: the curvature of the last two says too little
 def test_steps_from_a_sample_end_at_the_same_optimum(monkeypatch, images):
     whole = fit_probe(FEATURES, LABELS, 10)
-    for module in (logistic, probe):
-        monkeypatch.setattr(module, "SAMPLE", images)
+    monkeypatch.setattr(logistic, "SAMPLE", images)
     fit = fit_probe(FEATURES, LABELS, 10)
     assert fit.gradient_norm <= 1e-6
     assert (fit.penalty, fit.held_out) == (whole.penalty, whole.held_out)
@@ -103,7 +102,7 @@ def test_rows_are_standardized_over_those_that_were_chosen(monkeypatch):
 SMALL = """
 import resource, sys, torch
 from bench.protocols.common import features, logistic, probe
-features.ON_DEVICE, logistic.SAMPLE, probe.SAMPLE = 0, 2**12, 2**12
+features.ON_DEVICE, logistic.SAMPLE = 0, 2**12
 count, width = 2**19, 96
 mapped = features.room(count, width, torch.device("cpu"))
 draws = torch.Generator().manual_seed(0)

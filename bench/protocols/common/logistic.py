@@ -22,8 +22,9 @@ class Spectrum:
     vectors: Tensor
 
     @classmethod
-    def of(cls, sample: Tensor) -> "Spectrum":
-        """Of features (M, F)."""
+    def of(cls, rows: Rows) -> "Spectrum":
+        """Of the features of at most SAMPLE images: it only makes steps cheap, and decides nothing."""
+        sample = rows.sample(SAMPLE)
         values, vectors = torch.linalg.eigh((sample.T @ sample).double() / len(sample))
         return cls(values.clamp_min(0).float(), vectors.float())
 

@@ -10,7 +10,7 @@ from attacks.common.base import predicted
 from bench.protocols.common.base import BaseProtocol, Fitted, Material, facts_of
 from bench.protocols.common.classifier import Classifier
 from bench.protocols.common.features import Rows, finite
-from bench.protocols.common.logistic import SAMPLE, Problem, Spectrum, objective
+from bench.protocols.common.logistic import Problem, Spectrum, objective
 from bench.spec import UsageError
 
 GRADIENT_NORM = 1e-6  # what protocol 1.2 asks
@@ -54,7 +54,7 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int) -> Fit:
     if len(plain) < features.shape[1]:  # the optimum lies in the span of the features
         rows, basis = in_their_span(plain)
         held = held[sound]
-    spectrum = Spectrum.of(rows.sample(SAMPLE))
+    spectrum = Spectrum.of(rows)
     search = Problem(rows.of(~held), spectrum)
     penalties = sorted(PENALTIES, reverse=True)
     solutions = {penalty: search.solve(penalty) for penalty in penalties}  # each starts from the one before it
