@@ -17,7 +17,8 @@ from report_fixtures import manifest, records, write
 
 from attacks.common.base import cross_entropy
 from bench import registry
-from bench.cli import cli, gather
+from bench.cli import cli
+from bench.commands.options import gather
 from bench.data.images import load_data
 from bench.encoders.common.build import build_encoder
 from bench.evaluation.external_model import call_factory, check_module, load_module

@@ -3,7 +3,7 @@
 import pytest
 from data_fixtures import write_images
 
-from bench.cli import gather
+from bench.commands.options import gather
 from bench.commands.output import check_cap
 from bench.options.options import Options, Row, chosen_rows, load_suite, options_of, row_budgets, suites
 from bench.options.resolve import resolve
