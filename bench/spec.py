@@ -94,6 +94,7 @@ class ThreatModel(Data):
 class DataSpec(Data):
     """Which images: a name in bench/datasets, a folder where the name needs one, and how many (None: all)."""
 
+    unwritten = ("held_out",)
     name: str
     path: str | None = None
     root: str | None = None
@@ -101,6 +102,7 @@ class DataSpec(Data):
     test_images: int | None = Field(default=None, gt=0)
     image_size: int | None = Field(default=None, ge=8, le=4096)  # that encoded images are resized to; None: theirs
     classes: str | None = None  # a file that lists them
+    held_out: bool = False  # a fifth of the training images are tested on, and the test images never read
 
 
 class EvalSpec(Data):

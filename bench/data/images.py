@@ -26,7 +26,7 @@ from bench.spec import DataSpec, Level, UsageError
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 ALL = slice(None)
-HELD_OUT = 5  # every so-manieth training image judges the penalty of the probe (bench.protocols.common.probe)
+HELD_OUT = 5  # every so-manieth training image judges what is chosen: a penalty of the probe, a setting of a method
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -173,19 +173,19 @@ class EncodedDataset(BaseDataset):
         """The images of one split. Raises UsageError."""
         raise NotImplementedError
 
-    def decoded(self, root: Path, spec: DataSpec) -> tuple[ImageSet, ImageSet]:
-        """All images of both splits, from the cache. Raises UsageError and DiskError."""
+    def decoded(self, root: Path, spec: DataSpec, splits: tuple[Split, ...] = SPLITS) -> list[ImageSet]:
+        """All images of each split, from the cache. Raises UsageError and DiskError."""
         given, size = Path(spec.classes) if spec.classes else None, spec.image_size or self.image_size
-        listings = [self.listing(root, split, given) for split in SPLITS]
+        listings = [self.listing(root, split, given) for split in splits]
         name, classes = listings[0].name, max(listing.classes for listing in listings)
         labels = [torch.from_numpy(listing.labels) for listing in listings]
-        check_classes(name, labels[0], labels[1], classes)
+        check_classes(name, labels[0], labels[-1], classes)
         stored = [decoded(listing, size, storage(spec) / "decoded") for listing in listings]
         label = name + ending(sum((losses for _, losses in stored), Counter())) + (f"-{size}px" if size else "")
         parts = []
-        for split, listing, own_labels, (pixels, losses) in zip(SPLITS, listings, labels, stored, strict=True):
+        for split, listing, own_labels, (pixels, losses) in zip(splits, listings, labels, stored, strict=True):
             parts.append(ImageSet(pixels, own_labels, classes, label, notes=listing.notes + lost(split, losses)))
-        return parts[0], parts[1]
+        return parts
 
 
 def lost(split: Split, losses: Mapping[int, int]) -> tuple[str, ...]:
@@ -201,11 +201,13 @@ def load_data(dataset: BaseDataset, spec: DataSpec) -> tuple[ImageSet, ImageSet]
 
     Where a dataset is evaluated on the centre of its images, the test images are that.
     """
+    splits = SPLITS[:1] if spec.held_out else SPLITS
     root = data_root(dataset, spec)
     if isinstance(dataset, EncodedDataset):
-        train, test = dataset.decoded(root, spec)
+        loaded = dataset.decoded(root, spec, splits)
     else:
-        train, test = dataset.load(root, "train"), dataset.load(root, "test")
+        loaded = [dataset.load(root, split) for split in splits]
+    train, test = divided(loaded[0]) if spec.held_out else loaded
     if (train.label, train.image_shape, train.classes) != (test.label, test.image_shape, test.classes):
         raise UsageError(f"expected train and test images of one kind, got ({train}) and ({test})")
     check_classes(train.label, train.labels, test.labels, train.classes)
@@ -220,6 +222,14 @@ def load_data(dataset: BaseDataset, spec: DataSpec) -> tuple[ImageSet, ImageSet]
     if isinstance(dataset, EncodedDataset) and dataset.centre < 1:
         test = test.central(round(dataset.centre * test.image_shape[1]))
     return train, test
+
+
+def divided(train: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Training images in two parts: those to train on, and a fifth, balanced over the classes, to test on."""
+    order = balanced_order(train.labels)
+    held_out = len(order) // HELD_OUT
+    train = replace(train, label=f"{train.label}, held-out training images")
+    return train.take(order[held_out:]), train.take(order[:held_out])
 
 
 def data_root(dataset: BaseDataset, spec: DataSpec) -> Path:

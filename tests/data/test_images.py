@@ -155,6 +155,22 @@ class TestLoadData:
         with pytest.raises(UsageError, match=r"of one kind, got \(toy: 12 images 1x2x2, 3 classes\) and \(toy"):
             load_data(Mixed(), DataSpec(name="toy"))
 
+    def test_held_out_images_are_training_images_and_the_test_images_are_never_read(self):
+        class Sealed(BaseDataset):
+            def load(self, root: Path, split: Split) -> ImageSet:
+                assert split == "train"
+                return image_set(n=30)
+
+        train, test = load_data(Sealed(), DataSpec(name="toy", held_out=True))
+        assert (len(train), len(test)) == (24, 6)
+        assert train.label == test.label == "toy, held-out training images"
+        assert train.labels.bincount().tolist() == [8, 8, 8]
+        assert test.labels.bincount().tolist() == [2, 2, 2]
+        both = torch.cat([train.images, test.images])[:, 0, 0, 0]
+        assert sorted(both.tolist()) == sorted(image_set(n=30).images[:, 0, 0, 0].tolist())
+        fewer, _ = load_data(Sealed(), DataSpec(name="toy", held_out=True, train_images=6))
+        assert torch.equal(fewer.images, train.images[:6])
+
     def test_info(self):
         train, test = load_data(Toy(), DataSpec(name="toy", train_images=6))
         info = data_info(train, test)

@@ -54,6 +54,15 @@ def test_reads_what_was_written(root, columns):
     assert load_data(parquet.Dataset(), spec)[0].label == "photos (subset 2/3)"
 
 
+def test_held_out_images_need_no_test_images(root):
+    (root / "test.parquet").unlink()
+    write(root / "train.parquet", [encode(v) for v in range(10)], [0, 1] * 5)
+    spec = DataSpec(name="parquet", path=str(root), root=str(root.parent / "cache"), held_out=True)
+    train, test = load_data(parquet.Dataset(), spec)
+    assert (len(train), len(test)) == (8, 2)
+    assert sorted(values(train) + values(test)) == list(range(10))
+
+
 def test_images_as_bytes_alone(root):
     pq.write_table(pa.table({"image": [encode(3), encode(4)], "label": [1, 0]}), root / "train.parquet")
     assert values(loaded(root)[0]) == [3, 4]
