@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from bench.ranges import around
 from methods.common.base import AdversaryName, BaseConfig, BaseMethod, BatchNormMode, mlp, setting
 from methods.common.losses import nt_xent
 from methods.common.norms import branch, branched, plain
@@ -28,7 +29,7 @@ class Config(BaseConfig):
     step: float = setting(2 / 255, "text")
     random_start: bool = setting(True, "code")
     attack_batch_norm: BatchNormMode = setting("eval", "code")
-    temperature: float = setting(0.5, "text")  # tau
+    temperature: float = setting(0.5, "text", tune=around(5))  # tau
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bench.ranges import around
 from methods import simclr
 from methods.common.augment import Draws
 from methods.common.base import BatchNormMode, mlp, setting
@@ -30,8 +31,8 @@ class Config(ClusteredConfig, simclr.Config):
     teacher_share: float = setting(0.13, "own")  # passes of a clean epoch to those of one of the student
     padding: float = setting(1 / 8, "unverified")
     student_crop_scale: tuple[float, float] = setting((0.2, 1.0), "code")
-    contrast_weight: float = setting(0.5 / 0.07, "code")
-    label_weight: float = setting(0.2, "code")
+    contrast_weight: float = setting(0.5 / 0.07, "code", tune=around(5))
+    label_weight: float = setting(0.2, "code", tune=around(5))
     radius: float = setting(1 / 4, "code")  # of the frequencies that h lacks, in sides: 8 of 32 pixels
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bench.ranges import around
 from methods import simclr
 from methods.common.base import BatchNormMode, setting
 from methods.common.losses import cosine
@@ -20,13 +21,13 @@ TITLE = "DeACL"
 
 @dataclass(frozen=True)
 class Config(TaughtConfig, simclr.Config):
-    temperature: float = setting(0.5, "text")  # tau, of the teacher
+    temperature: float = setting(0.5, "text", tune=around(5))  # tau, of the teacher
     attack_batch_norm: BatchNormMode = setting("eval", "code")
     teacher_share: float = setting(0.78, "own")  # minutes of 1,000 clean epochs to those of 100 adversarial ones
     student_batch: int = setting(256, "code")
     student_weight_decay: float = setting(5e-4, "code")
     student_warm_up: float = setting(0.1, "code")  # 10 of 100 epochs
-    robustness: float = setting(2.0, "code")  # weight of the moved images
+    robustness: float = setting(2.0, "code", tune=around(4))  # weight of the moved images
 
 
 class Method(Taught, simclr.Method):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.ranges import between
 from methods import acl
 from methods.common.augment import Draws
 from methods.common.base import setting
@@ -22,8 +23,8 @@ EPOCHS, PERIOD = 1000, 50  # of the paper; the schedules move every so many epoc
 
 @dataclass(frozen=True)
 class Config(acl.Config):
-    rate: float = setting(0.99, "code")  # m of the momentum encoder
-    last_weight: float = setting(2 / 3, "text")  # lambda, of the moved pairs at the end
+    rate: float = setting(0.99, "code", tune=between(0.9, 0.999))  # m of the momentum encoder
+    last_weight: float = setting(2 / 3, "text", tune=between(0.0, 1.0))  # lambda, of the moved pairs at the end
 
     def __post_init__(self) -> None:
         super().__post_init__()

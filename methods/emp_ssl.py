@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from bench.ranges import around
 from methods.common.base import BaseConfig, BaseMethod, mlp, setting
 from methods.common.losses import coding_rate, invariance
 
@@ -18,8 +19,8 @@ class Config(BaseConfig):
     blur: float = setting(0.1, "code")
     solarize: float = setting(0.1, "code")
     embedding_width: int = setting(1024, "code")
-    invariance: float = setting(200.0, "code")  # lambda
-    coding_eps: float = setting(0.2, "code")  # epsilon, unsquared
+    invariance: float = setting(200.0, "code", tune=around(10))  # lambda
+    coding_eps: float = setting(0.2, "code", tune=around(5))  # epsilon, unsquared
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bench.ranges import around, between
 from methods import deacl
 from methods.common.augment import Draws
 from methods.common.base import setting
@@ -22,8 +23,8 @@ TITLE = "ProFeAT"
 @dataclass(frozen=True)
 class Config(deacl.Config):
     student_weight_decay: float = setting(3e-4, "code")
-    robustness: float = setting(8.0, "text")  # beta
-    projected: float = setting(0.5, "text")  # share of the loss in the space of the projector
+    robustness: float = setting(8.0, "text", tune=around(4))  # beta
+    projected: float = setting(0.5, "text", tune=between(0.0, 1.0))  # share of the loss in the space of the projector
 
     def __post_init__(self) -> None:
         super().__post_init__()

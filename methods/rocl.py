@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.ranges import around
 from methods.common.base import AdversaryName, BaseConfig, BaseMethod, BatchNormMode, setting
 from methods.common.losses import nt_xent, nt_xent_of_views
 
@@ -28,8 +29,8 @@ class Config(BaseConfig):
     steps: int = setting(7, "text")
     random_start: bool = setting(True, "code")
     attack_batch_norm: BatchNormMode = setting("eval", "code")
-    temperature: float = setting(0.5, "text")  # tau
-    adversarial_weight: float = setting(1 / 256, "code")  # lambda of the pair (x1 + delta, x2)
+    temperature: float = setting(0.5, "text", tune=around(5))  # tau
+    adversarial_weight: float = setting(1 / 256, "code", tune=around(16))  # lambda of the pair (x1 + delta, x2)
 
     def __post_init__(self) -> None:
         super().__post_init__()

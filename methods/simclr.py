@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bench.ranges import around
 from methods.common.base import BaseConfig, BaseMethod, mlp, setting
 from methods.common.losses import nt_xent
 
@@ -14,7 +15,7 @@ TITLE = "SimCLR"
 
 @dataclass(frozen=True)
 class Config(BaseConfig):
-    temperature: float = setting(0.07, "code")  # tau
+    temperature: float = setting(0.07, "code", tune=around(5))  # tau
     attack_pair: Literal["x1", "x2"] = setting("x1", "sound")  # what PGD pairs x2 + delta with
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.ranges import around
 from methods.common.base import BaseConfig, BaseMethod, mlp, setting
 from methods.common.losses import covariance, variance, widen
 
@@ -19,9 +20,9 @@ TITLE = "VICReg"
 class Config(BaseConfig):
     embedding_width: int = setting(2048, "own")
     weight_decay: float = setting(1e-6, "text")  # appendix C
-    invariance: float = setting(25.0, "text")  # lambda, section 4.2
-    variance: float = setting(25.0, "text")  # mu
-    covariance: float = setting(1.0, "text")  # nu
+    invariance: float = setting(25.0, "text", tune=around(5))  # lambda, section 4.2
+    variance: float = setting(25.0, "text", tune=around(5))  # mu
+    covariance: float = setting(1.0, "text", tune=around(5))  # nu
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,6 +6,7 @@ them, and say so.
 """
 
 import dataclasses
+import inspect
 import itertools
 import math
 import typing
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.ranges import Range, around
 from bench.record import Setting
 from bench.spec import UsageError, unknown
 from bench.values import parse_setting
@@ -29,9 +31,20 @@ BatchNormMode = Literal["batch", "eval", "released"]
 Horizon = Literal["scaled", "batches"]
 
 
-def setting(default: Any, source: str) -> Any:
-    """A field of a Config with its default and where that comes from."""
-    return dataclasses.field(default=default, metadata={"source": source})
+def setting(default: Any, source: str, tune: Range | None = None) -> Any:
+    """A field of a Config with its default, where that comes from, and the range that `bench tune` searches, if any."""
+    return dataclasses.field(default=default, metadata={"source": source, "tune": tune})
+
+
+def ranges(config: type["BaseConfig"]) -> dict[str, Range]:
+    """The settings of a Config that can be tuned: name -> range, its own or that of the class it inherits."""
+    said: dict[str, Range] = {}
+    for base in reversed(config.__mro__):
+        own = inspect.get_annotations(base) if dataclasses.is_dataclass(base) else {}
+        for field in dataclasses.fields(base) if own else ():
+            if field.name in own and field.metadata.get("tune") is not None:
+                said[field.name] = field.metadata["tune"]
+    return said
 
 
 @dataclass(frozen=True)
@@ -68,9 +81,9 @@ class BaseConfig:
     embedding_width: int = setting(128, "code")
     optimizer: OptimizerName = setting("lars", "code")
     warm_up: float = setting(0.0, "code")  # share of the budget in which the learning rate rises to lr
-    lr: float = setting(0.3, "code")
+    lr: float = setting(0.3, "code", tune=around(10))
     momentum: float = setting(0.9, "code")
-    weight_decay: float = setting(1e-4, "code")
+    weight_decay: float = setting(1e-4, "code", tune=around(10))
     trust: float = setting(0.005, "code")  # eta of LARS
     adversary: AdversaryName = setting("none", "text")
     eps: float = setting(8 / 255, "text")  # of the training adversary

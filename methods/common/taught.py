@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bench.ranges import around
 from bench.storage.files import Damaged, load_tensors, sha256
 from bench.usage import UsageError
 from methods.common.augment import Draws
@@ -27,7 +28,7 @@ class TaughtConfig(BaseConfig):
     teacher: str = setting("", "own")  # the file of an encoder, in place of the first stage
     teacher_share: float = setting(0.5, "own")  # of the budget
     student_batch: int = setting(512, "text")
-    student_lr: float = setting(0.5, "code")
+    student_lr: float = setting(0.5, "code", tune=around(10))
     student_warm_up: float = setting(0.01, "text")  # 10 of 1,000 epochs
     padding: float = setting(1 / 8, "code")  # of the weak view, in sides of the image: 4 of 32 pixels
 
