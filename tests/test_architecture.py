@@ -79,6 +79,8 @@ FLOORS = """
     bench.usage
     bench.radius bench.shown
     bench.spec bench.cores bench.script bench.events bench.commit
+    bench.ranges
+    bench.tuned
     bench.record
     bench.names bench.text bench.values bench.known bench.fairness bench.alarms bench.plugins
     bench.registry
@@ -95,7 +97,7 @@ FLOORS = """
     bench.evaluation
     bench.audit
     bench.engines bench.runs
-    bench.gate
+    bench.gate bench.tuning
     bench.commands
     bench.cli
     bench.__main__

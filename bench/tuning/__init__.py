@@ -1,0 +1,1 @@
+"""A search over the settings of methods, the same for all: `bench tune`."""
