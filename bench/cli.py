@@ -1,4 +1,4 @@
-"""The command line: ``bench run | plan | check | baseline | verify | list | report | doctor``.
+"""The command line: ``bench run | plan | tune | check | baseline | verify | list | report | doctor``.
 
 Exit codes: 0 fine, 1 failure, 2 usage, 3 some cells failed, 4 regression found, 130 interrupted, 143 terminated.
 Nothing here imports torch before a command needs it.
@@ -21,6 +21,7 @@ from bench.commands.ending import print_ending
 from bench.commands.evaluate import evaluate
 from bench.commands.options import gather, run_options
 from bench.commands.output import check_cap, print_leaderboard, show_plan, summary, too_short
+from bench.commands.tune import tune
 from bench.commands.where import Where, command_line, engine, engine_options
 from bench.runs.child_main import SAVE_EVERY
 from bench.script import main_hidden
@@ -94,6 +95,7 @@ def run(
     # what is slow to import comes after what can be refused
     from bench.engines.local import local_jobs
     from bench.options.resolve import resolve
+    from bench.options.tuned import read_tuning
     from bench.runs import torchrun
     from bench.runs.conduct import build_report, default_out, make_manifest, opened, run_all
     from bench.runs.measuring import measure_plan
@@ -118,7 +120,8 @@ def run(
     if dry_run:
         return show_plan(specs, local_jobs(specs, options.device, where.jobs)[0], total, data.label, as_json=False)
     out = out or default_out(options, specs)
-    manifest = make_manifest(specs, budget, total, data, command_line())
+    tuning = read_tuning(options.tuned) if options.tuned else None
+    manifest = make_manifest(specs, budget, total, data, command_line(), tuning)
     if here is not None:
         left = torchrun.run(here, out, manifest, every, again)
         return 0 if left is None else show_run(out, left)
@@ -272,6 +275,7 @@ cli.add_command(evaluate)
 cli.add_command(check)
 cli.add_command(baseline)
 cli.add_command(compare)
+cli.add_command(tune)
 
 
 def main(arguments: list[str] | None = None) -> None:

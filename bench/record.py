@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from bench.spec import AuditLevel, Budget, Data, Name, Norm, RunSpec, Sha256, ThreatModel
+from bench.tuned import Tuning
 
 Status = Literal["finished", "diverged", "oom", "preempted", "failed"]
 Verdict = Literal["PASS", "WARN", "FAIL", "N/A", "NOT_RUN", "not in this level"]
@@ -282,6 +283,7 @@ class Record(Data):
 class Manifest(Data):
     """What was asked of a whole run folder, and where it was made (manifest.json)."""
 
+    unwritten = ("tuning",)
     schema_version: int = 1
     bench_version: str
     command: list[str]
@@ -295,3 +297,4 @@ class Manifest(Data):
     main_eps: float
     environment: Environment
     code: dict[str, str] = {}  # row -> hash of all code that makes its runs
+    tuning: Tuning | None = None  # the search behind the rows that are tuned

@@ -156,11 +156,12 @@ class EvalSpec(Data):
 class RunSpec(Data):
     """One run: a method trained with one seed under one budget, then evaluated."""
 
-    unwritten = ("gpus_per_run", "encoder_path")
+    unwritten = ("gpus_per_run", "encoder_path", "tuned")
     method: Name
     method_path: str | None = None  # a .py file of the user's own
     label: Name | None = None  # the name of a row of a suite; None: the method's
     settings: dict[str, Any] = {}  # --set and suites; the dataset's OVERRIDES are applied below them
+    tuned: bool = False  # they were chosen by a search (bench tune), which the manifest has
     data: DataSpec
     seed: int = Field(default=0, ge=0, lt=10**10)
     budget: Budget

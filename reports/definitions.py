@@ -63,6 +63,7 @@ def definitions(main_eps: float) -> list[list[str]]:
         ],
         [
             "The settings",
-            "Each method runs with its settings as published: this compares recipes, not objectives alone.",
+            "Each method runs with its settings as published, but for a row that ends in -tuned, whose settings a "
+            "search has found. As published, a table compares recipes, not objectives alone.",
         ],
     ]

@@ -85,6 +85,7 @@ def content(
     """Everything that the template shows; all numbers are rendered here."""
     told = pdf.content(manifest, records, rows, board, found, {}, facts=facts)
     claims = next((section for section in told["sections"] if section["title"] == OWN[0]), None)
+    sections = [section for section in told["sections"] + told["appendix"] if section["title"] not in OWN]
     drawn = charts(manifest, records, rows, board, curves)
     colours = {method["name"]: method["colour"] for method in drawn["methods"]}
     return {
@@ -101,7 +102,7 @@ def content(
         "charts": drawn,
         "examples": examples(records, pictures, colours),
         "audits": audits(records, board, colours),
-        "sections": [section for section in told["sections"] + told["appendix"] if section["title"] not in OWN],
+        "sections": [embedded(section) for section in sections],
         "figures": [
             {
                 "caption": caption(name, curves),
@@ -110,6 +111,14 @@ def content(
             for name, svg in figures.items()
         ],
     }
+
+
+def embedded(section: dict[str, Any]) -> dict[str, Any]:
+    """A section whose drawing, if it has one, is a picture of the page."""
+    if "drawing" not in section:
+        return section
+    source = _address("image/svg+xml", base64.b64encode(section["drawing"]["svg"].encode()).decode())
+    return section | {"drawing": {"caption": section["drawing"]["caption"], "source": source}}
 
 
 # ---------------------------------------------------------------- audit and examples

@@ -115,9 +115,9 @@ def render(
         looks = _looks(rows, board)
         drawing = (FIGURES | EXTRA)[name]
         figure = drawing(Material(manifest, rows, board, _flops(manifest, records), looks, curves))
-        png = _bytes(figure, "png")
+        png = encoded(figure, "png")
         figure.set_layout_engine("none")  # which places everything, and once is enough
-        return {"png": png, "svg": _bytes(figure, "svg")}
+        return {"png": png, "svg": encoded(figure, "svg")}
 
 
 def clean_vs_robust(material: Material) -> Figure:
@@ -389,7 +389,8 @@ def _legend(figure: Figure, material: Material, others: dict[str, list[Line2D]],
         text.set_fontweight("bold" if text.get_text() in groups | others else "normal")
 
 
-def _bytes(figure: Figure, kind: str) -> bytes:
+def encoded(figure: Figure, kind: str) -> bytes:
+    """A figure as png or svg; the same bytes every time."""
     file = io.BytesIO()
     figure.savefig(file, format=kind, dpi=160, metadata={"png": {"Software": None}, "svg": {"Date": None}}[kind])
     return file.getvalue()

@@ -9,7 +9,7 @@ import pandas as pd
 from bench.identity.outline import method_title
 from bench.record import Manifest, Record
 from bench.spec import Norm, format_eps, format_radius
-from reports import codes, threats
+from reports import codes, threats, tuning
 from reports import protocols as known
 from reports.cells import interval, number, percent, table
 from reports.claims import hardware_class
@@ -32,6 +32,7 @@ def body(
             "points": sentences(found, manifest.main_eps),
             "tables": matrices(manifest, found),
         },
+        tuning.section(manifest, found),
         {
             "title": "What moves a ranked number",
             "text": "In points, each source apart: test images (95 % interval), seeds (sd of the worst case), the "

@@ -49,7 +49,8 @@ class Titled:
     names: Mapping[str, str]  # row -> title
 
     def manifest(self, manifest: Manifest) -> Manifest:
-        return manifest.model_copy(update={"runs": [self._spec(spec) for spec in manifest.runs]})
+        tuning = manifest.tuning and manifest.tuning.renamed(self.names)
+        return manifest.model_copy(update={"runs": [self._spec(spec) for spec in manifest.runs], "tuning": tuning})
 
     def records(self, records: Sequence[Record]) -> list[Record]:
         return [record.model_copy(update={"spec": self._spec(record.spec)}) for record in records]

@@ -24,10 +24,14 @@ from bench.encoders.common.build import build_encoder
 from bench.evaluation.external_model import call_factory, check_module, load_module
 from bench.options.options import Options
 from bench.options.resolve import resolve
+from bench.ranges import around, between
 from bench.shown import Shown
-from bench.spec import Budget, DataSpec, ThreatModel
+from bench.spec import Budget, DataSpec, RunSpec, ThreatModel
 from bench.tracking.tracking import parse_trackers
 from bench.training.train import train
+from bench.tuning.space import ground, read_spaces
+from methods import simclr
+from methods.common.base import ranges
 from methods.common.base import resolve as resolve_settings
 from tests.plugins import PLUGINS
 from tests.tracking.test_hooks import tell
@@ -46,8 +50,9 @@ QUESTIONS = (
     "add-a-dataset",
     "evaluate-your-encoder",
 )
-QUESTIONS += ("methods", "heads", "threats", "the-paper", "read-the-report", "numbers", "clock", "audit", "statistics")
-QUESTIONS += ("example", "findings", "options", "data", "faults", "several-gpus", "cluster", "ci", "code", "tree")
+QUESTIONS += ("methods", "heads", "threats", "tuning", "the-paper", "read-the-report", "numbers", "clock", "audit")
+QUESTIONS += ("statistics", "example", "findings", "options", "data", "faults", "several-gpus", "cluster", "ci", "code")
+QUESTIONS += ("tree",)
 FENCES = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 CPU = torch.device("cpu")
 BUDGET = Budget.parse("1up")
@@ -108,6 +113,16 @@ def test_every_page_has_its_place_on_the_site():
     pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
     beside = ["index.md", "contributing.md", "security.md", "changelog.md"]  # made of files beside docs/: docs/hooks.py
     assert sorted(re.findall(r"[\w/-]+\.md", str(navigation))) == sorted(pages + beside)
+
+
+def test_the_ranges_that_a_page_shows(plugin, tmp_path):
+    module = registry.load("method", plugin("tuning", "ranged.py"))
+    assert ranges(module.Config) == ranges(simclr.Config) | {"temperature": around(5), "gray": between(0.0, 0.5)}
+    (tmp_path / "space.toml").write_text(*blocks(ROOT / "docs" / "tuning.md", "toml"))
+    spaces, overrides = read_spaces(tmp_path / "space.toml"), registry.load("dataset", "digits").Dataset().OVERRIDES
+    specs = [RunSpec(method=name, data=DataSpec(name="digits"), budget=BUDGET) for name in ("simclr", "cf_amc_ssl")]
+    searched = [" ".join(ground(spec, overrides, spaces).space) for spec in specs]
+    assert searched == ["lr temperature attack_pair", "lr invariance coding_eps"]
 
 
 def test_the_methods_in_depth_are_the_files_that_are_tested():

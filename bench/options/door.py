@@ -15,12 +15,14 @@ from bench.options.attacks import check_attacks
 from bench.options.options import Options, Row, asked_threats, check_targets, chosen_rows, parse_seeds, row_cells
 from bench.options.protocols import asked_protocols, check_protocols
 from bench.options.scoring import asked_images
+from bench.options.tuned import with_tuned
 from bench.spec import Budget, DataSpec, UsageError, unknown
 
 
 def check(options: Options) -> None:
     """Raises UsageError for a run that cannot be, as far as that shows in what is written."""
-    rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
+    seeds = parse_seeds(options.seeds)
+    rows = with_tuned(options, chosen_rows(options), seeds)
     total = Budget.parse(options.total_budget) if options.total_budget else None
     row_cells(options, rows, total, len(seeds))
     check_scoring(options)

@@ -27,6 +27,7 @@ class Row(Data):
     name: str = Field(default="", pattern=f"^$|{NAME}")  # in every table and folder; the method's if not given
     budget: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
+    tuned: bool = False  # its settings are those that a search has found (--tuned)
 
     @property
     def label(self) -> str:
@@ -47,6 +48,7 @@ class Options(Data):
     test_images: int | None = Field(default=None, gt=0)
     image_size: int | None = Field(default=None, ge=8, le=4096)
     classes: str | None = None
+    held_out: bool = False  # test on a fifth of the training images, and leave the test images alone (bench tune)
     seeds: str = "1"
     attacks: str = "pgd,autoattack"
     attack_images: str | None = None  # pgd=100,autoattack=32,autoattack.multi_patch=16 (bench.options.scoring)
@@ -64,6 +66,7 @@ class Options(Data):
     precision: Precision | None = None  # None: bf16 on CUDA, fp32 elsewhere
     compile: bool = False
     eval_budget: str | None = None
+    tuned: str | None = None  # the folder of a search (bench tune): beside each row, the best settings that it found
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)  # method, attack or "all" -> key -> value
 
     @property
@@ -78,6 +81,7 @@ class Options(Data):
             test_images=self.test_images,
             image_size=self.image_size,
             classes=self.classes,
+            held_out=self.held_out,
         )
 
     def settings_of(self, row: Row) -> dict[str, Any]:

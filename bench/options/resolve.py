@@ -13,6 +13,7 @@ from bench.options.options import Options, check_targets, chosen_rows, parse_see
 from bench.options.protocols import asked_protocols
 from bench.options.scoring import evaluation
 from bench.options.threats import check_images as check_threats
+from bench.options.tuned import check_tuned_encoder, with_tuned
 from bench.record import DataInfo
 from bench.spec import Budget, RunSpec, UsageError
 from bench.text import say
@@ -26,7 +27,8 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
 
     Where runs are not made ``here``, a device is taken to be there.
     """
-    rows, seeds = chosen_rows(options), parse_seeds(options.seeds)
+    seeds = parse_seeds(options.seeds)
+    rows = with_tuned(options, chosen_rows(options), seeds)
     check_targets(options, rows, asked_protocols(options))
     total = Budget.parse(options.total_budget) if options.total_budget else None
     cells = row_cells(options, rows, total, len(seeds))
@@ -37,6 +39,7 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
     dataset = registry.load("dataset", data.name).Dataset()
     encoder = options.encoder or dataset.encoder
     check_encoder(encoder)
+    check_tuned_encoder(options, encoder)
     scoring = evaluation(options, dataset, device)
     train_set, test_set = load_data(dataset, data)
     info = checked_info(train_set, test_set)
@@ -53,7 +56,8 @@ def resolve(options: Options, here: bool = True) -> tuple[list[RunSpec], Budget 
                 method=Path(row.method).stem,
                 method_path=str(Path(row.method).resolve()) if row.method.endswith(".py") else None,
                 label=label,
-                settings=options.settings_of(row),
+                settings=row.settings if row.tuned else options.settings_of(row),
+                tuned=row.tuned,
                 data=data,
                 seed=seed,
                 budget=budget,

@@ -32,6 +32,7 @@ from bench.storage.repair import settle
 from bench.storage.signals import EXIT_INTERRUPTED, Interrupted
 from bench.storage.store import MANIFEST, RunFolder, load_manifest
 from bench.tracking.tracking import Tracking
+from bench.tuned import Tuning
 
 
 def default_out(options: Options, specs: list[RunSpec]) -> Path:
@@ -271,6 +272,7 @@ def make_manifest(
     total: Budget | None,
     data: DataInfo,
     command: list[str],
+    tuning: Tuning | None = None,
 ) -> Manifest:
     """What is asked for and where it runs."""
     import datetime
@@ -289,4 +291,5 @@ def make_manifest(
         dataset_source=registry.describe("dataset", specs[0].data.name),
         main_eps=specs[0].eval.main_eps,
         environment=environment(specs[0].device, specs[0].precision, specs[0].gpus_per_run),
+        tuning=tuning,
     )
