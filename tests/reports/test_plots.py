@@ -16,9 +16,9 @@ from reports.rows import rows
 
 def drawn(name, asked, found, over=None):
     """The figure as SVG: its pixels, which take half of the time, are made by the test of a whole folder."""
-    table, write = rows(asked, found), plots._bytes
+    table, write = rows(asked, found), plots.encoded
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_bytes", lambda figure, kind: write(figure, kind) if kind == "svg" else b"")
+        patch.setattr(plots, "encoded", lambda figure, kind: write(figure, kind) if kind == "svg" else b"")
         return plots.render(name, asked, found, table, leaderboard(table, found, asked.main_eps), over)
 
 
@@ -66,7 +66,7 @@ def test_a_bar_says_what_a_whole_training_took():
 
 def test_equal_costs_put_no_method_on_the_spot_of_another(monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_bytes", lambda figure, kind: (figures.append(figure), b"")[1])
+    monkeypatch.setattr(plots, "encoded", lambda figure, kind: (figures.append(figure), b"")[1])
     asked = manifest(METHODS)
     alike = [r.model_copy(update={"train": r.train.model_copy(update={"train_seconds": 60.0})}) for r in records(asked)]
     drawn("accuracy_vs_cost", asked, alike)
