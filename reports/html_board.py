@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 
 from bench.spec import Budget
-from reports.cells import interval, number, percent, rank, whole
+from reports.cells import interval, number, percent, rank, text, whole
 from reports.charts import PASSES
+from reports.limits import sentence
 
 AUDITED = ("PASS", "FLAG")
 TEXTS = ("Method", "Data", "Protocol", "Budget", "Clean to worst", "Audit")
@@ -80,13 +81,25 @@ def leaderboard(
     filters = {name: list(dict.fromkeys(line[name] for line in chosen)) for name in FILTERS}
     filters = {name: values for name, values in filters.items() if len(values) > 1}
     alike = {name: chosen[0][name] for name in COLUMN_OF if name not in filters and chosen}
-    standing = board.dropna(subset=["standing"]).groupby("protocol", sort=False)["standing"].first()
-    said = list(dict.fromkeys(standing))
-    notes = (
-        said if len(said) == 1 else [f"{names.get(str(name), str(name))}: {text}" for name, text in standing.items()]
-    )
     tables = [_table(columns, cells, chosen, {COLUMN_OF[name] for name in alike}) for columns in (BOARD, BESIDE)]
-    return {"tables": tables, "filters": filters, "notes": notes, "alike": [text for text in alike.values() if text]}
+    return {
+        "tables": tables,
+        "filters": filters,
+        "notes": notes(board, names),
+        "alike": [text for text in alike.values() if text],
+    }
+
+
+def notes(board: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
+    """What each table says of itself: whether it ranks methods or encoders, and what it cannot see."""
+    said: dict[str, str] = {}
+    for (protocol, budget), lines in board.groupby(["protocol", "budget"], sort=False, dropna=False):
+        first = lines.iloc[0]
+        about = names.get(str(protocol), str(protocol)) + f", {budget}" * isinstance(budget, str)
+        said[about] = " ".join(filter(None, [text(first["standing"]), sentence(first)]))
+    told = {about: sentences for about, sentences in said.items() if sentences}
+    different = len(told) > 1
+    return list(dict.fromkeys(f"{about}: {it}" if different else it for about, it in told.items()))
 
 
 def _table(

@@ -20,6 +20,7 @@ from bench.record import Record
 from reports import protocols as known
 from reports.budgets import budget_of
 from reports.claims import outcomes, rank_ranges, ranking, standing, wins
+from reports.limits import limits
 from reports.stats import wilson
 
 COLUMNS = {
@@ -71,6 +72,8 @@ COLUMNS = {
     "eval": "object",
     "status": "object",
     "standing": "object",
+    "detectable": "float64",  # the smallest difference between neighbours of its table that is found (reports/limits)
+    "order_kept": "float64",  # the share of pairs that have the same order in two halves of the images
 }
 VERDICTS = ("FAIL", "NOT_RUN", "off", "FLAG", "PASS")  # of several seeds the first of these counts
 
@@ -105,11 +108,14 @@ def leaderboard(rows: pd.DataFrame, records: Sequence[Record], main_eps: float) 
         for protocol, methods in outcomes(records, main_eps, compared).items():
             won = wins(ranking(methods))
             ranges = rank_ranges(methods, won)
+            seen = limits(methods)
             ranked = [line for line in within if line["protocol"] == protocol]
             for line in ranked:
                 line["rank_lo"], line["rank_hi"] = ranges[line["method"]]
                 line["best"] = (ranked[0]["method"], line["method"]) not in won
                 line["standing"] = standing(methods) or None
+                if seen is not None:
+                    line["detectable"], line["order_kept"] = seen.detectable, seen.kept
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from bench.record import Manifest
 from bench.spec import format_eps
 from reports.cells import interval, number, percent, rank, table, text, whole
+from reports.limits import sentence
 from reports.protocols import titles
 
 LEGEND = (
@@ -54,7 +55,9 @@ def _table(manifest: Manifest, protocol: str, budget: object, lines: pd.DataFram
     ]
     caption = f"{titles(manifest.runs).get(protocol, protocol)} on {_where(manifest, budget, lines)}."
     drawn = table(caption, TITLES, rows, left="Method | Audit", wide="Method", quiet="95 % | n", size=7)
-    return drawn | {"note": next(iter(lines["standing"].dropna()), "")}
+    first = lines.iloc[0]
+    said = [text(first["standing"]), sentence(first)]
+    return drawn | {"note": " ".join(part for part in said if part)}
 
 
 def _where(manifest: Manifest, budget: object, lines: pd.DataFrame) -> str:

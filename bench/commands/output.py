@@ -51,6 +51,7 @@ def print_leaderboard(folder: Path) -> None:
     import pandas
 
     from reports.cells import interval, number, percent, rank, whole
+    from reports.limits import sentence
     from reports.titled import flagged
 
     file = folder / "leaderboard.csv"
@@ -78,8 +79,9 @@ def print_leaderboard(folder: Path) -> None:
         quick = " (quick, not comparable)" if first["eval"] == "quick" else ""
         within = f", budget {budget}" if isinstance(budget, str) else ""
         show(table(f"{first['dataset']}, {protocol}{within}{quick}", heads, rows))
-        if isinstance(first["standing"], str):
-            say(first["standing"])
+        for said in (first["standing"], sentence(first)):
+            if isinstance(said, str) and said:
+                say(said)
         if pairs is not None:
             same = pairs["budget"] == budget if isinstance(budget, str) else pairs["budget"].isna()
             say(_counted(pairs[(pairs["protocol"] == protocol) & same]))
