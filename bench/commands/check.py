@@ -76,6 +76,9 @@ def check(
     for change in moved(outcome.compared):
         say(str(change))
     say(f"{len(lost)} losses in {len(outcome.compared)} comparisons with {file}")
+    if not moved(outcome.compared):
+        seen = f"; smallest visible drop: {outcome.visible}" if outcome.visible else ""
+        say(f"ran, all fine{seen}")
     return REGRESSION if lost else 0
 
 

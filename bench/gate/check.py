@@ -44,10 +44,14 @@ PORTABLE = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was compared, alarms settled by their repeat, and what people should know beside it, a sentence each."""
+    """What was compared, alarms settled by their repeat, and what people should know beside it, a sentence each.
+
+    ``visible``: the smallest drops that the gate could have seen, in words.
+    """
 
     compared: list[Comparison]
     notes: list[str]
+    visible: str = ""
 
 
 def use_portable_kernels() -> None:
@@ -145,7 +149,8 @@ def check_run(folder: Path, file: Path, exact: bool, display: Display) -> Outcom
     if exact:
         require_alike(reading, baseline)
     scores = stored_scores(folder)
-    compared, notes = [], sensitivity(reading, baseline, scores)
+    visible = sensitivity(reading, baseline, scores)
+    compared, notes = [], [seen.words for seen in visible]
     left_out = {s.method for s in baseline.series} - {s.method for s in reading.series}
     if left_out:
         notes.append(f"not in this run: {', '.join(sorted(left_out))}")
@@ -167,7 +172,7 @@ def check_run(folder: Path, file: Path, exact: bool, display: Display) -> Outcom
             f"nothing to compare: {len(reading.seeds)} seeds here and {len(baseline.seeds)} in the baseline; "
             f"expected at least {gate.LEAST_SEEDS}, and twice as many in the baseline"
         )
-    return Outcome(compared, notes)
+    return Outcome(compared, notes, smallest_visible(visible))
 
 
 def require_alike(reading: Reading, baseline: Baseline) -> None:
@@ -213,25 +218,46 @@ def repeated(manifest: Manifest, baseline: Baseline, methods: set[str]) -> Manif
     return manifest.model_copy(update={"runs": runs, "seeds": sorted(seeds.values())})
 
 
-def sensitivity(reading: Reading, baseline: Baseline, scores: list[Fixed]) -> list[str]:
-    """The smallest drops that the gate can see, a sentence each."""
-    sentences = []
+@dataclass(frozen=True)
+class Visible:
+    """The smallest drop that a test of the gate sees, in points; None where it sees none, and why in words."""
+
+    gate: str
+    points: float | None
+    words: str
+
+
+def sensitivity(reading: Reading, baseline: Baseline, scores: list[Fixed]) -> list[Visible]:
+    """The smallest drops that the gate can see, each test apart."""
+    seen = []
     if baseline.fixed and not scores:
-        sentences.append("G1 is left out: only a run of the suite scores the stored weights")
+        seen.append(Visible("G1", None, "G1 is left out: only a run of the suite scores the stored weights"))
     elif baseline.fixed:
         images, methods = min(len(score.attacked) for score in baseline.fixed), len(baseline.fixed)
         drop = 100 * smallest_drop(images, LEVEL_FIXED / methods)
-        sentences.append(
-            f"G1 sees in 3 of 4 first runs a drop of {drop:.1f} points on {images} images, where 5 % of them change"
-        )
+        words = f"G1 sees in 3 of 4 first runs a drop of {drop:.1f} points on {images} images, where 5 % of them change"
+        seen.append(Visible("G1", drop, words))
     references = [seed for seed in baseline.seeds if seed not in reading.seeds] or baseline.seeds
     if len(reading.seeds) < gate.LEAST_SEEDS or len(references) < 2 * gate.LEAST_SEEDS:
-        return sentences
+        return seen
     tested = [s for s in baseline.of_seeds(references).values() if s.metric in ACCURACIES]
     tested = [s for s in tested if gate.mean(s) > gate.tolerance_of(s, baseline.tolerances)]
     for series in tested:
         fall = smallest_fall(gate.percent(series), len(reading.seeds), len(tested), 100 / (series.total or 1))
         fall = max(fall, gate.tolerance_of(series, baseline.tolerances))
-        seen = f"as often a drop of {fall:.1f} points" if fall < gate.mean(series) else "no drop"
-        sentences.append(f"G2 sees {seen}: {series.cell}, {series.metric} ({gate.mean(series):.1f} %)")
-    return sentences
+        points = fall if fall < gate.mean(series) else None
+        words = "no drop" if points is None else f"as often a drop of {points:.1f} points"
+        metric = f"{series.cell}, {series.metric} ({gate.mean(series):.1f} %)"
+        seen.append(Visible("G2", points, f"G2 sees {words}: {metric}"))
+    return seen
+
+
+def smallest_visible(visible: list[Visible]) -> str:
+    """The range of the smallest visible drops of each gate, in words; "" where none is known."""
+    parts = []
+    for name, where in (("G1", "in stored weights"), ("G2", "after training again")):
+        points = sorted(seen.points for seen in visible if seen.gate == name and seen.points is not None)
+        if points:
+            ends = dict.fromkeys([f"{points[0]:.1f}", f"{points[-1]:.1f}"])
+            parts.append(f"{' to '.join(ends)} points {where}")
+    return ", ".join(parts)

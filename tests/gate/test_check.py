@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,9 @@ class TestCheck:
         assert "G0: " in out
         assert "metrics have equal counts for each seed" in out
         assert "G2 sees as often a drop of" in out
+        assert re.search(
+            r"^ran, all fine; smallest visible drop: [\d.]+ to [\d.]+ points after training again$", out, re.M
+        )
 
     def test_a_loss_that_is_repeated_is_4_with_a_finding_a_line(
         self, stored_run: Stored, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -107,6 +111,7 @@ class TestCheck:
         assert any(line.startswith("LOSS cf_amc_ssl, linear, pgd at eps 0.1, robust accuracy: ") for line in lost)
         assert all("cf_amc_ssl" in line and "(G2: t-test below 0.01" in line and ", p = " in line for line in lost)
         assert f"{len(lost)} losses in" in found.out
+        assert "all fine" not in found.out
         assert "alarm, to be repeated: cf_amc_ssl" in found.err
 
     def test_what_a_check_of_a_run_trains_again_uses_the_kernels_of_the_baseline(self, stored_run: Stored) -> None:
