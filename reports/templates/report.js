@@ -1,5 +1,6 @@
 "use strict";
-// What can be done with the page: sort and filter the leaderboard, choose axes, hide methods, read a mark.
+// What can be done with the page: sort and filter the leaderboard, choose axes, hide methods, read a mark. What was chosen
+// stands in the address, so that a link shows the same.
 
 const $ = (selector) => document.querySelector(selector);
 const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -14,9 +15,7 @@ function compare(a, b, sign) {
   return sign * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y);
 }
 
-function sortBy(heading, { body, inOrder }) {
-  const other = { ascending: "descending", descending: "ascending" };
-  const order = other[heading.getAttribute("aria-sort")] || heading.dataset.first;
+function sortBy(heading, { body, inOrder }, order) {
   for (const cell of heading.parentNode.cells) cell.setAttribute("aria-sort", cell === heading ? order : "none");
   const column = heading.cellIndex, sign = order === "ascending" ? 1 : -1;
   body.append(...inOrder.toSorted((a, b) => compare(a.cells[column].dataset.order, b.cells[column].dataset.order, sign)));
@@ -33,12 +32,15 @@ function filter() {
 for (const table of tables)
   for (const button of $$("th button", table.body.parentNode)) {
     button.disabled = false;
-    button.addEventListener("click", () => sortBy(button.closest("th"), table));
+    button.addEventListener("click", () => {
+      const heading = button.closest("th"), other = { ascending: "descending", descending: "ascending" };
+      sortBy(heading, table, other[heading.getAttribute("aria-sort")] || heading.dataset.first);
+      remember();
+    });
   }
 const output = $(".filters output");
 $(".filters").hidden = !output;
-$(".filters").addEventListener("change", filter);
-filter();
+$(".filters").addEventListener("change", () => (filter(), remember()));
 
 // ---------------------------------------------------------------- figures
 
@@ -54,7 +56,7 @@ for (const [name, first] of [["x", Charts.data.axes[0].key], ["y", Charts.data.a
   for (const axis of Charts.data.axes) axes.elements[name].add(new Option(Charts.titled(axis), axis.key, false, axis.key === first));
 }
 axes.hidden = false;
-axes.addEventListener("change", draw);
+axes.addEventListener("change", () => (draw(), remember()));
 
 Charts.data.methods.forEach((method, place) => {
   const button = document.createElement("button");
@@ -64,13 +66,48 @@ Charts.data.methods.forEach((method, place) => {
   button.setAttribute("aria-pressed", "true");
   button.append(picture, method.name + (method.status === "finished" ? "" : ` (${method.status})`));
   button.addEventListener("click", () => {
-    const shown = Charts.hidden.delete(place) || !Charts.hidden.add(place);
-    button.setAttribute("aria-pressed", String(shown));
+    show(place, Charts.hidden.has(place));
     draw();
+    remember();
   });
   legend.append(button);
 });
 legend.hidden = false;
+
+function show(place, shown) {
+  Charts.hidden[shown ? "delete" : "add"](place);
+  legend.children[place].setAttribute("aria-pressed", String(shown));
+}
+
+// ---------------------------------------------------------------- the address
+
+const selects = $$(".filters select, .axes select");
+const usual = Object.fromEntries(selects.map((select) => [select.name, select.value]));
+
+function remember() {
+  const chosen = new URLSearchParams();
+  for (const { name, value } of selects) if (value !== usual[name]) chosen.set(name, value);
+  for (const place of Charts.hidden) chosen.append("hide", Charts.data.methods[place].name);
+  for (const heading of $$("table.board th:not([aria-sort=none])"))
+    chosen.set(heading.closest("table").id, `${heading.getAttribute("aria-sort")} ${heading.textContent.trim()}`);
+  const query = String(chosen);
+  history.replaceState(null, "", location.pathname + (query && `?${query}`) + location.hash);
+}
+
+function recall() {
+  const chosen = new URLSearchParams(location.search); // what the page does not know changes nothing
+  for (const select of selects)
+    if ([...select.options].some((option) => option.value === chosen.get(select.name))) select.value = chosen.get(select.name);
+  Charts.data.methods.forEach((method, place) => chosen.getAll("hide").includes(method.name) && show(place, false));
+  for (const table of tables) {
+    const [order, ...title] = (chosen.get(table.body.parentNode.id) || "").split(" ");
+    const heading = $$("th", table.body.parentNode).find((cell) => cell.textContent.trim() === title.join(" "));
+    if (heading && ["ascending", "descending"].includes(order)) sortBy(heading, table, order);
+  }
+  filter();
+}
+
+recall();
 
 // ---------------------------------------------------------------- the note beside a mark
 

@@ -65,7 +65,7 @@ def visit(browser):
 
 
 def foreign(url, file):
-    return not url.startswith("data:") and url != file.as_uri()
+    return not url.startswith("data:") and url.partition("?")[0] != file.as_uri()
 
 
 def column(page, title):
@@ -101,6 +101,37 @@ def test_first_paint_under_a_second_and_charts_drawn(visit, file, tmp_path):
     assert page.locator("[data-chart=scatter] g.point").count() == 18
     assert page.locator("[data-chart=eps] g.series").count() == 18
     assert page.locator("[data-chart=loss] g.series").count() == 27
+
+
+def test_what_was_chosen_stands_in_the_address(visit, file):
+    page = visit(file)
+    page.locator(".axes select[name=x]").select_option(index=2)
+    page.locator(".legend button").nth(3).click()
+    page.locator(".filters select").first.select_option(index=1)
+    heading(page, "Clean %").locator("button").click()
+    state = page.evaluate("location.search")
+    again = visit(file)
+    assert again.evaluate("location.search") == ""
+    again.goto(file.as_uri() + state + "#leaderboard")
+    assert column(again, "Method") == column(page, "Method")
+    assert column(again, "Clean %") == column(page, "Clean %")
+    assert again.locator("g.point").count() == page.locator("g.point").count() < 18
+    axis = ".axes select[name=x]"
+    shown = [each.locator(axis).input_value() for each in (page, again, visit(file))]
+    assert shown[0] == shown[1] != shown[2]
+    again.locator(".legend button").nth(3).click()
+    assert "hide=" not in again.evaluate("location.search")
+    assert again.evaluate("location.hash") == "#leaderboard"
+
+
+@pytest.mark.parametrize(
+    "query", ["x=nothing&hide=nobody&board=up%20Clean&protocol=%22%3E", "board=ascending", "%ff=%0"]
+)
+def test_an_address_that_the_page_does_not_know_changes_nothing(visit, file, query):
+    page, plain = visit(file), visit(file)
+    page.goto(f"{file.as_uri()}?{query}")
+    assert column(page, "Method") == column(plain, "Method")
+    assert page.locator("g.point").count() == plain.locator("g.point").count()
 
 
 def test_a_click_or_a_key_on_a_heading_sorts(visit, file):
