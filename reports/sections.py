@@ -6,17 +6,15 @@ from typing import Any
 
 import pandas as pd
 
-from bench.identity.outline import method_title
 from bench.record import Manifest, Record
 from bench.spec import Norm, format_eps, format_radius
-from reports import codes, threats, tuning
+from reports import codes, published, threats, tuning
 from reports import protocols as known
 from reports.cells import interval, number, percent, table
 from reports.claims import hardware_class
 from reports.leaderboard import different_attacks
 from reports.matrix import matrices
 from reports.pairs import sentences
-from reports.paper import PAPER, PAPER_EPS, PAPER_ROWS, SOURCE
 
 EPS_COLUMNS = 8  # that fit beside each other on a page
 
@@ -62,6 +60,17 @@ def body(
             "text": "The published protocol: a linear classifier fitted with Adam (3e-4, 20 epochs), PGD with 20 steps "
             "of .01 from a zero start. Budgets and hardware differ from the paper's; these rows are not ranked.",
             "tables": _beside_the_paper(manifest, rows),
+        },
+        {
+            "title": "Reported by others",
+            "text": "What others have printed of these methods on this data, each source apart, with its date. Their "
+            "budgets, heads, attacks and hardware differ from ours and from each other's: these numbers place a result "
+            "and stand in no column of ours. Everything else in this report was measured here.",
+            "tables": published.tables(
+                manifest.data.label,
+                {spec.method for spec in manifest.runs},
+                next(iter(_of_the_paper(manifest, rows).values()), ""),
+            ),
         },
         {
             "title": "Cost",
@@ -202,26 +211,34 @@ def _shifts(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _beside_the_paper(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    theirs = [name for name, protocol in known.shown(manifest.runs).items() if protocol.paper == SOURCE][:1]
-    ours = rows[rows["protocol"].isin(theirs) & rows["attack"].isin(["none", "pgd"])]
+    theirs = _of_the_paper(manifest, rows)
+    ours = rows[rows["protocol"].isin(list(theirs)[:1]) & rows["attack"].isin(["none", "pgd"])]
     if ours.empty:
         return []
     label, tried = manifest.data.label, sorted(set(ours["eps"]))
-    paper = next((numbers for name, numbers in PAPER.items() if label.startswith(name)), {})
+    source = next(iter(theirs.values()))
+    paper = published.of(source, label)
     titles = ["Method", *map(_attack_name, tried), "Seeds"]
-    if paper:
-        titles += ["Row of the paper", *(f"{_attack_name(eps)}*" for eps in PAPER_EPS)]
-    rows_of, lines = {method_title(row): row for row in PAPER_ROWS}, []
+    if paper is not None:
+        titles += ["Row of the paper", *(f"{column}*" for column in paper.columns)]
+    method_of = {spec.row: spec.method for spec in manifest.runs}
+    lines = []
     for name, results in ours.groupby("method", sort=False):
-        method = rows_of.get(str(name), str(name))
         means = [results.loc[results["eps"] == eps, "accuracy"].mean() for eps in tried]
-        printed = [PAPER_ROWS[method], *(f"{value:.2f}" for value in paper[method])] if method in paper else []
-        line = [str(name), *map(percent, means), str(results["seed"].nunique()), *printed]
+        printed = paper.rows.get(method_of.get(str(name), ""), ()) if paper is not None else ()
+        line = [str(name), *map(percent, means), str(results["seed"].nunique())]
+        line += [cell if isinstance(cell, str) else f"{cell:.2f}" for cell in printed]
         lines.append(line + [""] * (len(titles) - len(line)))
-    source = f" *: as printed in {SOURCE}." if paper else ""
-    caption = f"{label}, published evaluation, accuracy in %, mean over seeds.{source}"
+    noted = f" *: as printed in {source}." if paper is not None else ""
+    caption = f"{label}, published evaluation, accuracy in %, mean over seeds.{noted}"
     wide = "Method | Row of the paper"
     return [table(caption, " | ".join(titles), lines, left=wide, wide=wide, size=8)]
+
+
+def _of_the_paper(manifest: Manifest, rows: pd.DataFrame) -> dict[str, str]:
+    """Protocols that repeat that of a paper and have numbers here -> the paper."""
+    shown = {name: protocol.paper for name, protocol in known.shown(manifest.runs).items() if protocol.paper}
+    return {name: paper for name, paper in shown.items() if (rows["protocol"] == name).any()}
 
 
 def _attack_name(eps: float) -> str:
