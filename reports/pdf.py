@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import typst
 
+from bench import __version__
 from bench.radius import NORMS
 from bench.record import Manifest, Record
 from bench.spec import format_radius
@@ -28,6 +29,7 @@ from reports.sections import appendix, body
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
 FIRST = ("Merged from", "What differs")  # of the facts of a merged report
+AGAIN = "Rendered again"  # of a report whose numbers another version has made
 FIRST_FIGURE = "clean_vs_robust"  # stands above the abstract
 TITLE = "Robust self-supervised learning at equal training time"
 
@@ -74,6 +76,7 @@ def content(
         "mark": "Quick evaluation: few images, one restart. These numbers are not comparable." if quick else "",
         "abstract": [
             *([name, f"{facts[name]}."] for name in FIRST if facts),
+            *([AGAIN, f"{again}."] for again in [rendered_again(manifest)] if again),
             *abstract(manifest, records, rows, board, found),
         ],
         "legend": LEGEND,
@@ -86,6 +89,14 @@ def content(
         "facts": [list(item) for item in facts.items()] if facts else _facts(manifest, records, rows),
         "reproduction": reproduction(manifest),
     }
+
+
+def rendered_again(manifest: Manifest) -> str:
+    """That another version has made the numbers of this report; "" where it was this one."""
+    if manifest.bench_version == __version__:
+        return ""
+    day = manifest.created[:10]
+    return f"by bench {__version__}, from what bench {manifest.bench_version} has measured and stored on {day}"
 
 
 def _drawing(name: str, svg: bytes, curves: pd.DataFrame | None) -> dict[str, str]:
@@ -126,6 +137,7 @@ def _facts(manifest: Manifest, records: Sequence[Record], rows: pd.DataFrame) ->
         "Processor": f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads used",
         "System": machine.platform,
         "Software": software(manifest),
+        AGAIN: rendered_again(manifest),
         "Commit": commit(manifest),
     }
     return [[name, value] for name, value in facts.items() if value]

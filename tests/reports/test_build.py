@@ -10,6 +10,7 @@ from html_fixtures import page_folder
 from matplotlib.image import imread
 from report_fixtures import manifest, records, tables_only, write
 
+from bench import __version__
 from bench.commands.output import print_leaderboard
 from bench.record import Record
 from reports import build as builder
@@ -32,6 +33,18 @@ def derived(folder):
 def folder(tmp_path):
     asked = manifest(("simclr_adv", "cf_amc_ssl"))
     return write(tmp_path, asked, records(asked, diverged=()))
+
+
+def test_a_report_of_another_version_is_rendered_again_and_says_so(tmp_path):
+    asked = manifest(("cf_amc_ssl",)).model_copy(update={"bench_version": "0.0.9"})
+    write(tmp_path, asked, records(asked))
+    assert build(tmp_path) == []
+    said = f"by bench {__version__}, from what bench 0.0.9 has measured and stored on 2026-03-04"
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").count(said) == 2  # on top, and among the facts
+    now = manifest(("cf_amc_ssl",)).model_copy(update={"bench_version": __version__})
+    write(tmp_path / "now", now, records(now))
+    assert build(tmp_path / "now") == []
+    assert "Rendered again" not in (tmp_path / "now" / "report.html").read_text(encoding="utf-8")
 
 
 def test_builds_everything_and_the_same_again(folder):
