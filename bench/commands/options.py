@@ -79,7 +79,8 @@ def gather(given: dict[str, Any]) -> "Options":
 
     given = {key: value for key, value in given.items() if value not in (None, ())}
     values: dict[str, Any] = load_suite(given.pop("suite")) if "suite" in given else {}
-    settings = {target: dict(changed) for target, changed in values.get("settings", {}).items()}
+    left_out = asked_attacks_and_protocols(values) - asked_attacks_and_protocols(values | given)
+    settings = {target: dict(it) for target, it in values.pop("settings", {}).items() if target not in left_out}
     for target, changed in parse_settings(given.pop("settings", ())).items():
         settings.setdefault(target, {}).update(changed)
     for key in ("budget", "total_budget"):
@@ -92,3 +93,12 @@ def gather(given: dict[str, Any]) -> "Options":
             if not ("budget" in given and "total_budget" in given):
                 values.pop("total_budget" if key == "budget" else "budget", None)  # the command line wins
     return options_of(values | given | {"settings": settings})
+
+
+def asked_attacks_and_protocols(values: dict[str, Any]) -> set[str]:
+    """The names that settings may be given for, of what a suite or the command line says. Raises UsageError."""
+    from bench.options.options import asked_attacks, options_of
+    from bench.options.protocols import asked_protocols
+
+    said = options_of({key: values[key] for key in ("attacks", "protocols", "eps", "threats") if key in values})
+    return {*asked_attacks(said), *asked_protocols(said)}

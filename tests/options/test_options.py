@@ -127,6 +127,14 @@ def test_a_total_budget_caps_the_rows_that_state_their_own():
         check_cap(Budget.parse("2h"), planned[:1] * 3)
 
 
+def test_settings_of_a_suite_go_with_the_protocol_that_the_command_leaves_out():
+    given = {"suite": "paper_heads_small", "protocols": "linear,clean2=released_mixed"}
+    assert gather(given).settings.keys() == {"clean2"}
+    assert gather(given | {"protocols": "linear"}).settings == {}
+    asked = gather(given | {"protocols": "linear", "settings": ("clean20.clean=3",)})  # of the command: refused later
+    assert asked.settings.keys() == {"clean20"}
+
+
 @pytest.mark.parametrize("name", suites())
 def test_every_suite_of_the_project_can_be_resolved(name):
     """On small synthetic images, so that nothing is downloaded; settings, names and budgets are checked."""
