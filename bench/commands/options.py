@@ -79,8 +79,10 @@ def gather(given: dict[str, Any]) -> "Options":
 
     given = {key: value for key, value in given.items() if value not in (None, ())}
     values: dict[str, Any] = load_suite(given.pop("suite")) if "suite" in given else {}
-    left_out = asked_attacks_and_protocols(values) - asked_attacks_and_protocols(values | given)
-    settings = {target: dict(it) for target, it in values.pop("settings", {}).items() if target not in left_out}
+    settings = {target: dict(changed) for target, changed in values.pop("settings", {}).items()}
+    if settings and {"attacks", "protocols"} & given.keys():  # what the suite sets for one that the command leaves out
+        for name in asked_attacks_and_protocols(values) - asked_attacks_and_protocols(values | given):
+            settings.pop(name, None)
     for target, changed in parse_settings(given.pop("settings", ())).items():
         settings.setdefault(target, {}).update(changed)
     for key in ("budget", "total_budget"):
