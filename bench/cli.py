@@ -225,7 +225,8 @@ def list_(kind: str, as_json: bool) -> int:
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the report; needed for several DIR  [DIR]")
 @click.option("--tex", is_flag=True, help="also leaderboard.tex, for a paper (booktabs)")
 @click.option("--md", is_flag=True, help="also leaderboard.md, for a repository")
-def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> int:
+@click.option("--prices", type=click.Path(path_type=Path), help="of an hour of a device, and CO2 of a kWh, in a .toml")
+def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool, prices: Path | None) -> int:
     """Rebuild all tables, figures and both reports of a run, or merge several runs into one report in --out."""
     from bench.storage.disk import DiskError
     from bench.storage.store import check_folder
@@ -237,11 +238,13 @@ def report(folders: tuple[Path, ...], out: Path | None, tex: bool, md: bool) -> 
     target = out or folders[0]
 
     from reports.build import build, build_merged
+    from reports.prices import read_prices
 
+    given = read_prices(prices) if prices else None
     try:
         texts = ["tex"] * tex + ["md"] * md
         several = len(folders) > 1
-        warnings = build_merged(folders, target, texts) if several else build(folders[0], out, texts)
+        warnings = build_merged(folders, target, texts, given) if several else build(folders[0], out, texts, given)
     except DiskError as error:
         raise DiskError(f"{error}; or put the report into another folder with --out DIR") from None
     except OSError as error:

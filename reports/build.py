@@ -30,17 +30,20 @@ from reports.differences import Folder
 from reports.leaderboard import leaderboard, ranked_lines
 from reports.merge import View, merge
 from reports.pairs import pairs
+from reports.prices import Prices, read_prices
 from reports.rows import rows
 from reports.titled import Titled, titles
 
 TEXTS = {"tex": text_tables.latex, "md": text_tables.markdown}  # ending of leaderboard -> the table as text
 
 
-def build(folder: Path, out: Path | None = None, texts: Collection[str] = ()) -> list[str]:
+def build(
+    folder: Path, out: Path | None = None, texts: Collection[str] = (), prices: Prices | None = None
+) -> list[str]:
     """Write the tables, figures, report.pdf and report.html of a run into ``out`` or its folder; warnings as sentences.
 
-    ``texts``: which of TEXTS to write too; one that is there already is always written again. Raises UsageError where
-    ``out`` holds another run.
+    ``texts``: which of TEXTS to write too; one that is there already is always written again. ``prices``: the user's,
+    in place of the assumed ones. Raises UsageError where ``out`` holds another run.
     """
     out = _free(out) if out and out.resolve() != folder.resolve() else folder
     damaged: list[Damaged] = []
@@ -50,10 +53,12 @@ def build(folder: Path, out: Path | None = None, texts: Collection[str] = ()) ->
     names = {before.spec.name: after.spec.name for before, after in zip(stored, view.records, strict=True)}
     examples = {names[name]: pictures for name, pictures in load_examples(folder, lost).items()}
     points = {names[name]: curve for name, curve in load_curves(folder, damaged).items()}
-    return _left_out(damaged, lost) + _write(out, view, examples, points, texts)
+    return _left_out(damaged, lost) + _write(out, view, examples, points, texts, prices)
 
 
-def build_merged(folders: Sequence[Path], out: Path, texts: Collection[str] = ()) -> list[str]:
+def build_merged(
+    folders: Sequence[Path], out: Path, texts: Collection[str] = (), prices: Prices | None = None
+) -> list[str]:
     """The same of several run folders together, into a folder ``out`` of its own. Raises UsageError."""
     _free(out)
     damaged: list[Damaged] = []
@@ -69,7 +74,7 @@ def build_merged(folders: Sequence[Path], out: Path, texts: Collection[str] = ()
     )
     examples = merged.together([load_examples(folder, lost) for folder in folders])
     points = merged.together([load_curves(folder, damaged) for folder in folders])
-    return _left_out(damaged, lost) + _write(out, merged.view, examples, points, texts)
+    return _left_out(damaged, lost) + _write(out, merged.view, examples, points, texts, prices)
 
 
 def _write(
@@ -78,6 +83,7 @@ def _write(
     examples: Mapping[str, list[Examples]],
     points: Mapping[str, list[Point]],
     texts: Collection[str],
+    prices: Prices | None,
 ) -> list[str]:
     manifest, records = view.manifest, view.records
     warnings: list[str] = []
@@ -88,7 +94,7 @@ def _write(
         write_text(out / "results.csv", csv(view.stored(table)))
         table = view.comparable(table[~table["failed"].fillna(False)])  # the others are told of where runs are
     with _part("leaderboard.csv", warnings):
-        board = view.noted(leaderboard(table, records, manifest.main_eps))
+        board = view.noted(leaderboard(table, records, manifest.main_eps, prices or read_prices()))
         write_text(out / "leaderboard.csv", csv(board))
     with _part("curves.csv", warnings):
         over = curves(manifest, records, points)

@@ -10,7 +10,7 @@ supervised ceilings. Where one seed was attacked with different settings in diff
 ranked (check S1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from reports import protocols as known
 from reports.budgets import budget_of
 from reports.claims import outcomes, rank_ranges, ranking, standing, wins
 from reports.limits import limits
+from reports.prices import Prices
 from reports.stats import wilson
 
 COLUMNS = {
@@ -65,6 +66,10 @@ COLUMNS = {
     "head_seconds": "float64",  # of fitting the protocol's head, and its passes of one image
     "head_passes": "float64",
     "disturbed": "Int64",  # runs whose clock probe says that the machine changed
+    "energy_joules": "float64",
+    "money": "float64",  # of a training, in the currency of the prices (reports/prices.py)
+    "currency": "object",
+    "co2_grams": "float64",
     "flops_per_image": "float64",
     "peak_memory_bytes": "Int64",
     "device": "object",
@@ -78,8 +83,13 @@ COLUMNS = {
 VERDICTS = ("FAIL", "NOT_RUN", "off", "FLAG", "PASS")  # of several seeds the first of these counts
 
 
-def leaderboard(rows: pd.DataFrame, records: Sequence[Record], main_eps: float) -> pd.DataFrame:
-    """Ranked table of the ``rows`` of ``records``, by accuracy within a protocol and budget, the others last."""
+def leaderboard(
+    rows: pd.DataFrame, records: Sequence[Record], main_eps: float, prices: Prices | None = None
+) -> pd.DataFrame:
+    """Ranked table of the ``rows`` of ``records``, by accuracy within a protocol and budget, the others last.
+
+    ``prices`` make money and CO2 of its times and energies; without them these columns are gaps.
+    """
     asked = [record.spec for record in records]
     ranked_ones = known.ranked(asked) or list(known.shown(asked))
     protocols = [name for name in ranked_ones if (rows["protocol"] == name).any()] or ranked_ones
@@ -91,8 +101,10 @@ def leaderboard(rows: pd.DataFrame, records: Sequence[Record], main_eps: float) 
     ]
     budgets = budget_of(records)
     order: list[str | None] = list(dict.fromkeys(budgets.values()))
+    devices = {record.spec.row: record.spec.gpus_per_run for record in records}
     for line in lines:
         line["budget"] = budgets.get(line["method"])
+        line |= priced(line, prices, devices.get(line["method"], 1)) if prices else {}
     # equal but for the rounding of a mean: the name decides
     lines.sort(
         key=lambda line: (
@@ -117,6 +129,17 @@ def leaderboard(rows: pd.DataFrame, records: Sequence[Record], main_eps: float) 
                 if seen is not None:
                     line["detectable"], line["order_kept"] = seen.detectable, seen.kept
     return pd.DataFrame(lines, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def priced(line: Mapping[str, Any], prices: Prices, devices: int) -> dict[str, Any]:
+    """Money and CO2 of a line's training, where they can be said."""
+    known: dict[str, Any] = {}
+    if pd.notna(line["train_seconds"]):
+        known["money"] = prices.money(line["device"], float(line["train_seconds"]), devices)
+        known["currency"] = prices.currency + " (assumed)" * prices.assumed if known["money"] is not None else None
+    if pd.notna(line["energy_joules"]):
+        known["co2_grams"] = prices.co2_grams(float(line["energy_joules"]))
+    return known
 
 
 def ranked_lines(board: pd.DataFrame) -> list[tuple[str, str]]:
@@ -183,6 +206,7 @@ def _line(
         "feature_n": runs["feature_n"].min(),
         "train_seconds": costs["train_seconds"].mean(),
         "compile_seconds": costs["compile_seconds"].mean(),
+        "energy_joules": costs["energy_joules"].mean(),
         "head_seconds": clean["head_seconds"].mean(),
         "head_passes": clean["head_passes"].mean(),
         "disturbed": runs["disturbed"].sum(min_count=1),

@@ -31,6 +31,9 @@ OF_MACHINE = (  # columns that say nothing about a method where the machines dif
     "attack_seconds",
     "update_seconds",
     "energy_joules",
+    "money",
+    "currency",
+    "co2_grams",
     "eval_seconds",
 )
 LEFT_OUT = (

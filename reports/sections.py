@@ -10,7 +10,7 @@ from bench.record import Manifest, Record
 from bench.spec import Norm, format_eps, format_radius
 from reports import codes, published, threats, tuning
 from reports import protocols as known
-from reports.cells import interval, number, percent, table
+from reports.cells import interval, number, percent, table, text
 from reports.claims import hardware_class
 from reports.leaderboard import different_attacks
 from reports.matrix import matrices
@@ -76,7 +76,7 @@ def body(
             "title": "Cost",
             "text": "Passes and FLOPs per training image and epoch. Forward, backward to the input and backward to the "
             "weights are counted apart.",
-            "tables": _costs(records) + _heads(records),
+            "tables": _costs(records) + _money(board) + _heads(records),
         },
         {"title": "Runs that did not finish", "text": "", "tables": _unfinished(records)},
     )
@@ -272,6 +272,26 @@ def _costs(records: Sequence[Record]) -> list[dict[str, Any]]:
     )
     captions = {name: f"Cost of every training run{f' on {name}' * (len(classes) > 1)}." for name in classes}
     return [table(captions[name], titles, lines, "Method", "Method", size=7.5) for name, lines in classes.items()]
+
+
+def _money(board: pd.DataFrame) -> list[dict[str, Any]]:
+    """What a training of each method costs beside its time, where a device has a price or its energy was measured."""
+    lines = board.drop_duplicates("method")
+    lines = lines[lines["money"].notna() | lines["co2_grams"].notna()]
+    rows = [
+        [
+            line["method"],
+            number(line["train_seconds"], ".2f", 3600),
+            number(line["money"], ".2f"),
+            text(line["currency"]),
+            number(line["energy_joules"], ".3f", 3.6e6),
+            number(line["co2_grams"], ".0f"),
+        ]
+        for line in lines.to_dict("records")
+    ]
+    caption = "Money and CO2 of a training, mean over seeds; the prices are those of --prices, or assumed."
+    titles = "Method | Hours | Money | Currency | kWh | CO2 g"
+    return [table(caption, titles, rows, "Method | Currency", "Method", size=8)] if rows else []
 
 
 def _heads(records: Sequence[Record]) -> list[dict[str, Any]]:
