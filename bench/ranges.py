@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from bench.spec import Data
+from bench.spec import Data, UsageError
 
 
 class Range(Data):
@@ -37,16 +37,29 @@ class Range(Data):
         return self
 
     def about(self, published: Any) -> Self:
-        """The range of a setting whose published value this is: bounds in place of a factor."""
+        """The range of a setting whose published value this is: bounds in place of a factor. Raises UsageError."""
         if self.factor is None:
             return self
         low, high = sorted((rounded(published / self.factor), rounded(published * self.factor)))
+        if low == high:
+            raise UsageError(f"expected a factor that moves {published:g} in four digits, got {self.factor:g}")
         return type(self)(low=low, high=high, log=low > 0)
+
+    def whole(self) -> Self:
+        """The whole numbers of a range with bounds. Raises UsageError where there are fewer than two."""
+        if self.low is None or self.high is None:
+            return self
+        low, high = math.ceil(self.low), math.floor(self.high)
+        if low >= high:
+            raise UsageError(f"expected a range with several whole numbers, got {self}")
+        return type(self)(low=low, high=high, log=self.log and low > 0)
 
     def __contains__(self, value: Any) -> bool:
         """Whether a value lies in a range of bounds or choices."""
         if self.choices:
             return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
         return self.low is not None and self.high is not None and self.low <= value <= self.high
 
     def on_border(self, value: Any) -> bool:

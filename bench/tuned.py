@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
+from pydantic import Field, model_validator
+
 from bench.ranges import Range
 from bench.spec import Budget, Data, Name, UsageError, unknown
 
@@ -24,17 +26,23 @@ class Trial(Data):
     """
 
     settings: dict[str, Any]  # those that are searched
-    clean: int
-    robust: int  # under PGD at the main eps
-    total: int
+    clean: int = Field(ge=0)
+    robust: int = Field(ge=0)  # under PGD at the main eps
+    total: int = Field(gt=0)
     status: str
     train_seconds: float
     updates: int
 
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if max(self.clean, self.robust) > self.total:
+            raise ValueError(f"expected at most {self.total} correct images, got {max(self.clean, self.robust)}")
+        return self
+
     def value(self, objective: Objective) -> float:
         """What is maximized, in [0, 1]: robust accuracy, clean accuracy, or for pareto the mean of both."""
         correct = {"robust": self.robust, "clean": self.clean, "pareto": (self.robust + self.clean) / 2}[objective]
-        return correct / self.total if self.total else 0.0
+        return correct / self.total
 
 
 class Search(Data):
@@ -46,6 +54,16 @@ class Search(Data):
     trials: list[Trial]
     importance: dict[str, float] = {}  # share of the differences that each setting explains; none for few trials
 
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        for number, trial in enumerate(self.trials):
+            if trial.settings.keys() != self.space.keys():
+                raise ValueError(f"expected settings {', '.join(self.space)} of trial {number}")
+            outside = [name for name, value in trial.settings.items() if value not in self.space[name]]
+            if outside:
+                raise ValueError(f"expected {outside[0]} of trial {number} in its range, {self.space[outside[0]]}")
+        return self
+
     def and_trial(self, trial: Trial) -> Self:
         """The same with one more trial."""
         return self.model_copy(update={"trials": [*self.trials, trial]})
@@ -55,14 +73,15 @@ class Tuning(Data):
     """A whole search, as ``tuning.json`` keeps it."""
 
     objective: Objective
-    trials: int  # of every method
+    trials: int = Field(gt=0)  # of every method
     budget: Budget  # of every trial
     sampler_seed: int
     dataset: str  # the label of its images
-    data: str  # as --data names it, without a path
+    data: str  # as --data names it
+    path: str | None = None  # of a folder of images
     encoder: str
     eps: float
-    searches: dict[Name, Search]  # row -> what was tried
+    searches: dict[Name, Search] = Field(min_length=1)  # row -> what was tried
 
     @property
     def done(self) -> bool:

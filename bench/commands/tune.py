@@ -10,6 +10,7 @@ from bench.commands import consent
 from bench.commands.options import gather, training_options
 from bench.commands.output import show, summary, table
 from bench.commands.where import Where, command_line, engine, engine_options
+from bench.names import check_path
 from bench.runs.child_main import SAVE_EVERY
 from bench.spec import UsageError
 from bench.text import say
@@ -35,6 +36,8 @@ JUDGED: dict[str, Any] = {
     "held_out": True,
     "test_images": None,
     "total_budget": None,
+    "eval_budget": None,
+    "search": "fp32",
     "tuned": None,
     "seeds": f"{SEED},",
     "attack_images": f"pgd={IMAGES}",
@@ -72,7 +75,7 @@ def tune(
     from bench.options import door
     from bench.tuning.sampler import check_package
 
-    options = gather(given).model_copy(update=JUDGED)
+    options = gather(given | {name: JUDGED[name] for name in ("attacks", "protocols")}).model_copy(update=JUDGED)
     if options.budget is None or "," in options.budget:
         raise UsageError(f"expected --budget of each trial, such as 5m or 150up, got {options.budget or 'none'}")
     door.check(options)
@@ -81,12 +84,15 @@ def tune(
     # what is slow to import comes after what can be refused
     from bench import registry
     from bench.options.resolve import resolve
+    from bench.runs import torchrun
     from bench.runs.conduct import make_manifest, opened, run_all
     from bench.runs.progress import Display
     from bench.storage.store import load_records
     from bench.tuning.search import as_trial, asked_of, round_folder, search
     from bench.tuning.space import check_targets, ground, read_spaces
 
+    if torchrun.place() is not None:
+        raise UsageError("expected bench tune without torchrun, which makes one run; use --gpus-per-run")
     specs, budget, _, data = resolve(options, where.here)
     if budget is None:
         raise UsageError("expected one budget for the trials of all methods, got rows with budgets of their own")
@@ -95,6 +101,13 @@ def tune(
     spaces = read_spaces(space_file) if space_file else {}
     check_targets(spaces, specs)
     grounds = {spec.row: ground(spec, dataset.OVERRIDES, spaces) for spec in specs}
+    check_path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    for row, searched in grounds.items():
+        say(f"{row}: {', '.join(f'{name} {bounds}' for name, bounds in searched.space.items())}", err=True)
     if where.here and not round_folder(out, 0).exists() and not accepted(out, specs, options, where, trials, yes):
         return 0
     until = where.until()
@@ -133,8 +146,9 @@ def accepted(out: Path, specs: "list[RunSpec]", options: "Options", where: Where
     if not estimates:
         return True
     planned = trials * total_seconds(estimates, at_once)
-    say(f"one trial of each method: {summary(estimates, at_once)}", err=True)
-    say(f"all {trials} trials of {len(specs)} methods: about {duration(planned)}", err=True)
+    say(f"of one trial each, the {summary(estimates, at_once)}", err=True)
+    methods = f"{len(specs)} method{'s' * (len(specs) > 1)}"
+    say(f"{trials} trial{'s' * (trials > 1)} of {methods}: about {duration(planned)}", err=True)
     return planned <= consent.LONG or yes or not consent.on_terminal() or consent.agreed("Go on?")
 
 
@@ -143,7 +157,8 @@ def print_tuning(out: Path, tuned: "Tuning") -> None:
     rows = []
     for row, search in tuned.searches.items():
         if not search.trials:
-            continue
+            say("no trial has ended: the same command goes on", err=True)
+            return
         number = tuned.best(row)
         first, best = search.trials[0], search.trials[number]
         changed = ", ".join(
@@ -163,7 +178,7 @@ def print_tuning(out: Path, tuned: "Tuning") -> None:
         )
     show(table(f"{tuned.dataset}: {tuned}", ["method", "trials", "published", "best", "trial", "settings"], rows))
     say("Clean accuracy / under PGD in %, on held-out training images; the best of many is flattered by its choice.")
-    if not tuned.done:
-        say("not finished: the same command goes on", err=True)
-    else:
+    if tuned.done:
         say(f"next: bench run --tuned {out} with the same --methods and --data, for real runs of both")
+    else:
+        say("not finished: the same command goes on", err=True)

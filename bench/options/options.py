@@ -108,6 +108,8 @@ def load_suite(name: str) -> dict[str, Any]:
             unknown("suite", name, suites()) if not name.endswith(".toml") else f"no such suite file: {name}"
         )
     options = read_toml(path, "suite")
+    if "held_out" in options:  # the test images are what a run is about
+        raise UsageError(f"{path}: " + unknown("key", "held_out", Options.model_fields.keys() - {"held_out"}))
     suite = options_of(options, where=str(path))
     if suite.rows:  # what a suite sets for all gives way to its rows; --set comes on top of both
         common = options.pop("settings", {})

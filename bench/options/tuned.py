@@ -1,11 +1,12 @@
 """What ``--tuned DIR`` adds to a run: beside each row one with the best settings that `bench tune` found for it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.names import check_labels
-from bench.spec import UsageError
+from bench.spec import NAME, UsageError
 from bench.storage.disk import is_there
 from bench.storage.files import read
 from bench.tuned import ENDING, FILE, SEED, Tuning
@@ -31,13 +32,14 @@ def read_tuning(folder: str) -> Tuning:
 def with_tuned(options: "Options", rows: "list[Row]", seeds: Sequence[int]) -> "list[Row]":
     """The rows, and behind each one with the best settings of the search; none where these are the published ones.
 
-    Raises UsageError where the search was over something else: other methods, data or fixed settings.
+    Raises UsageError where the search was over something else: another method, data set or fixed settings.
     """
     if options.tuned is None:
         return rows
     tuning = read_tuning(options.tuned)
-    if tuning.data != options.data_spec.name:
-        raise UsageError(f"expected --data {tuning.data}, on which {options.tuned} was tuned, got {options.data}")
+    if (tuning.data, tuning.path) != (options.data_spec.name, options.data_spec.path):
+        there = f"{tuning.data}:{tuning.path}" if tuning.path else tuning.data
+        raise UsageError(f"expected --data {there}, on which {options.tuned} was tuned, got {options.data}")
     if options.budget and "," in options.budget:
         raise UsageError(f"expected one budget with --tuned, got {options.budget}")
     if SEED in seeds:
@@ -45,11 +47,20 @@ def with_tuned(options: "Options", rows: "list[Row]", seeds: Sequence[int]) -> "
     both: list[Row] = []
     for row in rows:
         best = tuning.tuned_settings(row.label)  # raises for a row that was not tuned
+        method = str(Path(row.method).resolve()) if row.method.endswith(".py") else row.method
+        if method != tuning.searches[row.label].method:
+            was = tuning.searches[row.label].method
+            raise UsageError(f"expected {row.label} as {was}, which was tuned under this name, got {method}")
         if fixed := differing(options, row, tuning):
             raise UsageError(f"expected the settings of {row.label} with which it was tuned, got others: {fixed}")
         both.append(row)
+        name = f"{row.label}{ENDING}"
+        if name in options.settings:
+            raise UsageError(f"--set {name}: its settings are what the search has found; set those of {row.label}")
+        if best and not re.fullmatch(NAME, name):
+            raise UsageError(f"expected a row whose name leaves room for {ENDING}, got {row.label}; rename it")
         if best:
-            changed = {"name": f"{row.label}{ENDING}", "settings": options.settings_of(row) | best, "tuned": True}
+            changed = {"name": name, "settings": options.settings_of(row) | best, "tuned": True}
             both.append(row.model_copy(update=changed))
     check_labels(((row.label, row.method) for row in both), suite=True)
     return both
@@ -60,7 +71,15 @@ def differing(options: "Options", row: "Row", tuning: Tuning) -> str:
     there, now = tuning.searches[row.label].fixed, options.settings_of(row)
     usual = "as published"
     values = {name: (there.get(name, usual), now.get(name, usual)) for name in {**there, **now}}
-    return ", ".join(f"{name}: {a} there, {b} now" for name, (a, b) in values.items() if str(a) != str(b))
+    return ", ".join(f"{name}: {a} there, {b} now" for name, (a, b) in values.items() if plain(a) != plain(b))
+
+
+def plain(value: object) -> object:
+    """A value as the command line and a suite both mean it: a number, or its text."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return str(value).lower()
 
 
 def check_tuned_encoder(options: "Options", encoder: str) -> None:

@@ -4,7 +4,7 @@ The sampler is made anew for every trial, from its seed, the trial's number and 
 killed goes on as if nothing had happened, and one of 32 trials begins as one of 16.
 """
 
-import itertools
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def distributions(ground: Ground) -> "dict[str, BaseDistribution]":
             low, high = bounds.low, bounds.high
             made[name] = (
                 IntDistribution(round(low), round(high), log=bounds.log)
-                if isinstance(ground.published[name], int)
+                if name in ground.whole
                 else FloatDistribution(low, high, log=bounds.log)
             )
     return made
@@ -81,12 +81,15 @@ def limited(value: Any, bounds: Range) -> Any:
 def importance(ground: Ground, trials: list[Trial], objective: Objective) -> dict[str, float]:
     """How much of what tells good trials from others each setting explains (PED-ANOVA), summing to 1.
 
-    None for fewer trials than LEAST_TRIALS, or where all are worth the same.
+    None for fewer trials than LEAST_TRIALS, or where too many of them are worth the same for it to tell.
     """
     import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator
 
-    values = [trial.value(objective) for trial in trials]
-    if len(trials) < LEAST_TRIALS or all(a == b for a, b in itertools.pairwise(values)):
+    if len(trials) < LEAST_TRIALS or len({trial.value(objective) for trial in trials}) < 2:
         return {}
-    shares = optuna.importance.get_param_importances(study_of(ground, trials, [objective], seed=0))
-    return {name: round(float(share), 4) for name, share in shares.items()}
+    study = study_of(ground, trials, [objective], seed=0)
+    with warnings.catch_warnings(record=True) as doubts:
+        warnings.simplefilter("always")
+        shares = optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    return {} if doubts else {name: round(float(share), 4) for name, share in shares.items()}

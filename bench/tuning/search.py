@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.options.changes import MOST, between
 from bench.record import Record
 from bench.spec import RunSpec, UsageError
-from bench.storage.files import save
+from bench.storage.disk import is_there
+from bench.storage.files import Damaged, read, save
 from bench.tuned import FILE, SEED, Objective, Search, Trial, Tuning
 from bench.tuning.sampler import importance, next_settings
 from bench.tuning.space import Ground
@@ -53,6 +55,33 @@ def counts(record: Record) -> tuple[int, int, int]:
     return clean.outcomes[: pgd.total].count("1"), pgd.correct, pgd.total  # one fixed order of images
 
 
+def stored_trials(out: Path, asked: Tuning) -> int:
+    """How many trials of this search ``out`` has already; a damaged file is made again from the rounds.
+
+    Raises UsageError where it holds another search, or a longer one.
+    """
+    try:
+        stored = read(Tuning, out / FILE) if is_there(out / FILE) else None
+    except Damaged:
+        return 0
+    if stored is None:
+        return 0
+    if other := between(question(stored), question(asked)):
+        raise UsageError(f"{out} holds another search ({'; '.join(other[:MOST])}); choose another --out")
+    if asked.trials < stored.trials:
+        raise UsageError(f"expected --trials of at least {stored.trials}, as {out} has them, got {asked.trials}")
+    return min(len(search.trials) for search in stored.searches.values())
+
+
+def question(tuning: Tuning) -> dict[str, Any]:
+    """What a search asks, in a flat dictionary: all but what it has found."""
+    said: dict[str, Any] = tuning.model_dump(exclude={"trials", "searches"})
+    for row, found in tuning.searches.items():
+        space = {name: str(bounds) for name, bounds in found.space.items()}
+        said |= {f"{row}.method": found.method, f"{row}.settings": str(found.fixed), f"{row}.space": str(space)}
+    return said
+
+
 def search(
     out: Path,
     specs: list[RunSpec],
@@ -63,8 +92,10 @@ def search(
     """The trials of every row: ``asked`` with what was tried, as ``tuning.json`` in ``out`` has it after every round.
 
     ``make_round`` makes the runs of a round in its folder, or finds them made, and gives their records. A round in
-    which a training did not end is the last one: the same command goes on with it.
+    which a training did not end is the last one: the same command goes on with it. Raises UsageError where ``out``
+    holds another search.
     """
+    known = stored_trials(out, asked)
     tried = asked
     for number in range(asked.trials):
         settings = {
@@ -73,11 +104,14 @@ def search(
         }
         changed = [spec.model_copy(update={"settings": spec.settings | settings[spec.row]}) for spec in specs]
         records = make_round(round_folder(out, number), changed if number else specs)  # trial 0: every method as it is
-        if any(record.status not in ENDED or record.failed for record in records):
+        if any(record.status not in ENDED or record.failed or record.missing for record in records):
             break
         new = {record.spec.row: trial_of(record, settings[record.spec.row]) for record in records}
         tried = tried.with_trials(new)
-        save(out / FILE, tried)
+        if number >= known:
+            save(out / FILE, tried)
+    if min(len(found.trials) for found in tried.searches.values()) < known:
+        return tried  # a round that the file knows has to be made again: until then it stays as it is
     shares = {row: importance(ground, tried.searches[row].trials, asked.objective) for row, ground in grounds.items()}
     tried = tried.with_importance(shares)
     save(out / FILE, tried)
@@ -103,6 +137,7 @@ def asked_of(
         sampler_seed=sampler_seed,
         dataset=dataset,
         data=first.data.name,
+        path=first.data.path,
         encoder=encoder,
         eps=first.eval.main_eps,
         searches={

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ class Ground:
 
     space: dict[str, Range]
     published: dict[str, Any]
+    whole: frozenset[str] = frozenset()  # settings that are whole numbers
 
 
 def read_spaces(file: Path) -> Spaces:
@@ -66,7 +67,8 @@ def ground(spec: RunSpec, overrides: dict[str, dict[str, object]], spaces: Space
     for target in dict.fromkeys(("all", spec.method, spec.row)):
         said |= {name: given for name, given in spaces.get(target, {}).items() if target != "all" or name in said}
     known = [field.name for field in fields(published)]
-    found = Ground({}, {})
+    whole = frozenset(name for name, kind in get_type_hints(config_class).items() if kind is int)
+    found = Ground({}, {}, whole)
     for name, given in said.items():
         if name not in known:
             raise UsageError(f"--space: {unknown('setting', name, known)}")
@@ -75,15 +77,18 @@ def ground(spec: RunSpec, overrides: dict[str, dict[str, object]], spaces: Space
             continue  # nothing is about 0
         if not given.choices and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UsageError(f"expected choices for {name} of {spec.row}, whose value is {value!r}, got {given}")
-        bounds = given.about(value)
+        try:
+            bounds = given.about(value).whole() if name in whole else given.about(value)
+        except UsageError as error:
+            raise UsageError(f"{name} of {spec.row}: {error}") from None
         if value not in bounds:
             holds = f"that holds the published value {value!r}, which is trial 0"
             raise UsageError(f"expected a range of {name} of {spec.row} {holds}, got {bounds}")
         for end in bounds.choices or (bounds.low, bounds.high):
-            typed = round(end) if isinstance(value, int) and isinstance(end, float) else end
+            typed = round(end) if name in whole and isinstance(end, float) else end
             try:
                 resolve(config_class, spec.data.name, overrides, spec.settings | {name: typed})
-            except UsageError as error:
+            except Exception as error:  # of a user's file, too
                 raise UsageError(f"the range of {name} of {spec.row}, {bounds}, has a bad end: {error}") from None
         found.space[name], found.published[name] = bounds, value
     if not found.space:

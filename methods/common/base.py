@@ -37,13 +37,20 @@ def setting(default: Any, source: str, tune: Range | None = None) -> Any:
 
 
 def ranges(config: type["BaseConfig"]) -> dict[str, Range]:
-    """The settings of a Config that can be tuned: name -> range, its own or that of the class it inherits."""
+    """The settings of a Config that can be tuned: name -> range, its own or that of the class it inherits.
+
+    Raises UsageError where something else stands in its place.
+    """
     said: dict[str, Range] = {}
     for base in reversed(config.__mro__):
         own = inspect.get_annotations(base) if dataclasses.is_dataclass(base) else {}
         for field in dataclasses.fields(base) if own else ():
-            if field.name in own and field.metadata.get("tune") is not None:
-                said[field.name] = field.metadata["tune"]
+            tune = field.metadata.get("tune") if field.name in own else None
+            if not isinstance(tune, Range | None):
+                known = "around(10), between(0, 1) or log_range(0.1, 10) of bench.ranges"
+                raise UsageError(f"expected tune of {field.name} as {known}, got {tune!r}")
+            if tune is not None:
+                said[field.name] = tune
     return said
 
 

@@ -3,7 +3,7 @@
 import pytest
 from tuning_fixtures import search, trial, tuning
 
-from bench.options.options import chosen_rows, options_of, parse_seeds
+from bench.options.options import chosen_rows, load_suite, options_of, parse_seeds
 from bench.options.resolve import resolve
 from bench.options.tuned import with_tuned
 from bench.spec import UsageError
@@ -62,6 +62,8 @@ def test_the_runs_say_that_they_are_tuned(folder):
         ({"seeds": "0,1000"}, "expected seeds other than 1000"),
         ({"budget": "3up,6up"}, "expected one budget with --tuned, got 3up,6up"),
         ({"settings": {"simclr": {"lr": 0.5}}}, "others: lr: as published there, 0.5 now"),
+        ({"settings": {"simclr-tuned": {"lr": 0.5}}}, "--set simclr-tuned: its settings are what the search has found"),
+        ({"methods": "simclr=simclr_adv"}, "expected simclr as simclr, which was tuned under this name, got simclr_a"),
         ({"tuned": "/no/such/folder"}, "expected the folder of a search, made by bench tune, .* it has no tuning.json"),
     ],
 )
@@ -81,3 +83,23 @@ def test_a_damaged_search(folder):
     file.write_bytes(file.read_bytes().replace(b'"robust": 50', b'"robust": 51'))
     with pytest.raises(UsageError, match=r"tuning.json is damaged"):
         rows(folder)
+
+
+def test_what_was_fixed_may_be_written_otherwise(folder):
+    fixed = search(trial(30), trial(50, **BEST), fixed={"batch": "20"})
+    save(folder / "tuning.json", tuning({"simclr": fixed}))
+    both = rows(folder, methods="simclr", settings={"simclr": {"batch": 20.0}})
+    assert [row.label for row in both] == ["simclr", "simclr-tuned"]
+
+
+def test_a_name_that_leaves_no_room_for_the_ending(folder):
+    name = "a" * 66
+    save(folder / "tuning.json", tuning({name: search(trial(30), trial(50, **BEST))}))
+    with pytest.raises(UsageError, match=f"expected a row whose name leaves room for -tuned, got {name}; rename it"):
+        rows(folder, methods=f"{name}=simclr")
+
+
+def test_a_suite_cannot_ask_for_held_out_images(tmp_path):
+    (tmp_path / "suite.toml").write_text('budget = "1up"\nheld_out = true\n')
+    with pytest.raises(UsageError, match="unknown key 'held_out'"):
+        load_suite(str(tmp_path / "suite.toml"))

@@ -34,12 +34,11 @@ def record(spec, status="finished"):
     return Record(spec=spec, status=status, results=[result("linear", *cell) for cell in cells])
 
 
-def searched(out, trials, make_round, methods=("simclr", "emp_ssl")):
+def searched(out, trials, make_round, methods=("simclr", "emp_ssl"), objective="robust", sampler_seed=0):
     runs = specs(*methods)
     grounds = {run.row: Ground(SPACE, PUBLISHED) for run in runs}
-    asked = asked_of(
-        runs, grounds, objective="robust", trials=trials, sampler_seed=0, dataset="digits", encoder="resnet8"
-    )
+    question = {"objective": objective, "sampler_seed": sampler_seed, "dataset": "digits", "encoder": "resnet8"}
+    asked = asked_of(runs, grounds, trials=trials, **question)
     return search(out, runs, grounds, asked, make_round)
 
 
@@ -97,3 +96,48 @@ def test_a_training_that_did_not_end_stops_the_search_which_then_goes_on_as_if_n
     assert not stopped.done
     assert searched(tmp_path / "a", 6, undisturbed) == searched(tmp_path / "b", 6, undisturbed)
     assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
+
+
+def made(folder, runs):
+    return [record(run) for run in runs]
+
+
+def test_more_trials_go_on_with_a_search_and_fewer_are_refused(tmp_path):
+    assert searched(tmp_path, 3, made).done
+    four = searched(tmp_path, 4, made)
+    assert four == searched(tmp_path / "fresh", 4, made)
+    with pytest.raises(UsageError, match=r"expected --trials of at least 4, as .* has them, got 3"):
+        searched(tmp_path, 3, made)
+    assert read(Tuning, tmp_path / FILE) == four
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"objective": "clean"}, "objective: robust there, clean now"),
+        ({"sampler_seed": 7}, "sampler_seed: 0 there, 7 now"),
+        ({"methods": ("simclr", "byol")}, "emp_ssl.method: emp_ssl there, none now"),
+    ],
+)
+def test_another_search_is_refused_and_costs_nothing(tmp_path, changed, said):
+    found = searched(tmp_path, 2, made)
+    with pytest.raises(UsageError, match=rf"holds another search \({said}.*\); choose another --out"):
+        searched(tmp_path, 2, made, **changed)
+    assert read(Tuning, tmp_path / FILE) == found
+
+
+@pytest.mark.parametrize("lost", [{"status": "failed"}, {"missing": "2 of 2 cells"}])
+def test_a_round_that_has_to_be_made_again_does_not_shorten_the_file(tmp_path, lost):
+    found = searched(tmp_path, 3, made)
+
+    def damaged(folder, runs):
+        return [record(run).model_copy(update=lost if folder.name == "01" else {}) for run in runs]
+
+    assert {len(s.trials) for s in searched(tmp_path, 3, damaged).searches.values()} == {1}
+    assert read(Tuning, tmp_path / FILE) == found
+
+
+def test_a_damaged_file_is_made_again_from_the_rounds(tmp_path):
+    found = searched(tmp_path, 3, made)
+    (tmp_path / FILE).write_bytes(b"{}")
+    assert searched(tmp_path, 3, made) == found == read(Tuning, tmp_path / FILE)

@@ -85,6 +85,8 @@ def test_ranges_of_a_file_come_on_top(file):
         ("[simclr]\nattack_pair = { factor = 3 }", "expected choices for attack_pair of simclr, whose value is 'x1'"),
         ("[simclr]\nlr = { low = 1 }", "expected { low = 0.03, .* got {'low': 1}"),
         ("[simclr]\nlr = 3", "expected { low = 0.03"),
+        ("[simclr]\nlr = { factor = 1.00001 }", "lr of simclr: expected a factor that moves 0.3 in four digits"),
+        ("[simclr]\nsteps = { low = 4.5, high = 5.5 }", "steps of simclr: expected a range with several whole numbers"),
         ("lr = 3", r"expected a table \[lr\] of ranges, got 3"),
         ("[", "is not TOML"),
     ],
@@ -103,3 +105,14 @@ def test_nothing_left_to_search(file):
     fixed = ground(spec(), overrides(), {}).published
     with pytest.raises(UsageError, match="expected settings of simclr to search, got none"):
         searched(spec(**fixed))
+
+
+def test_a_range_of_another_kind(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom methods import simclr\nfrom methods.common.base import setting\n"
+        "@dataclass(frozen=True)\nclass Config(simclr.Config):\n"
+        "    temperature: float = setting(0.2, 'own', tune=(0.01, 1.0))\nMethod = simclr.Method\n"
+    )
+    config = registry.load("method", str(tmp_path / "mine.py")).Config
+    with pytest.raises(UsageError, match=r"expected tune of temperature as around\(10\), .* got \(0.01, 1.0\)"):
+        ranges(config)

@@ -12,7 +12,7 @@ from tuning_fixtures import search, trial, tuning
 from bench.ranges import Range, around, between, log_range
 from bench.spec import UsageError
 from bench.storage.files import read, save
-from bench.tuned import Tuning, best_so_far, expected_best
+from bench.tuned import Trial, Tuning, best_so_far, expected_best
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=7))
@@ -57,6 +57,21 @@ def test_a_search_is_read_as_it_was_written(tmp_path):
     assert found.with_trials({"simclr": trial(3)}).done
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"robust": 101}, "expected at most 100 correct images, got 101"),
+        ({"total": 0}, "greater than 0"),
+        ({"settings": {"lr": 0.3}}, "expected settings lr, temperature of trial 0"),
+        ({"settings": {"lr": 9.0, "temperature": 0.1}}, "expected lr of trial 0 in its range, 0.03 to 3"),
+        ({"settings": {"lr": "9", "temperature": 0.1}}, "expected lr of trial 0 in its range"),
+    ],
+)
+def test_a_search_that_cannot_have_been(changed, message):
+    with pytest.raises(ValidationError, match=message):
+        search(Trial.model_validate(trial(1).model_dump() | changed))
+
+
 def test_an_unknown_row():
     with pytest.raises(UsageError, match="unknown tuned row 'simclrr'; did you mean 'simclr'"):
         tuning({"simclr": search(trial(1))}).best("simclrr")
@@ -73,6 +88,16 @@ class TestRange:
         bounds = around(factor).about(value)
         assert value in bounds
         assert not bounds.on_border(value)
+
+    def test_a_factor_that_moves_nothing(self):
+        with pytest.raises(UsageError, match=r"expected a factor that moves 0.3 in four digits, got 1.00001"):
+            around(1.00001).about(0.3)
+
+    def test_whole_numbers(self):
+        bounds = around(3).about(4).whole()  # 1.333 to 12
+        assert (bounds.low, bounds.high, bounds.log) == (2, 12, True)
+        with pytest.raises(UsageError, match=r"several whole numbers, got 1.5 to 2.5"):
+            between(1.5, 2.5).whole()
 
     def test_the_twentieth_at_each_end_is_the_border(self):
         assert [between(0, 1).on_border(value) for value in (0.04, 0.06, 0.94, 0.96)] == [True, False, False, True]
