@@ -118,11 +118,11 @@ def claims(methods: Sequence[Outcomes]) -> list[Claim]:
     seeds: see ``seed_image_test``, and t has the sum of all S - 1 as degrees of freedom.
     """
     pairs = list(combinations(methods, 2))
-    barred = {(a.method, b.method): _barred(a, b) for a, b in pairs}
-    testable = {method for pair, reasons in barred.items() if not reasons for method in pair}
+    bars = {(a.method, b.method): barred(a, b) for a, b in pairs}
+    testable = {method for pair, reasons in bars.items() if not reasons for method in pair}
     spreads = {m.method: spread(m.outcomes) for m in methods if m.method in testable}
     pool = pool_seeds(spreads)
-    tests = {pair: seed_image_test(*pair, spreads, pool) for pair, reasons in barred.items() if not reasons}
+    tests = {pair: seed_image_test(*pair, spreads, pool) for pair, reasons in bars.items() if not reasons}
     intervals = {pair: seed_image_interval(*pair, spreads, pool) for pair in tests}
     adjusted = dict(zip(tests, holm([p for _, p in tests.values()]).tolist(), strict=True))
     decided = []
@@ -131,14 +131,14 @@ def claims(methods: Sequence[Outcomes]) -> list[Claim]:
         se, p = tests.get(pair, (None, None))
         lo, hi = intervals.get(pair, (None, None))
         difference = a.accuracy - b.accuracy
-        reasons = barred[pair] or _reasons(a, b, difference, adjusted[pair])
+        reasons = bars[pair] or _reasons(a, b, difference, adjusted[pair])
         verdict: Verdict = "tie" if reasons else "better" if difference > 0 else "worse"
         above = superiority(a.accuracies, b.accuracies)
         decided.append(Claim(*pair, difference, se, lo, hi, p, adjusted.get(pair), above, verdict, "; ".join(reasons)))
     return decided
 
 
-def _barred(a: Outcomes, b: Outcomes) -> list[str]:
+def barred(a: Outcomes, b: Outcomes) -> list[str]:
     """Protocol 1.6 and 5.3 (i), what is known before any outcome is compared."""
     return [
         *[f"fewer than {SEEDS} seeds"] * (min(len(a.seeds), len(b.seeds)) < SEEDS),

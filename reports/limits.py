@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from reports.claims import ALPHA, Outcomes, standing
+from reports.claims import ALPHA, MARGIN, Outcomes, barred, standing
 from reports.power import mcnemar_power
 from reports.stats import discordant, pool_seeds, seed_image_error, spread
 
@@ -31,24 +31,25 @@ class Limits:
 def limits(methods: Sequence[Outcomes]) -> Limits | None:
     """Those of a table of ``methods``, ranked as they are; None for fewer than two.
 
-    The level is that of Holm's strictest step over all pairs. What is found between neighbours is the median over
-    them: methods far apart differ on so many images that their test says little of close ones.
+    The level is that of Holm's strictest step. What is found between neighbours is the median over them: methods far
+    apart differ on so many images that their test says little of close ones. The probe band, which can only take a
+    claim away, is left out.
     """
     if len(methods) < 2:
         return None
     ordered = sorted(methods, key=lambda method: -method.accuracy)
-    level = ALPHA / math.comb(len(methods), 2)
-    found = between_encoders(ordered, level) if standing(methods) else between_methods(ordered, level)
+    found = between_encoders(ordered) if standing(methods) else between_methods(ordered)
     return Limits(found, order_kept(np.stack([method.outcomes.mean(axis=0) for method in ordered])))
 
 
-def between_methods(ordered: Sequence[Outcomes], level: float) -> float | None:
-    """The smallest difference of the mean over seeds that the test with seeds and images in its error finds."""
+def between_methods(ordered: Sequence[Outcomes]) -> float | None:
+    """The smallest difference of means over seeds that may be claimed and that the test of methods finds."""
+    family = sum(not barred(a, b) for a, b in combinations(ordered, 2))
     spreads = {method.method: spread(method.outcomes) for method in ordered}
     pool = pool_seeds(spreads)
-    errors = [seed_image_error(a.method, b.method, spreads, pool) for a, b in pairwise(ordered)]
-    found = [se * shift_found(freedom, level) for se, freedom in errors if math.isfinite(freedom)]
-    return float(np.median(found)) if found else None
+    errors = [seed_image_error(a.method, b.method, spreads, pool) for a, b in pairwise(ordered) if not barred(a, b)]
+    found = [se * shift_found(df, ALPHA / family) for se, df in errors if se > 0 and math.isfinite(df)]
+    return max(MARGIN, float(np.median(found))) if found else None
 
 
 def shift_found(freedom: float, level: float) -> float:
@@ -58,24 +59,24 @@ def shift_found(freedom: float, level: float) -> float:
     return float(nctdtrinc(freedom, 1 - POWER, stdtrit(freedom, 1 - level / 2)))
 
 
-def between_encoders(ordered: Sequence[Outcomes], level: float) -> float | None:
-    """The smallest difference that McNemar's exact test finds on two encoders of a seed; None where it finds none.
+def between_encoders(ordered: Sequence[Outcomes]) -> float | None:
+    """The smallest difference that McNemar's exact test finds at every seed that both have; None where it finds none.
 
     As many images change between the two as between neighbours of the table.
     """
-    changed = []
-    for a, b in pairwise(ordered):
-        for seed in {*a.seeds} & {*b.seeds}:
-            pair = discordant(a.outcomes[a.seeds.index(seed)], b.outcomes[b.seeds.index(seed)])
-            changed.append(sum(pair) / a.outcomes.shape[1])
-    if not changed or not (share := float(np.median(changed))):
-        return None
+    family = sum(len({*a.seeds} & {*b.seeds}) for a, b in combinations(ordered, 2))
+    shared = [(a, b, seed) for a, b in pairwise(ordered) for seed in sorted({*a.seeds} & {*b.seeds})]
+    pairs = [discordant(a.outcomes[a.seeds.index(s)], b.outcomes[b.seeds.index(s)]) for a, b, s in shared]
     images = ordered[0].outcomes.shape[1]
+    share = float(np.median([sum(pair) for pair in pairs])) / images if pairs else 0.0
+    if not share:
+        return None
+    at_each = POWER ** ((len(ordered) - 1) / len(shared))  # a pair is told apart where every seed says so
     steps = math.floor(share / STEP)
     low, high = 0, steps + 1  # the power grows with the difference: found at ``high`` steps, not at ``low``
     while high - low > 1:
         middle = (low + high) // 2
-        seen = mcnemar_power(images, share, middle * STEP, level / 2) >= POWER
+        seen = mcnemar_power(images, share, middle * STEP, ALPHA / family / 2) >= at_each
         low, high = (low, middle) if seen else (middle, high)
     return high * STEP if high <= steps else None
 
@@ -100,11 +101,9 @@ def sentence(line: Any) -> str:
     if pd.isna(line.get("order_kept")):
         return ""
     if pd.isna(line["detectable"]):
-        found = "Between neighbours this table has too few images to find any difference"
+        found = "Between neighbours this table would find no difference: too few images differ, or none may be compared"
     else:
-        found = (
-            f"Between neighbours this table finds a difference of {100 * line['detectable']:.1f} points in "
-            f"{POWER:.0%} of all tries".replace("%", " %")
-        )
+        size, share = f"{100 * line['detectable']:.1f} points", f"{100 * POWER:.0f} %"
+        found = f"Between neighbours this table would find a true difference of {size} in {share} of repetitions"
     order = f"{100 * line['order_kept']:.0f} % of its pairs keep their order between two halves of the images"
     return f"{found}; {order}."

@@ -9,7 +9,7 @@ from report_fixtures import manifest, records, write
 from scipy.stats import nct, t
 
 from reports.build import build
-from reports.claims import ALPHA, SEEDS, Outcomes, claims
+from reports.claims import ALPHA, MARGIN, SEEDS, Outcomes, claims
 from reports.limits import POWER, STEP, between_encoders, limits, order_kept, sentence, shift_found
 from reports.power import mcnemar_power
 
@@ -57,8 +57,31 @@ def test_between_encoders_the_smallest_step_is_named():
     rng = np.random.default_rng(1)
     a, b = (method(name, rng.random(500) < share) for name, share in (("a", 0.6), ("b", 0.5)))
     changed = float((a.outcomes != b.outcomes).mean())
-    found = between_encoders([a, b], ALPHA)
+    found = between_encoders([a, b])
     assert mcnemar_power(500, changed, found, ALPHA / 2) >= POWER > mcnemar_power(500, changed, found - STEP, ALPHA / 2)
+
+
+def test_encoders_of_several_seeds_are_told_apart_where_every_seed_says_so():
+    rng = np.random.default_rng(3)
+    one = [method(name, rng.random((1, 500)) < share) for name, share in (("a", 0.6), ("b", 0.5))]
+    four = [method(m.method, np.repeat(m.outcomes, 4, axis=0)) for m in one]
+    changed = float((one[0].outcomes != one[1].outcomes).mean())
+    found = between_encoders(four)  # the family is four tests, and each has to find it
+    assert found > between_encoders(one)
+    for size, enough in ((found, True), (found - STEP, False)):
+        assert (mcnemar_power(500, changed, size, ALPHA / 4 / 2) ** 4 >= POWER) is enough
+
+
+def test_what_may_not_be_compared_finds_nothing_and_no_claim_is_below_the_margin():
+    rng = np.random.default_rng(4)
+    a, b = (method(name, rng.random((SEEDS, 300)) < 0.5) for name in "ab")
+    other = Outcomes("b", b.seeds, b.outcomes, hardware=("gpu",), levels=("full",), band=None)
+    assert limits([a, b]).detectable > MARGIN
+    assert limits([a, other]).detectable is None
+    huge = np.tile(np.arange(4000) % 2, (SEEDS, 1))
+    close = huge.copy()
+    close[np.arange(SEEDS), np.arange(SEEDS)] ^= 1  # an image of each seed
+    assert limits([method("a", huge), method("b", close)]).detectable == MARGIN
 
 
 def test_few_images_find_nothing():
@@ -85,11 +108,9 @@ def test_the_share_is_a_share(count, images, seed):
 def test_what_is_said():
     line = {"detectable": 0.0834, "order_kept": 0.957}
     order = "96 % of its pairs keep their order between two halves of the images."
-    assert (
-        sentence(line)
-        == f"Between neighbours this table finds a difference of 8.3 points in 80 % of all tries; {order}"
-    )
-    none = "Between neighbours this table has too few images to find any difference"
+    found = "Between neighbours this table would find a true difference of 8.3 points in 80 % of repetitions"
+    none = "Between neighbours this table would find no difference: too few images differ, or none may be compared"
+    assert sentence(line) == f"{found}; {order}"
     assert sentence(line | {"detectable": None}) == f"{none}; {order}"
     assert sentence({"order_kept": float("nan"), "detectable": None}) == sentence({}) == ""
 
