@@ -234,9 +234,11 @@ def sensitivity(reading: Reading, baseline: Baseline, scores: list[Fixed]) -> li
         seen.append(Visible("G1", None, "G1 is left out: only a run of the suite scores the stored weights"))
     elif baseline.fixed:
         images, methods = min(len(score.attacked) for score in baseline.fixed), len(baseline.fixed)
-        drop = 100 * smallest_drop(images, LEVEL_FIXED / methods)
-        words = f"G1 sees in 3 of 4 first runs a drop of {drop:.1f} points on {images} images, where 5 % of them change"
-        seen.append(Visible("G1", drop, words))
+        drop = smallest_drop(images, LEVEL_FIXED / methods)
+        points = 100 * drop if drop < 1 else None
+        words = "no drop" if points is None else f"a drop of {points:.1f} points"
+        words = f"G1 sees in 3 of 4 first runs {words} on {images} images, where 5 % of them change"
+        seen.append(Visible("G1", points, words))
     references = [seed for seed in baseline.seeds if seed not in reading.seeds] or baseline.seeds
     if len(reading.seeds) < gate.LEAST_SEEDS or len(references) < 2 * gate.LEAST_SEEDS:
         return seen
@@ -245,10 +247,10 @@ def sensitivity(reading: Reading, baseline: Baseline, scores: list[Fixed]) -> li
     for series in tested:
         fall = smallest_fall(gate.percent(series), len(reading.seeds), len(tested), 100 / (series.total or 1))
         fall = max(fall, gate.tolerance_of(series, baseline.tolerances))
-        points = fall if fall < gate.mean(series) else None
-        words = "no drop" if points is None else f"as often a drop of {points:.1f} points"
+        smallest = fall if fall < gate.mean(series) else None
+        words = "no drop" if smallest is None else f"as often a drop of {smallest:.1f} points"
         metric = f"{series.cell}, {series.metric} ({gate.mean(series):.1f} %)"
-        seen.append(Visible("G2", points, f"G2 sees {words}: {metric}"))
+        seen.append(Visible("G2", smallest, f"G2 sees {words}: {metric}"))
     return seen
 
 
@@ -256,8 +258,10 @@ def smallest_visible(visible: list[Visible]) -> str:
     """The range of the smallest visible drops of each gate, in words; "" where none is known."""
     parts = []
     for name, where in (("G1", "in stored weights"), ("G2", "after training again")):
-        points = sorted(seen.points for seen in visible if seen.gate == name and seen.points is not None)
+        of_gate = [seen.points for seen in visible if seen.gate == name]
+        points = sorted(drop for drop in of_gate if drop is not None)
+        blind = f", none of {len(of_gate) - len(points)} more numbers" * (0 < len(points) < len(of_gate))
         if points:
             ends = dict.fromkeys([f"{points[0]:.1f}", f"{points[-1]:.1f}"])
-            parts.append(f"{' to '.join(ends)} points {where}")
+            parts.append(f"{' to '.join(ends)} points {where}{blind}")
     return ", ".join(parts)
