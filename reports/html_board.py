@@ -118,6 +118,7 @@ def _table(
     return {
         "columns": [
             {
+                "key": title,
                 "title": "n" if title.startswith("n of ") else title,
                 "hint": titles[title][0],
                 "descending": titles[title][1],

@@ -31,9 +31,6 @@ OF_MACHINE = (  # columns that say nothing about a method where the machines dif
     "attack_seconds",
     "update_seconds",
     "energy_joules",
-    "money",
-    "currency",
-    "co2_grams",
     "eval_seconds",
 )
 LEFT_OUT = (
@@ -214,6 +211,7 @@ def _manifest(folders: Sequence[Folder], records: Sequence[Record]) -> Manifest:
         listed = list(values)
         return listed[0] if all(value == listed[0] for value in listed) else None
 
+    searches = [manifest.tuning for manifest in manifests]
     return manifests[0].model_copy(
         update={
             "command": ["bench", "report", *(folder.name for folder in folders)],
@@ -222,6 +220,7 @@ def _manifest(folders: Sequence[Folder], records: Sequence[Record]) -> Manifest:
             "total_budget": common(manifest.total_budget for manifest in manifests),
             "runs": [record.spec for record in records],
             "seeds": sorted({record.spec.seed for record in records}),
+            "tuning": common(search for search in searches if search is not None) if any(searches) else None,
         }
     )
 

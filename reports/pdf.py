@@ -76,7 +76,7 @@ def content(
         "mark": "Quick evaluation: few images, one restart. These numbers are not comparable." if quick else "",
         "abstract": [
             *([name, f"{facts[name]}."] for name in FIRST if facts),
-            *([AGAIN, f"{again}."] for again in [rendered_again(manifest)] if again),
+            *([AGAIN, f"{again}."] for again in [rendered_again(manifest)] if again and not facts),
             *abstract(manifest, records, rows, board, found),
         ],
         "legend": LEGEND,

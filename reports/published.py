@@ -1,4 +1,4 @@
-"""Numbers that others have reported (published.toml): another tier than what was measured here, and shown apart."""
+"""Numbers that others have reported (published.toml): not measured here, so they are shown apart."""
 
 import re
 import tomllib
@@ -36,7 +36,7 @@ class Published(Data):
 
     def on(self, label: str) -> bool:
         """Whether it is about the data of this label: ``cifar10 (subset 2000/1000)`` is cifar10, cifar100 is not."""
-        return re.match(rf"{re.escape(self.data)}\b", label) is not None
+        return re.match(rf"{re.escape(self.data)}(-jpeg\w*|-webp\w*)?(?=$|[ ,[])", label) is not None
 
 
 @cache

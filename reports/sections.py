@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.identity.outline import method_title
 from bench.record import Manifest, Record
 from bench.spec import Norm, format_eps, format_radius
 from reports import codes, published, threats, tuning
@@ -221,11 +222,11 @@ def _beside_the_paper(manifest: Manifest, rows: pd.DataFrame) -> list[dict[str, 
     titles = ["Method", *map(_attack_name, tried), "Seeds"]
     if paper is not None:
         titles += ["Row of the paper", *(f"{column}*" for column in paper.columns)]
-    method_of = {spec.row: spec.method for spec in manifest.runs}
+    method_of = {method_title(method): method for method in paper.rows} if paper is not None else {}
     lines = []
     for name, results in ours.groupby("method", sort=False):
         means = [results.loc[results["eps"] == eps, "accuracy"].mean() for eps in tried]
-        printed = paper.rows.get(method_of.get(str(name), ""), ()) if paper is not None else ()
+        printed = paper.rows.get(method_of.get(str(name), str(name)), ()) if paper is not None else ()
         line = [str(name), *map(percent, means), str(results["seed"].nunique())]
         line += [cell if isinstance(cell, str) else f"{cell:.2f}" for cell in printed]
         lines.append(line + [""] * (len(titles) - len(line)))

@@ -26,7 +26,7 @@ from bench.spec import DataSpec, Level, UsageError
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 ALL = slice(None)
-HELD_OUT = 5  # every so-manieth training image judges what is chosen: a penalty of the probe, a setting of a method
+HELD_OUT = 5  # every fifth training image judges what is chosen: a penalty of the probe, a setting of a method
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -89,7 +89,7 @@ function remember() {
   for (const { name, value } of selects) if (value !== usual[name]) chosen.set(name, value);
   for (const place of Charts.hidden) chosen.append("hide", Charts.data.methods[place].name);
   for (const heading of $$("table.board th:not([aria-sort=none])"))
-    chosen.set(heading.closest("table").id, `${heading.getAttribute("aria-sort")} ${heading.textContent.trim()}`);
+    chosen.set(heading.closest("table").id, `${heading.getAttribute("aria-sort")} ${heading.dataset.key}`);
   const query = String(chosen);
   history.replaceState(null, "", location.pathname + (query && `?${query}`) + location.hash);
 }
@@ -100,8 +100,8 @@ function recall() {
     if ([...select.options].some((option) => option.value === chosen.get(select.name))) select.value = chosen.get(select.name);
   Charts.data.methods.forEach((method, place) => chosen.getAll("hide").includes(method.name) && show(place, false));
   for (const table of tables) {
-    const [order, ...title] = (chosen.get(table.body.parentNode.id) || "").split(" ");
-    const heading = $$("th", table.body.parentNode).find((cell) => cell.textContent.trim() === title.join(" "));
+    const [order, ...key] = (chosen.get(table.body.parentNode.id) || "").split(" ");
+    const heading = $$("th", table.body.parentNode).find((cell) => cell.dataset.key === key.join(" "));
     if (heading && ["ascending", "descending"].includes(order)) sortBy(heading, table, order);
   }
   filter();

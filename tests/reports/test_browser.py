@@ -119,6 +119,10 @@ def test_what_was_chosen_stands_in_the_address(visit, file):
     axis = ".axes select[name=x]"
     shown = [each.locator(axis).input_value() for each in (page, again, visit(file))]
     assert shown[0] == shown[1] != shown[2]
+    page.locator('#board th[data-key="n of AA"] button').click()  # one of several columns that are called n
+    again.goto(file.as_uri() + page.evaluate("location.search"))
+    assert again.locator("#board th:not([aria-sort=none])").get_attribute("data-key") == "n of AA"
+    again.goto(file.as_uri() + state + "#leaderboard")
     again.locator(".legend button").nth(3).click()
     assert "hide=" not in again.evaluate("location.search")
     assert again.evaluate("location.hash") == "#leaderboard"
