@@ -64,14 +64,15 @@ def _row(manifest: Manifest, record: Record, point: Point) -> dict[str, Any]:
 
 
 def alarms(table: pd.DataFrame) -> list[str]:
-    """What the course of a training warns of (bench.alarms), a sentence for each run that has something to say."""
-    said = []
+    """What the course of a training warns of (bench.alarms): each sentence once, with the seeds that it is true of."""
+    said: dict[tuple[str, str], list[str]] = {}
     known = table.dropna(subset=["robust", "stage_share"])
     for (method, seed, adversary), points in known.groupby(["method", "seed", "adversary"], sort=False):
         columns = points[["percent", "stage_share", "robust_correct", "robust_total"]]
         sentence = alarm(str(adversary), [Judged(*values) for values in columns.itertuples(index=False)])
-        said += [f"{method}, seed {seed}: {sentence}."] * bool(sentence)
-    return said
+        if sentence:
+            said.setdefault((str(method), sentence), []).append(str(seed))
+    return [f"{row}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}: {it}." for (row, it), seeds in said.items()]
 
 
 def over(table: pd.DataFrame, cost: str, score: str) -> dict[str, list[tuple[float, float, float, float]]]:

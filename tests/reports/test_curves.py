@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from report_fixtures import manifest, records, write
 
-from bench.cli import gather
+from bench.commands.options import gather
 from bench.options.resolve import resolve
 from bench.spec import Budget, UsageError
 from bench.storage.store import Point, RunFolder, Snapshot, load_curves
@@ -90,6 +90,9 @@ def test_the_caption_says_of_a_run_that_learns_no_robustness():
         f"{CAPTIONS['curves']} cf_amc_ssl, seed 1: at 50 % of the budget none of 50 held-out training images stands "
         "PGD: it may be learning no robustness."
     )
+    table.loc[(table["method"] == "cf_amc_ssl") & (table["percent"] <= 50), "robust_correct"] = 0
+    assert caption("curves", table).count("it may be learning no robustness") == 1  # once for both of its runs
+    assert "cf_amc_ssl, seeds 0, 1: at 50 %" in caption("curves", table)
     assert caption("robust_vs_eps", table) == CAPTIONS["robust_vs_eps"]
     assert caption("curves", table_of(asked, found, robust=False)) == CAPTIONS["curves"]
 
