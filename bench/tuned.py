@@ -84,6 +84,11 @@ class Tuning(Data):
     searches: dict[Name, Search] = Field(min_length=1)  # row -> what was tried
 
     @property
+    def images(self) -> str:
+        """Its data as --data takes it."""
+        return f"{self.data}:{self.path}" if self.path else self.data
+
+    @property
     def done(self) -> bool:
         """Whether every method has all its trials."""
         return all(len(search.trials) >= self.trials for search in self.searches.values())

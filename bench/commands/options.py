@@ -76,9 +76,12 @@ def with_options(options: list[Callable[..., Any]], command: Callable[..., Any])
 def gather(given: dict[str, Any]) -> "Options":
     """Options from the command line on top of those of a suite. Raises UsageError."""
     from bench.options.options import load_suite, options_of, parse_settings
+    from bench.options.tuned import tuned_values
 
     given = {key: value for key, value in given.items() if value not in (None, ())}
     values: dict[str, Any] = load_suite(given.pop("suite")) if "suite" in given else {}
+    if "tuned" in given and not values and not {"methods", "data"} <= given.keys():
+        values = tuned_values(given["tuned"])
     settings = {target: dict(changed) for target, changed in values.pop("settings", {}).items()}
     if settings and {"attacks", "protocols"} & given.keys():  # what the suite sets for one that the command leaves out
         for name in asked_attacks_and_protocols(values) - asked_attacks_and_protocols(values | given):

@@ -179,6 +179,6 @@ def print_tuning(out: Path, tuned: "Tuning") -> None:
     show(table(f"{tuned.dataset}: {tuned}", ["method", "trials", "published", "best", "trial", "settings"], rows))
     say("Clean accuracy / under PGD in %, on held-out training images; the best of many is flattered by its choice.")
     if tuned.done:
-        say(f"next: bench run --tuned {out} with the same --methods and --data, for real runs of both")
+        say(f"next: bench run --tuned {out} --budget ..., for real runs of the published and of the tuned settings")
     else:
         say("not finished: the same command goes on", err=True)

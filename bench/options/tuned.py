@@ -29,6 +29,16 @@ def read_tuning(folder: str) -> Tuning:
     return tuning
 
 
+def tuned_values(folder: str) -> dict[str, str]:
+    """What a run of a search's methods on its data asks for, where the command says nothing else. Raises UsageError."""
+    tuning = read_tuning(folder)
+    methods = [
+        found.method if row == Path(found.method).stem else f"{row}={found.method}"
+        for row, found in tuning.searches.items()
+    ]
+    return {"methods": ",".join(methods), "data": tuning.images}
+
+
 def with_tuned(options: "Options", rows: "list[Row]", seeds: Sequence[int]) -> "list[Row]":
     """The rows, and behind each one with the best settings of the search; none where these are the published ones.
 
@@ -38,8 +48,7 @@ def with_tuned(options: "Options", rows: "list[Row]", seeds: Sequence[int]) -> "
         return rows
     tuning = read_tuning(options.tuned)
     if (tuning.data, tuning.path) != (options.data_spec.name, options.data_spec.path):
-        there = f"{tuning.data}:{tuning.path}" if tuning.path else tuning.data
-        raise UsageError(f"expected --data {there}, on which {options.tuned} was tuned, got {options.data}")
+        raise UsageError(f"expected --data {tuning.images}, on which {options.tuned} was tuned, got {options.data}")
     if options.budget and "," in options.budget:
         raise UsageError(f"expected one budget with --tuned, got {options.budget}")
     if SEED in seeds:

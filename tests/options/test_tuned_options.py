@@ -3,6 +3,7 @@
 import pytest
 from tuning_fixtures import search, trial, tuning
 
+from bench.commands.options import gather
 from bench.options.options import chosen_rows, load_suite, options_of, parse_seeds
 from bench.options.resolve import resolve
 from bench.options.tuned import with_tuned
@@ -103,3 +104,15 @@ def test_a_suite_cannot_ask_for_held_out_images(tmp_path):
     (tmp_path / "suite.toml").write_text('budget = "1up"\nheld_out = true\n')
     with pytest.raises(UsageError, match="unknown key 'held_out'"):
         load_suite(str(tmp_path / "suite.toml"))
+
+
+def test_the_methods_and_the_data_are_those_of_the_search_unless_the_command_says_more(folder):
+    options = gather({"tuned": str(folder), "budget": ("3up",)})
+    assert (options.methods, options.data) == ("simclr,emp_ssl", "digits")
+    assert gather({"tuned": str(folder), "methods": "simclr", "budget": ("3up",)}).methods == "simclr"
+    found = tuning(
+        {"mine": search(trial(30), trial(50, **BEST)), "own": search(trial(30), trial(20), method="/a/own.py")}
+    )
+    save(folder / "tuning.json", found.model_copy(update={"data": "folder", "path": "/b"}))
+    options = gather({"tuned": str(folder), "budget": ("3up",)})
+    assert (options.methods, options.data) == ("mine=simclr,/a/own.py", "folder:/b")
