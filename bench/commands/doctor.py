@@ -17,6 +17,7 @@ EXTRAS = {
     "minnorm": "adv-lib",
     "ray": "ray",
     "slurm": "submitit",
+    "tune": "optuna",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "mlflow": "mlflow-skinny",

@@ -26,7 +26,7 @@ def check_package() -> None:
     import importlib.util
 
     if importlib.util.find_spec("optuna") is None:
-        raise UsageError("expected Optuna, which makes the search, got none; pip install robust-ssl-bench[tune]")
+        raise UsageError("bench tune needs Optuna: pip install 'robust-ssl-bench[tune]'")
 
 
 def next_settings(ground: Ground, trials: list[Trial], objective: Objective, seed: int) -> dict[str, Any]:

@@ -117,4 +117,4 @@ def test_without_optuna(tmp_path, capsys, monkeypatch):
     )
     asked = ["--methods", "simclr", "--budget", "1up", "--data", "digits", "--out", str(tmp_path / "a")]
     assert bench("tune", *asked) == 2
-    assert "expected Optuna, which makes the search, got none; pip install" in capsys.readouterr().err
+    assert "bench tune needs Optuna: pip install 'robust-ssl-bench[tune]'" in capsys.readouterr().err
