@@ -260,7 +260,9 @@ def smallest_visible(visible: list[Visible]) -> str:
     for name, where in (("G1", "in stored weights"), ("G2", "after training again")):
         of_gate = [seen.points for seen in visible if seen.gate == name]
         points = sorted(drop for drop in of_gate if drop is not None)
-        blind = f", none of {len(of_gate) - len(points)} more numbers" * (0 < len(points) < len(of_gate))
+        blind = f" (in {len(of_gate) - len(points)} of {len(of_gate)} numbers no drop is)" * (
+            0 < len(points) < len(of_gate)
+        )
         if points:
             ends = dict.fromkeys([f"{points[0]:.1f}", f"{points[-1]:.1f}"])
             parts.append(f"{' to '.join(ends)} points {where}{blind}")

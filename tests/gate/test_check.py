@@ -15,7 +15,7 @@ from report_fixtures import manifest, records, write
 from store_fixtures import probe
 
 from bench.gate.baseline import keep_weights
-from bench.gate.check import FIXED, PORTABLE, REPEAT, ask_suite, repeated
+from bench.gate.check import FIXED, PORTABLE, REPEAT, Visible, ask_suite, repeated, smallest_visible
 from bench.identity.source import AUDIT, TRAINING, attack_part, codes, sources
 from bench.record import EvalResult, Record
 from bench.storage.files import load_tensors, save
@@ -230,6 +230,14 @@ class TestCheck:
         out = capsys.readouterr().out
         assert f"-> 0 of 1000 (G1: McNemar below 0.001; {known[0].attacked.count('1')} fell, 0 rose" in out
         assert "G1 sees in 3 of 4 first runs a drop of 2.9 points on 1000 images" in out
+
+
+def test_the_smallest_visible_drops_in_words():
+    assert smallest_visible([]) == ""
+    assert smallest_visible([Visible("G1", None, ""), Visible("G2", None, "")]) == ""
+    seen = [Visible("G1", 2.9, ""), Visible("G2", 10.7, ""), Visible("G2", 1.3, ""), Visible("G2", None, "")]
+    after = "1.3 to 10.7 points after training again (in 1 of 3 numbers no drop is)"
+    assert smallest_visible(seen) == f"2.9 points in stored weights, {after}"
 
 
 class TestRepeat:
