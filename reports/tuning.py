@@ -16,6 +16,10 @@ from reports.plots import PALETTE, STYLE, encoded
 TITLE = "Published against tuned"
 COLUMNS = 3  # panels beside each other
 QUIET = "#88838f"
+CAPTION = (
+    "What each search found, in % on held-out training images: every trial (a point; the published one a diamond), the "
+    "best so far (line), and the best that so many of these trials bring on average in any order (dashed)."
+)
 
 
 def section(manifest: Manifest, claims: pd.DataFrame) -> dict[str, Any]:
@@ -34,12 +38,6 @@ def section(manifest: Manifest, claims: pd.DataFrame) -> dict[str, Any]:
         "tables": [found(tuning), *compared(tuning, claims)],
         "drawing": {"svg": drawn(tuning), "caption": CAPTION},
     }
-
-
-CAPTION = (
-    "What each search found, in % on held-out training images: every trial (a point; the published one a diamond), the "
-    "best so far (line), and the best that so many of these trials bring on average in any order (dashed)."
-)
 
 
 def found(tuning: Tuning) -> dict[str, Any]:

@@ -153,31 +153,15 @@ def accepted(out: Path, specs: "list[RunSpec]", options: "Options", where: Where
 
 
 def print_tuning(out: Path, tuned: "Tuning") -> None:
-    """What the search has found, a line for each method, and what follows."""
-    rows = []
-    for row, search in tuned.searches.items():
-        if not search.trials:
-            say("no trial has ended: the same command goes on", err=True)
-            return
-        number = tuned.best(row)
-        first, best = search.trials[0], search.trials[number]
-        changed = ", ".join(
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-            for name, value in tuned.tuned_settings(row).items()
-        )
-        border = tuned.on_border(row)
-        rows.append(
-            [
-                row,
-                str(len(search.trials)),
-                f"{100 * first.clean / first.total:.1f} / {100 * first.robust / first.total:.1f}",
-                f"{100 * best.clean / best.total:.1f} / {100 * best.robust / best.total:.1f}",
-                str(number),
-                (changed or "as published") + (f" (at an end: {', '.join(border)})" if border else ""),
-            ]
-        )
-    show(table(f"{tuned.dataset}: {tuned}", ["method", "trials", "published", "best", "trial", "settings"], rows))
-    say("Clean accuracy / under PGD in %, on held-out training images; the best of many is flattered by its choice.")
+    """What the search has found, the table of the report, and what follows."""
+    from reports.tuning import found
+
+    if not all(search.trials for search in tuned.searches.values()):
+        say("no trial has ended: the same command goes on", err=True)
+        return
+    told = found(tuned)
+    show(table(f"{tuned.dataset}: {tuned}", [column["title"] for column in told["columns"]], told["rows"]))
+    say(f"{told['caption']} The best of many is flattered by its choice.")
     if tuned.done:
         say(f"next: bench run --tuned {out} --budget ..., for real runs of the published and of the tuned settings")
     else:

@@ -45,7 +45,7 @@ def test_a_search_reads_no_test_images_and_is_made_once(no_test_images, tmp_path
     out = tmp_path / "search"
     assert bench(*asked, "--out", str(out)) == 0
     told = capsys.readouterr()
-    assert "32 training and 8 test" not in told.out
+    assert "simclr: lr 0.03 to 3 in the logarithm, weight_decay" in told.err  # the ranges, before the first trial
     search = found(out).searches["simclr"]
     assert [trial.total for trial in search.trials] == [8, 8]
     assert search.fixed == {"batch": "8"}
