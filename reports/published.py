@@ -19,7 +19,7 @@ class Published(Data):
     """One table of a paper or a site. Raises ValidationError for rows that do not fill its columns."""
 
     source: str
-    date: str = Field(pattern=r"^\d{4}(-\d\d)?$")  # of what was printed: a year, or a year and a month
+    date: str = Field(default="", pattern=r"^(\d{4}(-\d\d)?)?$")  # of what was printed, by year or month; "": not known
     data: str  # as --data names it
     about: str  # the encoder, the head and the attack, as far as they are stated
     columns: tuple[str, ...]
@@ -58,7 +58,7 @@ def tables(label: str, methods: Collection[str], beside: str = "") -> list[dict[
     """
     return [
         table(
-            f"{found.source} ({found.date}): {found.about}; in %.",
+            f"{found.source} ({found.date or 'date not known'}): {found.about}; in %.",
             " | ".join(["Row there", *found.columns]),
             [[name, *(f"{number:.2f}" for number in numbers)] for name, *numbers in found.rows.values()],
             left="Row there",

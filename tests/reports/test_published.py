@@ -37,6 +37,7 @@ def test_the_page_of_the_methods_has_the_same_numbers():
 
 def test_a_source_is_shown_where_it_has_a_method_of_the_run_and_does_not_stand_beside_it_already():
     assert [len(table["rows"]) for table in tables("cifar10", {"deacl"})] == [5, 1]
+    assert [table["caption"].count("(date not known)") for table in tables("cifar10", {"deacl"})] == [1, 0]
     assert tables("cifar10", {"deacl"})[1]["rows"] == [["DeACL", "80.82", "46.14", "79.39", "45.55", "83.64", "50.75"]]
     assert [len(table["rows"]) for table in tables("cifar10", {"cf_amc_ssl"})] == [7]
     assert tables("cifar10", {"cf_amc_ssl"}, beside=PAPER) == tables("digits", {"deacl"}) == []
